@@ -1,0 +1,56 @@
+# `make demo` or `make test` is the only command a fresh clone needs: Python >= 3.10, gcc and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check check-slow check-system bench gpu evaluate-digits train-digits figures clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(STAMP) ## make $(VENV) and install everything into it, at the versions of constraints.txt
+
+# PIP_CONSTRAINT holds the isolated build to the same pins; the editable install builds the extension in place.
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+	$(PYTHON) -m venv "$(VENV)"
+	@echo "installing into $(VENV): a few minutes, most of it PyTorch"
+	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	  "$(PY)" -m pip install --quiet -c constraints.txt -e '.[digits,dev]'
+	touch "$@"
+
+demo: $(STAMP) ## attack, purify and compare on held-out digits; writes report.html
+	"$(PY)" -m purify_engine demo
+
+test: $(STAMP) check ## set up, then check: what CI runs
+
+check: $(STAMP) ## architecture, lint, types, and every test that needs nothing but Python, gcc and make
+	"$(PY)" -m pytest tests/test_architecture.py
+	"$(PY)" -m ruff check .
+	"$(PY)" -m mypy
+	"$(PY)" -m pytest -m "not system and not slow" --durations=10
+
+check-slow: $(STAMP) ## the tests that take minutes
+	"$(PY)" -m pytest -m "slow and not system" --durations=10
+
+check-system: $(STAMP) ## the tests that need other tools; a missing tool is a failure
+	"$(PY)" -m pytest -m system --durations=10
+
+bench: $(STAMP) ## time every op and the whole purifier; appends to bench/results
+	"$(PY)" -m bench.bench_ops
+
+gpu: $(STAMP) ## what a GPU would run, and what is missing for it
+	@"$(PY)" -m purify_engine doctor --gpu
+
+evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes bench/results/digits.jsonl
+	"$(PY)" -m purify_engine evaluate digits --output bench/results/digits.jsonl
+
+train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
+	"$(PY)" -m purify_engine train digits
+
+figures: $(STAMP) ## write the tables of README.md and docs/ from bench/results
+	"$(PY)" -m bench.figures
+
+clean: ## remove the virtual environment and what the build left
+	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so

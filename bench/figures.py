@@ -1,0 +1,119 @@
+"""Numbers are generated, never typed: fills the marked blocks of README.md and docs/ from bench/results.
+
+    python -m bench.figures            write every block again
+    python -m bench.figures --check    only say which are out of date; exit code 1 if any is
+
+A block stands between `<!-- generated:NAME -->` and `<!-- /generated:NAME -->`; NAME is one of `FIGURES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from purify_engine.evaluation.protocol import Cell, read_cells
+from purify_engine.evaluation.report import render_table
+from purify_engine.evaluation.statistics import Estimate
+from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
+from purify_engine.evaluation.summary import HEADLINE, compare, summarise
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
+
+HEADLINE_COLUMNS = (CLEAN.name, TRANSFERRED, EXACT, HEADLINE)
+OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "the guide alone")
+
+
+def digits_headline() -> str:
+    """The README's table: a row a defence, few columns."""
+    return render_table([replace(row, columns=_headline(row.columns)) for row in summarise(digits_cells())])
+
+
+def digits_attacks() -> str:
+    """Every attack on every defence."""
+    return render_table(summarise(digits_cells()))
+
+
+def digits_comparisons() -> str:
+    """Ours against every other defence, image by image."""
+    header = "| ours against | difference, points (95 % interval) | only ours right | only theirs right | McNemar p |"
+    lines = [header, "|---|---|---:|---:|---:|"]
+    for item in compare(digits_cells(), OURS, BASELINES):
+        gap, test = item.difference, item.mcnemar
+        interval = f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
+        lines.append(f"| {item.b} | {interval} | {test.only_a} | {test.only_b} | {test.p_value:.2g} |")
+    return "\n".join(lines)
+
+
+def ops_table() -> str:
+    """Every timed case: median and spread, a row a machine, case and engine."""
+    lines = ["| machine | case | engine | median | spread |", "|---|---|---|---:|---:|"]
+    for record in op_records():
+        median, spread = 1e6 * record["median"], 1e6 * record["spread"]
+        lines.append(f"| {record['machine']} | {record['case']} | {record['engine']} | {median:,.1f} µs | {spread:,.1f} µs |")
+    return "\n".join(lines)
+
+
+FIGURES: dict[str, Callable[[], str]] = {
+    "digits-headline": digits_headline,
+    "digits-attacks": digits_attacks,
+    "digits-comparisons": digits_comparisons,
+    "ops": ops_table,
+}
+
+
+def digits_cells() -> list[Cell]:
+    """The committed evaluation on all held-out digits."""
+    path = RESULTS / "digits.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: `make evaluate-digits` writes it")
+    return read_cells(path)
+
+
+def op_records() -> list[dict]:
+    """The timings of ops, from every machine."""
+    lines = [line for path in sorted(RESULTS.glob("ops-*.jsonl")) for line in path.read_text().splitlines()]
+    if not lines:
+        raise FileNotFoundError("bench/results/ops-*.jsonl is missing: `make bench` writes it")
+    return [json.loads(line) for line in lines]
+
+
+def filled(text: str) -> str:
+    """`text` with every block written from the results."""
+
+    def block(found: re.Match[str]) -> str:
+        if found[2] not in FIGURES:
+            raise KeyError(f"no figure is called {found[2]!r}; there are {', '.join(FIGURES)}")
+        return f"{found[1]}{FIGURES[found[2]]()}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _headline(columns: dict[str, Estimate]) -> dict[str, Estimate]:
+    return {name: columns[name] for name in HEADLINE_COLUMNS if name in columns}
+
+
+def documents() -> list[Path]:
+    return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a block is out of date")
+    check = parser.parse_args().check
+    stale = {path: new for path in documents() if (new := filled(path.read_text())) != path.read_text()}
+    for path, new in stale.items():
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(new)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

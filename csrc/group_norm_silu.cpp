@@ -1,0 +1,202 @@
+// purify::group_norm_silu and its gradient on CPUs, NCHW. Specification: purify_engine/reference/layers.py.
+//
+// A group of an image is contiguous and stays in cache, so its statistics are taken in two passes over it (no cancellation), and the
+// third writes. Sums run in double: they cost less than the exponential of SiLU.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "ops.h"
+
+namespace purify::PURIFY_ISA {
+
+constexpr int kWide = 16;  // partial sums, so that a sum is a few vectors wide
+
+// The sum over i < n of term(i), term giving a float or a double.
+template <typename Term>
+double sum(int64_t n, Term term) {
+  double partial[kWide] = {};
+  int64_t i = 0;
+  for (; i + kWide <= n; i += kWide)
+    for (int lane = 0; lane < kWide; ++lane) partial[lane] += term(i + lane);
+  double total = 0;
+  for (; i < n; ++i) total += term(i);
+  for (int lane = 0; lane < kWide; ++lane) total += partial[lane];
+  return total;
+}
+
+// exp(x) for x <= 0 by the polynomial of Cephes' expf, and 0 below the smallest normal number. (Holding x to a range instead would let
+// the compiler multiply by the tiny constant at its end, speculatively and at the price of a denormal, for every x.)
+inline float exponential(float x) {
+  const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const float fraction = p * r * r + r + 1.0f;
+  const float value = fraction * bit_cast<float>((static_cast<int32_t>(n) + 127) * (1 << 23));
+  return x < -87.0f ? 0.0f : value;
+}
+
+inline double exponential(double x) { return std::exp(x); }
+
+template <typename T>
+inline T sigmoid(T x) {
+  const T small = exponential(-std::abs(x));
+  return (x < 0 ? small : T(1)) / (T(1) + small);
+}
+
+// Mean and reciprocal standard deviation of a group of n elements.
+struct Moments {
+  double mean, rstd;
+};
+
+template <typename T>
+Moments moments(const T* x, int64_t n, double norm_eps) {
+  const double mean = sum(n, [=](int64_t i) { return x[i]; }) / n;
+  const double variance = sum(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / n;
+  return {mean, 1 / std::sqrt(variance + norm_eps)};
+}
+
+template <typename T>
+double gain_of(const Norm<T>& norm, int64_t image, int64_t channel) {
+  return norm.scale ? 1.0 + norm.scale[image * norm.channels + channel] : 1.0;
+}
+
+template <typename T>
+double shift_of(const Norm<T>& norm, int64_t image, int64_t channel) {
+  return norm.shift ? norm.shift[image * norm.channels + channel] : 0.0;
+}
+
+// The layer on one channel of one image is the line (x - centre) * slope + offset: `centre` is the mean as a T, what it lost to rounding
+// is in `offset`.
+template <typename T>
+struct Line {
+  T centre, slope, offset;
+
+  T operator()(T x) const { return (x - centre) * slope + offset; }
+};
+
+template <typename T>
+Line<T> line_of(const Moments& m, const Norm<T>& norm, int64_t image, int64_t channel) {
+  const double gain = gain_of(norm, image, channel);
+  const double slope = m.rstd * norm.weight[channel] * gain;
+  const T centre = static_cast<T>(m.mean);
+  const double offset = norm.bias[channel] * gain + shift_of(norm, image, channel) - (m.mean - centre) * slope;
+  return {centre, static_cast<T>(slope), static_cast<T>(offset)};
+}
+
+// Calls body(image, group) for all of them.
+template <typename T, typename Body>
+void for_each_group(const Norm<T>& norm, Body body) {
+  const int64_t groups = norm.images * norm.groups;
+  const int64_t enough = 1 + norm.images * norm.channels * norm.pixels / 4096;  // elements that outweigh starting a thread
+  const int threads = static_cast<int>(std::min<int64_t>({norm.threads, groups, enough}));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < groups; ++i) body(i / norm.groups, i % norm.groups);
+}
+
+template <typename T>
+void forward_channel(T* y, const T* x, Line<T> line, int64_t pixels, bool silu) {
+  if (!silu) {
+    for (int64_t i = 0; i < pixels; ++i) y[i] = line(x[i]);
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) {
+    const T affine = line(x[i]);
+    y[i] = affine * sigmoid(affine);
+  }
+}
+
+// The gradient through SiLU, to what SiLU is applied to.
+template <typename T>
+void through_silu(T* grad, const T* grad_out, const T* x, Line<T> line, int64_t pixels, bool silu) {
+  if (!silu) {
+    for (int64_t i = 0; i < pixels; ++i) grad[i] = grad_out[i];
+    return;
+  }
+  for (int64_t i = 0; i < pixels; ++i) {
+    const T affine = line(x[i]), gate = sigmoid(affine);
+    grad[i] = grad_out[i] * gate * (1 + affine * (1 - gate));
+  }
+}
+
+// Over the pixels of one channel of one image: the sum of the gradient through SiLU, and of its product with the normed input.
+struct ChannelSums {
+  double grad, grad_normed;
+};
+
+// Writes grad_x of one group and the sums of its channels. grad_x holds the gradient through SiLU in between.
+template <typename T>
+void backward_group(T* grad_x, ChannelSums* sums, const T* grad_out, const Norm<T>& norm, int64_t image, int64_t group) {
+  const int64_t width = norm.channels / norm.groups, pixels = norm.pixels;
+  const int64_t first = image * norm.channels + group * width;
+  const Moments m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
+  const T centre = static_cast<T>(m.mean), rstd = static_cast<T>(m.rstd);
+  double mean_grad = 0, mean_grad_normed = 0;
+  for (int64_t k = 0; k < width; ++k) {
+    const int64_t channel = group * width + k, at = (first + k) * pixels;
+    const T* x = norm.x + at;
+    T* grad = grad_x + at;
+    through_silu(grad, grad_out + at, x, line_of(m, norm, image, channel), pixels, norm.silu);
+    ChannelSums& channel_sums = sums[first + k];
+    channel_sums.grad = sum(pixels, [=](int64_t i) { return grad[i]; });
+    channel_sums.grad_normed = sum(pixels, [=](int64_t i) { return grad[i] * ((x[i] - centre) * rstd); });
+    const double slope = norm.weight[channel] * gain_of(norm, image, channel);
+    mean_grad += slope * channel_sums.grad;
+    mean_grad_normed += slope * channel_sums.grad_normed;
+  }
+  const T level = static_cast<T>(mean_grad / (width * pixels)), tilt = static_cast<T>(mean_grad_normed / (width * pixels));
+  for (int64_t k = 0; k < width; ++k) {
+    const int64_t channel = group * width + k, at = (first + k) * pixels;
+    const T slope = static_cast<T>(norm.weight[channel] * gain_of(norm, image, channel));
+    const T* x = norm.x + at;
+    T* grad = grad_x + at;
+    for (int64_t i = 0; i < pixels; ++i) grad[i] = rstd * (slope * grad[i] - level - (x[i] - centre) * rstd * tilt);
+  }
+}
+
+template <typename T>
+void group_norm_silu(T* y, const Norm<T>& norm) {
+  const int64_t width = norm.channels / norm.groups, pixels = norm.pixels;
+  for_each_group(norm, [=](int64_t image, int64_t group) {
+    const int64_t first = image * norm.channels + group * width;
+    const Moments m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
+    for (int64_t k = 0; k < width; ++k) {
+      const int64_t at = (first + k) * pixels;
+      forward_channel(y + at, norm.x + at, line_of(m, norm, image, group * width + k), pixels, norm.silu);
+    }
+  });
+}
+
+template <typename T>
+void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, const Norm<T>& norm) {
+  const int64_t channels = norm.channels;
+  std::vector<ChannelSums> storage(norm.images * channels);
+  ChannelSums* sums = storage.data();
+  for_each_group(norm, [=](int64_t image, int64_t group) { backward_group(grads.x, sums, grad_out, norm, image, group); });
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    double weight = 0, bias = 0;  // in the order of the images, whoever computed their sums
+    for (int64_t image = 0; image < norm.images; ++image) {
+      const ChannelSums& of = sums[image * channels + channel];
+      const double gain = gain_of(norm, image, channel);
+      weight += gain * of.grad_normed;
+      bias += gain * of.grad;
+      const double along_scale = norm.weight[channel] * of.grad_normed + norm.bias[channel] * of.grad;
+      if (grads.scale) grads.scale[image * channels + channel] = static_cast<T>(along_scale);
+      if (grads.shift) grads.shift[image * channels + channel] = static_cast<T>(of.grad);
+    }
+    grads.weight[channel] = static_cast<T>(weight);
+    grads.bias[channel] = static_cast<T>(bias);
+  }
+}
+
+template void group_norm_silu(float*, const Norm<float>&);
+template void group_norm_silu(double*, const Norm<double>&);
+template void group_norm_silu_backward(const NormGrads<float>&, const float*, const Norm<float>&);
+template void group_norm_silu_backward(const NormGrads<double>&, const double*, const Norm<double>&);
+
+}  // namespace purify::PURIFY_ISA

@@ -1,0 +1,134 @@
+// purify_engine._C: the ops over bare pointers. It knows no torch, so it builds in seconds and fits any version of it.
+//
+// Pointers arrive as integers, checked and contiguous (purify_engine/ops/cpp.py). The thread count is an argument, because OpenMP's own
+// setting belongs to the calling thread. The GIL is released while an op runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "ops.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using purify::Batch;
+using purify::Norm;
+using purify::NormGrads;
+using purify::Row;
+
+std::vector<std::string> instruction_sets() {
+#ifdef PURIFY_HAS_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", "portable"};
+#endif
+  return {"portable"};
+}
+
+std::atomic<bool> use_avx2{instruction_sets().front() == "avx2"};
+
+std::string instruction_set() { return use_avx2 ? "avx2" : "portable"; }
+
+void use_instruction_set(const std::string& name) {
+  for (const std::string& offered : instruction_sets()) {
+    if (offered != name) continue;
+    use_avx2 = name == "avx2";
+    return;
+  }
+  throw std::invalid_argument("instruction set must be one that this CPU offers, got " + name);
+}
+
+#ifdef PURIFY_HAS_AVX2
+#define PURIFY_RUN(op, ...) (use_avx2 ? purify::avx2::op(__VA_ARGS__) : purify::portable::op(__VA_ARGS__))
+#else
+#define PURIFY_RUN(op, ...) purify::portable::op(__VA_ARGS__)
+#endif
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (images, numel, key, step, ids, threads), as Python hands it over.
+using BatchArguments = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, int>;
+
+Batch batch_of(const BatchArguments& given) {
+  const auto& [images, numel, key, step, ids, threads] = given;
+  return {images, numel, pointer<int64_t>(key), pointer<int64_t>(step), pointer<int64_t>(ids), threads};
+}
+
+// (x, weight, bias, scale, shift, images, channels, pixels, groups, norm_eps, silu, threads).
+using NormArguments = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, double, bool, int>;
+
+template <typename T>
+Norm<T> norm_of(const NormArguments& given) {
+  const auto& [x, weight, bias, scale, shift, images, channels, pixels, groups, norm_eps, silu, threads] = given;
+  return {pointer<T>(x), pointer<T>(weight), pointer<T>(bias), pointer<T>(scale), pointer<T>(shift), images, channels,
+          pixels,        groups,             norm_eps,         silu,              threads};
+}
+
+Row row_at(const double* rows, int64_t num_rows, int64_t step) {
+  if (step < 0 || step >= num_rows)
+    throw std::out_of_range("step must be in [0, " + std::to_string(num_rows) + "), got " + std::to_string(step));
+  const double* row = rows + 4 * step;
+  return {row[0], row[1], row[2], row[3]};
+}
+
+void philox(uintptr_t out, const BatchArguments& batch) { PURIFY_RUN(philox_words, pointer<int64_t>(out), batch_of(batch)); }
+
+template <typename T>
+void philox_normal(uintptr_t out, const BatchArguments& batch) {
+  PURIFY_RUN(philox_normal, pointer<T>(out), batch_of(batch));
+}
+
+template <typename T>
+void q_sample(uintptr_t x_t, uintptr_t x_start, uintptr_t marginal, const BatchArguments& batch) {
+  PURIFY_RUN(q_sample, pointer<T>(x_t), pointer<const T>(x_start), pointer<const double>(marginal), batch_of(batch));
+}
+
+template <typename T>
+void guided_step(uintptr_t x_next, uintptr_t x_t, uintptr_t eps, uintptr_t grad, uintptr_t rows, int64_t num_rows,
+                 const BatchArguments& given) {
+  const Batch batch = batch_of(given);
+  const Row row = row_at(pointer<const double>(rows), num_rows, *batch.step);
+  PURIFY_RUN(guided_step, pointer<T>(x_next), pointer<const T>(x_t), pointer<const T>(eps), pointer<const T>(grad), row, batch);
+}
+
+template <typename T>
+void group_norm_silu(uintptr_t y, const NormArguments& norm) {
+  PURIFY_RUN(group_norm_silu, pointer<T>(y), norm_of<T>(norm));
+}
+
+template <typename T>
+void group_norm_silu_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t scale, uintptr_t shift, uintptr_t grad_out,
+                              const NormArguments& norm) {
+  const NormGrads<T> grads{pointer<T>(x), pointer<T>(weight), pointer<T>(bias), pointer<T>(scale), pointer<T>(shift)};
+  PURIFY_RUN(group_norm_silu_backward, grads, pointer<const T>(grad_out), norm_of<T>(norm));
+}
+
+template <typename T>
+void define_ops(py::module_& module, const std::string& dtype) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  const auto define = [&](const char* op, auto function) { module.def((op + ("_" + dtype)).c_str(), function, released); };
+  define("philox_normal", &philox_normal<T>);
+  define("q_sample", &q_sample<T>);
+  define("guided_step", &guided_step<T>);
+  define("group_norm_silu", &group_norm_silu<T>);
+  define("group_norm_silu_backward", &group_norm_silu_backward<T>);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The C++ engine room of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
+  module.attr("INTERFACE") = 1;  // purify_engine/ops/cpp.py refuses an extension built for another
+  module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
+  module.def("instruction_set", &instruction_set, "What the ops run on.");
+  module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");
+  module.def("philox", &philox, py::call_guard<py::gil_scoped_release>());
+  define_ops<float>(module, "float32");
+  define_ops<double>(module, "float64");
+}

@@ -1,0 +1,3 @@
+// philox.cpp, compiled with -mavx2 -mfma (setup.py).
+#define PURIFY_ISA avx2
+#include "philox.cpp"

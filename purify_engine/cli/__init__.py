@@ -1,0 +1,1 @@
+"""The `purify-engine` command. Importing it imports no torch: a verb does, when it runs."""

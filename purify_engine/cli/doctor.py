@@ -1,0 +1,158 @@
+"""`purify-engine doctor`: what is installed, which engines run, and whether they compute what the specification says."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from cyclopts import Parameter
+
+from purify_engine import __version__
+from purify_engine.cli.console import say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from purify_engine.ops.registry import Op
+    from purify_engine.testing.cases import Case
+
+CHECK_FAILED = 4
+EVERY = 7  # of each op's cases, one in so many: a second in all; the tests run them all
+PACKAGES = ("torch", "numpy", "safetensors", "pillow", "scipy", "scikit-learn", "huggingface_hub")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `ok` is None where there is nothing to judge."""
+
+    name: str
+    says: str
+    ok: bool | None = None
+
+
+def doctor(*, gpu: bool = False, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Check this installation: versions, the extension, every op against its specification, the embedded purifier.
+
+    Parameters
+    ----------
+    gpu:
+        Say what a GPU would run, and fail where something is missing for it.
+    json:
+        Print the result as one JSON line.
+    """
+    findings = list(gpu_findings() if gpu else installation_findings())
+    healthy = all(finding.ok is not False for finding in findings)
+    text = "\n".join(f"{_mark(finding)} {finding.name}: {finding.says}" for finding in findings)
+    say({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, text, as_json=json)
+    return 0 if healthy else CHECK_FAILED
+
+
+def installation_findings() -> Iterator[Finding]:
+    """Everything that matters on a CPU."""
+    yield Finding("purify_engine", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield from (Finding(package, _version(package)) for package in PACKAGES)
+    yield extension_finding()
+    yield from op_findings()
+    yield from purifier_findings()
+
+
+def extension_finding() -> Finding:
+    """Whether the C++ ops are there, what they run on, and with how many threads. Being absent is no fault."""
+    import torch
+
+    from purify_engine.ops import cpp
+
+    if cpp.room is None:
+        return Finding("extension", "not built, so the reference runs; `pip install -e .` with a C++ compiler builds it")
+    chosen, offered = cpp.room.instruction_set(), ", ".join(cpp.room.instruction_sets())
+    return Finding("extension", f"runs on {chosen} (this CPU offers {offered}), {torch.get_num_threads()} threads", True)
+
+
+def op_findings() -> Iterator[Finding]:
+    """Every op, by the engine that a CPU gets, within the yardstick of its specification."""
+    from purify_engine.ops.registry import OPS
+    from purify_engine.testing.cases import cases
+
+    for op in OPS.values():
+        looked_at = [case for case in cases(op.name) if str(case.dtype) == "torch.float32"][::EVERY]
+        wrong = [f"{case}: {fault}" for case in looked_at if (fault := disagreement(op, case))]
+        yield Finding(f"op {op.name}", wrong[0] if wrong else f"{op.choose('cpu')}, {len(looked_at)} cases agree", not wrong)
+
+
+def disagreement(op: Op, case: Case) -> str:
+    """What is wrong with the op's result on a case; nothing if it is right. The specification in float64 is the truth."""
+    import torch
+
+    from purify_engine.testing.cases import doubled
+    from purify_engine.testing.yardstick import assert_within_yardstick
+
+    arguments, reference = case.arguments(), cast(Callable[..., Any], op.engines["reference"])
+    in_double = {**case.keywords, "dtype": torch.float64} if "dtype" in case.keywords else case.keywords
+    got, honest = _first(op(*arguments, **case.keywords)), _first(reference(*arguments, **case.keywords))
+    if not got.is_floating_point():
+        return "" if got.equal(honest) else "the words differ"
+    truth = _first(reference(*doubled(arguments), **in_double))
+    try:
+        assert_within_yardstick(got, honest, truth)
+    except AssertionError as fault:
+        return str(fault)
+    return ""
+
+
+def _first(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def purifier_findings() -> Iterator[Finding]:
+    """Purify a little with the embedded purifier, and look at what must hold."""
+    import torch
+
+    from purify_engine.purifier import GuidedPurifier
+
+    purifier = GuidedPurifier.from_pretrained("digits")
+    network = purifier.denoiser.unet.config
+    images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2)
+    images = images.reshape(4, network.in_channels, network.image_size, network.image_size)
+    ids = torch.arange(4)
+    with torch.no_grad():
+        together = purifier(images, ids=ids)
+        apart = torch.cat([purifier(images[i : i + 1], ids=ids[i : i + 1]) for i in range(4)])
+    in_range = bool(((together >= 0) & (together <= 1)).all())
+    yield Finding("purifier", "digits: purified images lie in [0, 1]", in_range)
+    difference = float((together - apart).abs().max())
+    yield Finding("noise", f"the batch changes a pixel by {difference:.1e} at most", difference < 1e-4)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(purifier(leaf, ids=ids).square().sum(), leaf)
+    flows = bool(gradient.isfinite().all() and gradient.abs().max() > 0)
+    yield Finding("gradient", "flows back to the images, finite", flows)
+
+
+def gpu_findings() -> Iterator[Finding]:
+    """What stands between this installation and a GPU."""
+    import torch
+
+    import purify_engine.ops  # noqa: F401  (defines the ops)
+    from purify_engine.ops.registry import OPS
+
+    built = torch.version.cuda or torch.version.hip
+    yield Finding("PyTorch", f"{torch.__version__}, " + (f"built for {built}" if built else "a build for CPUs only"), bool(built))
+    found = torch.cuda.is_available()
+    yield Finding("device", torch.cuda.get_device_name() if found else "PyTorch finds no GPU on this machine", found)
+    for op in OPS.values():
+        kernels = [engine for engine in ("triton", "cuda") if callable(op.engines[engine])]
+        yield Finding(op.name, ", ".join(kernels) if kernels else str(op.engines["triton"]), bool(kernels))
+
+
+def _mark(finding: Finding) -> str:
+    return {None: " ", True: "✓", False: "✗"}[finding.ok]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,183 @@
+"""`purify-engine evaluate`: every attack of the protocol on every defence, resumable, with the headline per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+
+from purify_engine.cli.console import Meter, say, show
+from purify_engine.cli.loading import image_shape, labelled_images, load_purifier, training_images
+from purify_engine.cli.options import given, options_of, with_options
+from purify_engine.config import AttackConfig, EvaluationConfig, require, to_dict
+
+if TYPE_CHECKING:
+    from purify_engine.evaluation.defences import Defence
+    from purify_engine.evaluation.protocol import Cell
+    from purify_engine.evaluation.summary import Comparison
+    from purify_engine.purifier import GuidedPurifier
+    from purify_engine.types import Images, Labels
+
+Named = TypeVar("Named", "Defence", AttackConfig)
+
+CHECK_FAILED = 4
+FULL_EVALUATION = Path("bench/results/digits.jsonl")
+CALIBRATION_IMAGES, PIXEL_RATIO = 256, 0.2  # for GDMP's scale, always on training images
+OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "the guide alone")
+
+Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
+
+EvaluationOptions: Any = options_of(EvaluationConfig)
+AttackOptions: Any = options_of(AttackConfig)
+
+
+def evaluate(
+    source: str = "digits",
+    *,
+    purifier: str = "digits",
+    output: Path = Path("evaluation.jsonl"),
+    report: Path | None = None,
+    calibration: str = "digits",
+    limit: int | None = None,
+    defences: Names = None,
+    attacks: Names = None,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative="")] = False,
+    attack: AttackOptions | None = None,
+    options: Annotated[EvaluationOptions | None, Parameter(name="*")] = None,
+) -> int:
+    """Attack the classifier behind PURIFIER in every way we know, and compare defences on the same images.
+
+    Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and found again, so the same
+    command goes on where it was stopped. The headline is each image's score under its own worst attack.
+
+    Parameters
+    ----------
+    source:
+        "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`.
+    purifier:
+        An embedded name, or a folder written by save_pretrained with a classifier beside it.
+    output:
+        JSON lines, one a cell: scores image by image, and everything that decided them.
+    report:
+        Also write a report, one HTML file.
+    calibration:
+        Training images that set GDMP's scale: "digits", a folder or a file. Never the ones evaluated on.
+    limit:
+        Only the first so many images.
+    defences:
+        Only these rows: undefended, DiffPure, GDMP, ours, "the guide alone".
+    attacks:
+        Only these attacks of the protocol, by name, such as exact or BPDA.
+    device:
+        Where to compute, in PyTorch's words.
+    json:
+        Print the result as one JSON line.
+    attack:
+        One attack of your own instead of the protocol's, such as --attack.norm l2 --attack.gradient bpda.
+    """
+    from purify_engine.evaluation import protocol
+    from purify_engine.evaluation.self_test import gradient_self_test
+    from purify_engine.evaluation.suite import fitted
+
+    config = with_options(EvaluationConfig(), options)
+    rows, ours = _defences(purifier, calibration, device, defences)
+    images, labels = _images(source, ours, limit)
+    wanted = _attacks(config, attacks, given(attack))
+    self_test = gradient_self_test(ours, images[:8], seed=config.seed)
+    total, cells = sum(fitted(one, row) is not None for row in rows for one in wanted), []
+    with Meter("evaluate") as meter:
+
+        def tell(cell: Cell) -> None:
+            cells.append(cell)
+            meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
+
+        protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, on_cell=tell)
+    if report is not None:
+        settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config)}
+        _write_report(report, cells, self_test, settings, config.confidence)
+    _say(cells, self_test, config.confidence, as_json=json)
+    return 0 if self_test["passed"] else CHECK_FAILED
+
+
+def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
+    """The committed evaluation, where this is a checkout that has it."""
+    from purify_engine.evaluation.protocol import read_cells
+
+    if results.exists():
+        print(f"\nThe full evaluation, from {results} (`make evaluate-digits` makes it again):")
+        _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
+
+
+def _defences(purifier: str, calibration: str, device: str, names: list[str] | None) -> tuple[list[Defence], GuidedPurifier]:
+    from purify_engine.evaluation.defences import standard_defences
+    from purify_engine.presets import load_classifier
+
+    ours, classifier = load_purifier(purifier, device=device), load_classifier(purifier).to(device)
+    rows = standard_defences(ours, classifier, pixel_scale=gdmp_scale(ours, calibration))
+    return _chosen(rows, names, "defences"), ours
+
+
+def gdmp_scale(purifier: GuidedPurifier, calibration: str) -> float:
+    """GDMP's guidance scale, calibrated on training images."""
+    from purify_engine.evaluation.defences import calibrated
+
+    images = training_images(calibration, image_shape(purifier))[:CALIBRATION_IMAGES]
+    return calibrated(purifier, images.to(purifier.seed.device), PIXEL_RATIO, kind="pixel").config.guidance.scale
+
+
+def _images(source: str, purifier: GuidedPurifier, limit: int | None) -> tuple[Images, Labels]:
+    require(limit is None or limit >= 1, "limit", "at least 1", limit)
+    images, labels = labelled_images(source, image_shape(purifier), split="test")
+    where = purifier.seed.device
+    return images[:limit].to(where), labels[:limit].to(where)
+
+
+def _attacks(config: EvaluationConfig, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:
+    from purify_engine.evaluation.suite import CLEAN, attack_suite
+
+    if not own:
+        return _chosen(attack_suite(config), names, "attacks")
+    settings = {"epsilon": config.epsilon, "num_steps": config.num_steps, "num_eot": config.num_eot, "seed": config.seed}
+    return [CLEAN, AttackConfig(**{"name": "own", **settings, **own})]
+
+
+def _chosen(things: Sequence[Named], names: list[str] | None, option: str) -> list[Named]:
+    known = [thing.name for thing in things]
+    for name in names or ():
+        require(name in known, option, f"of {', '.join(known)}", name)
+    return [thing for thing in things if not names or thing.name in names]
+
+
+def _write_report(path: Path, cells: list[Cell], self_test: dict[str, Any], settings: dict[str, Any], confidence: float) -> None:
+    from purify_engine.evaluation.report import write_report
+    from purify_engine.evaluation.summary import summarise
+
+    rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
+    write_report(path, title="Evaluation", rows=rows, comparisons=comparisons, self_test=self_test, configuration=settings)
+
+
+def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
+    from purify_engine.evaluation.summary import compare
+
+    attacked = {cell.defence for cell in cells if cell.norm == "linf"}
+    return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
+
+
+def _say(cells: list[Cell], self_test: dict[str, Any] | None, confidence: float, *, as_json: bool) -> None:
+    from purify_engine.evaluation.report import terminal_table
+    from purify_engine.evaluation.summary import summarise, to_json
+
+    rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
+    if as_json:
+        say(to_json(rows, comparisons, self_test=self_test), "", as_json=True)
+        return
+    show(terminal_table(rows, "Accuracy, percent, with its interval"))
+    for item in comparisons:
+        gap, chance = item.difference, item.mcnemar.p_value
+        span = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
+        print(f"{item.a} - {item.b}: {100 * gap.value:+.1f} points ({span}), McNemar p = {chance:.2g}")
+    if self_test is not None:
+        print(f"gradient self-test {'passed' if self_test['passed'] else 'FAILED: exact figures mean nothing'}")

@@ -1,0 +1,60 @@
+"""From words on the command line to a purifier and to images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from purify_engine.cli.options import with_options
+
+if TYPE_CHECKING:
+    from purify_engine.data import ImageShape
+    from purify_engine.purifier import GuidedPurifier
+    from purify_engine.types import Images, Labels
+
+
+def load_purifier(name_or_dir: str, options: Any = None, device: str = "cpu") -> GuidedPurifier:
+    """The saved purifier with the given options in place, on `device`."""
+    from purify_engine.purifier import GuidedPurifier
+
+    where = torch_device(device)
+    saved = GuidedPurifier.from_pretrained(name_or_dir)
+    return saved.configured(**vars(with_options(saved.config, options))).to(where)
+
+
+def torch_device(device: str) -> str:
+    """`device`, if this machine and this PyTorch have it."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as missing:
+        raise ValueError(f"device must be one that PyTorch {torch.__version__} finds here, got {device!r}") from missing
+    return device
+
+
+def image_shape(purifier: GuidedPurifier) -> ImageShape:
+    """What the purifier's network was built for."""
+    from purify_engine.data import ImageShape
+
+    network = purifier.denoiser.unet.config
+    return ImageShape(network.in_channels, network.image_size)
+
+
+def training_images(source: str, shape: ImageShape) -> Images:
+    """All images of a folder or file, or the bundled digits where `source` is "digits"; labels are not needed."""
+    from purify_engine.data import digits, open_source, read_all
+
+    return digits("train")[0] if source == "digits" else read_all(open_source(Path(source), shape))
+
+
+def labelled_images(source: str, shape: ImageShape, *, split: Literal["train", "test"] = "train") -> tuple[Images, Labels]:
+    """All images of a folder or file with their labels, or the bundled digits (`split` of them) where `source` is "digits"."""
+    from purify_engine.data import digits, open_source, read_all
+
+    if source == "digits":
+        return digits(split)
+    opened = open_source(Path(source), shape)
+    if opened.labels is None:
+        raise ValueError(f"source must have labels (class folders, or an array `labels` in a .npz file), got {source!r}")
+    return read_all(opened), opened.labels

@@ -1,0 +1,100 @@
+"""`purify-engine purify`: an image folder or an array file in, the same out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from purify_engine import __version__
+from purify_engine.cli.console import Meter, say
+from purify_engine.cli.loading import image_shape, load_purifier
+from purify_engine.cli.options import options_of
+from purify_engine.config import PurifierConfig, to_dict
+
+if TYPE_CHECKING:
+    from purify_engine.data import PurificationSummary
+
+SOME_FAILED, ALL_FAILED = 3, 4
+
+PurifierOptions: Any = options_of(PurifierConfig, without=("schedule", "noise", "gradient", "surrogate_steps"), saved=True)
+
+
+def purify(
+    source: Path,
+    output: Path,
+    *,
+    purifier: str = "digits",
+    batch_size: int = 64,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative="")] = False,
+    options: Annotated[PurifierOptions | None, Parameter(name="*")] = None,
+) -> int:
+    """Purify every image of SOURCE into OUTPUT, which becomes the same kind of thing.
+
+    Noise is keyed by the image's place in the sorted source, so that neither batch size nor order changes the result beyond float
+    rounding. run.json (what was done) and failed.jsonl (what could not be, and why) lie in or beside OUTPUT.
+
+    Parameters
+    ----------
+    source:
+        An image folder (class folders are kept), or a .npy or .npz file of images.
+    output:
+        A new or empty folder, or a new file of the source's kind. Images are written as PNG, lossless.
+    purifier:
+        An embedded name, a folder written by save_pretrained, or a Hugging Face Hub id.
+    batch_size:
+        Images a batch.
+    device:
+        Where to compute, in PyTorch's words: cpu, cuda, cuda:1.
+    json:
+        Print the result as one JSON line.
+    """
+    from purify_engine.data import open_sink, open_source, purify_dataset, write_record
+
+    model = load_purifier(purifier, options, device)
+    images_in = open_source(source, image_shape(model))
+    images_out = open_sink(images_in, output)
+    with Meter("purify") as meter:
+        summary = purify_dataset(
+            model,
+            images_in,
+            images_out,
+            batch_size=batch_size,
+            progress=lambda done, total, failed: meter.update(done, total, failed=failed),
+        )
+    asked = {"source": str(source), "output": str(output), "purifier": purifier, "batch_size": batch_size, "device": device}
+    run = {**asked, "config": to_dict(model.config), **_circumstances(), **summary.as_record()}
+    write_record(images_out.record("run.json"), run)
+    say({**summary.as_record(), "output": str(output)}, _text(summary, output, images_out.record("failed.jsonl")), as_json=json)
+    return exit_code(summary)
+
+
+def exit_code(summary: PurificationSummary) -> int:
+    """0 all items are well, 3 some failed, 4 all did."""
+    if not summary.failed:
+        return 0
+    return SOME_FAILED if summary.ok else ALL_FAILED
+
+
+def _circumstances() -> dict[str, Any]:
+    import torch
+
+    from purify_engine.data.pixels import POLICIES
+
+    return {"purify_engine": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "policies": POLICIES}
+
+
+def _text(summary: PurificationSummary, output: Path, failures: Path) -> str:
+    lines = [f"{summary.ok} images purified into {output}, {summary.images_per_second:.1f} images/s"]
+    if summary.skipped:
+        lines.append(f"{len(summary.skipped)} files are no images and were skipped: {_some(summary.skipped)}")
+    if summary.failed:
+        lines.append(f"{len(summary.failed)} images failed, listed in {failures}:")
+        lines += [f"  {failure.name}: {failure.reason}" for failure in summary.failed[:10]]
+    return "\n".join(lines)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,78 @@
+"""`purify-engine`: the verbs, the configuration file, and the exit codes.
+
+0 all is well · 1 internal error · 2 usage or configuration · 3 finished, some items failed · 4 every item or a check failed ·
+5 out of space or input/output · 130, 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+
+from purify_engine import __version__
+from purify_engine.cli import train
+from purify_engine.cli.demo import demo
+from purify_engine.cli.doctor import doctor
+from purify_engine.cli.evaluate import evaluate
+from purify_engine.cli.purify import purify
+
+USAGE, INPUT_OUTPUT, INTERRUPTED, TERMINATED = 2, 5, 130, 143
+
+
+def application() -> App:
+    """The verbs as one command line. Made anew for each run: a configuration file changes it."""
+    app = App(
+        name="purify-engine",
+        version=__version__,
+        help="Wash adversarial perturbations out of images by guided diffusion, and measure honestly what that defends.",
+    )
+    training = App(name="train", help="Train a diffusion model, a guide, a classifier, or the embedded digits again.")
+    for network in (train.diffusion, train.trades, train.classifier, train.digits):
+        training.command(network)
+    for verb in (demo, purify, evaluate, training, doctor):
+        app.command(verb)
+
+    @app.meta.default
+    def launch(
+        *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Annotated[Path | None, Parameter(help="TOML file of options, one table a verb; the command line wins.")] = None,
+    ) -> Any:
+        if config is not None:
+            app.config = (Toml(config, must_exist=True),)
+        return call(app, words)
+
+    return app.meta
+
+
+def main(words: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb, say every user's error in one line, and exit with the code that tells what happened."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(call(application(), sys.argv[1:] if words is None else words) or 0)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except (CycloptsError, ValueError, FileNotFoundError, ImportError) as wrong:
+        _fail(str(wrong), USAGE)
+    except OSError as failed:
+        _fail(f"{failed.strerror or failed}: {failed.filename or 'unnamed file'}", INPUT_OUTPUT)
+
+
+def call(target: App, words: Sequence[str]) -> Any:
+    """What the verb returns; every error is raised, none printed."""
+    return target(words, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"purify-engine: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)

@@ -1,0 +1,24 @@
+"""Data sets in and out: the bundled digits, folders of images, NumPy files, and the pipeline that purifies one into another."""
+
+from purify_engine.data.bundled import digits
+from purify_engine.data.pipeline import ItemFailure, PurificationSummary, purify_dataset
+from purify_engine.data.sinks import ArraySink, FolderSink, Sink, open_sink, write_record
+from purify_engine.data.sources import ArraySource, FolderSource, ImageShape, Source, open_source, read_all
+
+__all__ = [
+    "ArraySink",
+    "ArraySource",
+    "FolderSink",
+    "FolderSource",
+    "ImageShape",
+    "ItemFailure",
+    "PurificationSummary",
+    "Sink",
+    "Source",
+    "digits",
+    "open_sink",
+    "open_source",
+    "purify_dataset",
+    "read_all",
+    "write_record",
+]

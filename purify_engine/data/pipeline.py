@@ -1,0 +1,111 @@
+"""A source through a purifier into a sink: reading ahead of the arithmetic, and one bad image never costs another."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from purify_engine.config import require
+from purify_engine.data.pixels import ItemError
+from purify_engine.data.sinks import Sink, write_record
+from purify_engine.data.sources import Source
+
+Progress = Callable[[int, int, int], None]  # (done, total, failed)
+
+
+@dataclass(frozen=True)
+class ItemFailure:
+    """One input that was not purified."""
+
+    id: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PurificationSummary:
+    """What became of every input."""
+
+    ok: int
+    failed: tuple[ItemFailure, ...]
+    skipped: tuple[str, ...]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.ok / max(self.seconds, 1e-9)
+
+    def as_record(self) -> dict[str, Any]:
+        counts = {"ok": self.ok, "failed": len(self.failed), "skipped": len(self.skipped)}
+        return {**counts, "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 3)}
+
+
+def purify_dataset(
+    purifier: nn.Module, source: Source, sink: Sink, *, batch_size: int = 64, progress: Progress | None = None
+) -> PurificationSummary:
+    """Purify every image of `source` into `sink`, `batch_size` at a time.
+
+    `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids, so batching changes results by
+    float rounding at most. An image that cannot be read, or comes out with NaN, is listed as failed; failed.jsonl names each.
+    """
+    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    started, ok, failed = time.perf_counter(), 0, []
+    for rows in _read_ahead(source, batch_size):
+        failed += [_failure(source, index, row) for index, row in rows if isinstance(row, ItemError)]
+        good = [(index, row) for index, row in rows if isinstance(row, Tensor)]
+        for index, image in _purified(purifier, good):
+            if image.isfinite().all():
+                sink.write(index, image)
+                ok += 1
+            else:
+                failed.append(_failure(source, index, ItemError("the purified image holds NaN or infinity")))
+        if progress is not None:
+            progress(ok + len(failed), len(source.names), len(failed))
+    sink.close()
+    write_record(sink.record("failed.jsonl"), [vars(failure) for failure in failed])
+    return PurificationSummary(ok, tuple(failed), source.skipped, time.perf_counter() - started)
+
+
+def _purified(purifier: nn.Module, rows: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+    if not rows:
+        return []
+    indices, images = zip(*rows, strict=True)
+    where = next((state.device for state in purifier.buffers()), torch.device("cpu"))
+    with torch.no_grad():
+        out = purifier(torch.stack(images).to(where), ids=torch.tensor(indices, device=where)).cpu()
+    return list(zip(indices, out, strict=True))
+
+
+def _read_ahead(source: Source, batch_size: int) -> Iterator[list[tuple[int, Tensor | ItemError]]]:
+    """Batches of (index, image or why not), the next one being read while the caller works on this one."""
+    starts = range(0, len(source.names), batch_size)
+    batches = [range(start, min(start + batch_size, len(source.names))) for start in starts]
+    with ThreadPoolExecutor(max_workers=2) as readers, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() refuses what that warns of
+
+        def submit(batch: range) -> list[Future[Tensor | ItemError]]:
+            return [readers.submit(_read, source, index) for index in batch]
+
+        pending = submit(batches[0])
+        for batch, following in zip(batches, [*batches[1:], range(0)], strict=True):
+            current, pending = pending, submit(following)
+            yield [(index, future.result()) for index, future in zip(batch, current, strict=True)]
+
+
+def _read(source: Source, index: int) -> Tensor | ItemError:
+    try:
+        return source.read(index)
+    except ItemError as reason:
+        return reason
+
+
+def _failure(source: Source, index: int, reason: ItemError) -> ItemFailure:
+    return ItemFailure(index, source.names[index], str(reason))

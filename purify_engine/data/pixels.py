@@ -1,0 +1,79 @@
+"""One image file to one tensor and back: what is accepted, what is refused, and how every odd format is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+POLICIES = {
+    "output": "8-bit PNG, lossless; values are rounded to the nearest level",
+    "exif": "orientation is applied",
+    "alpha": "composited over white",
+    "palette": "expanded to colours",
+    "cmyk": "converted to RGB without a colour profile",
+    "sixteen_bit": "grey is read at full depth, colour at 8 bits",
+    "animation": "first frame only",
+    "max_pixels": str(MAX_PIXELS),
+}
+
+
+class ItemError(ValueError):
+    """One image that cannot be purified, and why, in a line; the rest of the data set goes on."""
+
+
+def decode(path: Path, channels: int) -> Tensor:
+    """The image at `path` as float32 [channels, H, W] in [0, 1], by `POLICIES`; ItemError where it cannot be read.
+
+    Only the named formats are tried, since Pillow would hand others to outside programs; the size is checked before any pixel is.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ItemError(f"{width}x{height} pixels exceed the cap of {MAX_PIXELS}")
+            return torch.from_numpy(_pixels(image, channels))
+    except ItemError:
+        raise
+    except Exception as broken:  # decoders fail in every way there is: OSError, SyntaxError, struct.error, zlib.error, ...
+        raise ItemError(_one_line(broken, path)) from broken
+
+
+def encode(image: Tensor, path: Path) -> None:
+    """Write float [C, H, W] in [0, 1] as PNG; the file appears whole or not at all."""
+    levels = to_levels(image.numpy())
+    picture = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
+    unfinished = path.with_name(f".{path.name}.part")
+    picture.save(unfinished, format="PNG")
+    unfinished.replace(path)
+
+
+def to_levels(pixels: np.ndarray) -> np.ndarray:
+    """[0, 1] to the nearest of the 256 levels, uint8."""
+    return np.rint(pixels * 255.0).astype(np.uint8)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    picture = ImageOps.exif_transpose(image)
+    if picture.mode == "F":
+        raise ItemError("floating-point pixels have no agreed range; convert the image to 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture, dtype=np.float32) / 65535.0
+        return np.repeat(grey[None], channels, axis=0)
+    if picture.has_transparency_data:
+        paper = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+    levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+    return np.ascontiguousarray(levels.reshape(*levels.shape[:2], channels).transpose(2, 0, 1)) / np.float32(255)
+
+
+def _one_line(broken: Exception, path: Path) -> str:
+    words = " ".join(str(broken).replace(str(path), path.name).split()) or "no reason given"
+    return f"cannot read the image: {type(broken).__name__}: {words}"

@@ -1,0 +1,121 @@
+"""What pulls the reverse process back to the input's meaning: nothing, an adversarially trained network, or the pixels.
+
+A guide says two things: its `target`, read once off the un-noised input, and `grad`, the gradient of its objective G at a
+noisy image. The target is a tuple of tensors, so that the gradient of the whole purifier can flow back through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from purify_engine import ops
+from purify_engine.config import GuidanceConfig
+from purify_engine.engine.plan import ReversePlan
+from purify_engine.models.classifiers import Classifier
+from purify_engine.reference import guidance
+from purify_engine.reference.philox import derive_seed
+from purify_engine.types import Images, NoiseKey, Step
+
+Target = tuple[Tensor, ...]
+
+PIXEL_NOISE = 1  # stream of the seed that the pixel guide's own noise is derived from
+
+
+class Guide(Protocol):
+    """The two verbs of a guide."""
+
+    def target(self, x: Images) -> Target:
+        """What to stay near, read off the un-noised `x` in [-1, 1]."""
+        ...
+
+    def grad(
+        self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
+    ) -> Images | None:
+        """grad G at `x_t`, unscaled; differentiable once more where autograd records. None: no pull."""
+        ...
+
+
+class NoGuide:
+    """Plain diffusion purification (Nie et al. 2022, DiffPure)."""
+
+    def target(self, x: Images) -> Target:
+        return ()
+
+    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> None:
+        return None
+
+
+class PixelGuide:
+    """Distance to the equally noised input (Wang et al. 2022, GDMP; docs/math.md E12), its gradient by hand.
+
+    Per image, where the published code averages over the batch and so guides less the larger the batch.
+    """
+
+    def target(self, x: Images) -> Target:
+        return (x,)
+
+    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> Images:
+        key = derive_seed(noise.key, PIXEL_NOISE)
+        target_t, _ = ops.q_sample(target[0].to(x_t.dtype), plan.marginal(step), step, key, noise.ids)
+        return guidance.pixel_gradient(x_t, target_t)
+
+
+class AdversarialGuide(nn.Module):
+    """Semantics of the input, seen by an adversarially trained network (Lin et al. 2024; docs/math.md E10, E11).
+
+    G(x_t) = w_y log p(y | r(x_t)) - w_d ||h(r(x_t)) - h(x')||^2 with h the penultimate features and r(x) = (x + 1) / 2.
+    `straight_through` keeps the hard pseudo-label's value and gives it the gradient of the soft one: an attack's view.
+    """
+
+    def __init__(self, network: Classifier, config: GuidanceConfig, *, straight_through: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.straight_through = straight_through
+
+    def target(self, x: Images) -> Target:
+        """(features [B, F], label distribution [B, K]) of the un-noised input."""
+        dtype = next(self.network.parameters()).dtype
+        features, logits = self.network.features_and_logits((x.to(dtype) + 1) / 2)
+        return features, self._label(logits)
+
+    def _label(self, logits: Tensor) -> Tensor:
+        soft = logits.softmax(dim=1)
+        if self.config.pseudo_label == "soft":
+            return soft
+        hard = guidance.one_hot(logits.argmax(dim=1), logits)
+        return hard + (soft - soft.detach()) if self.straight_through else hard
+
+    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> Images:
+        marginal = plan.marginal(step)
+        if self.config.look_at == "xt":
+            pull = input_gradient(lambda view: self.objective(view, target), x_t)
+        else:
+            x_start = guidance.tweedie(x_t, eps, marginal)
+            pull = input_gradient(lambda view: self.objective(view, target), x_start) / marginal[0].to(x_t.dtype)
+        return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
+
+    def objective(self, x: Images, target: Target) -> Tensor:
+        """G summed over the batch, at model-space images."""
+        features, logits = self.network.features_and_logits((x + 1) / 2)
+        wanted_features, wanted_label = target
+        value = self.config.latent_weight * guidance.latent_objective(features, wanted_features)
+        if self.config.pseudo_label != "none":
+            value = value + self.config.label_weight * guidance.label_objective(logits, wanted_label)
+        return value
+
+
+def input_gradient(objective: Callable[[Images], Tensor], x: Images) -> Images:
+    """Gradient of a scalar objective at `x`, recorded for a further derivative exactly where autograd records.
+
+    Never wrap this in torch.compile: it would drop the second-order term in silence, and robustness would look better than it is.
+    """
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        view = x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(objective(view), view, create_graph=recorded)
+    return grad

@@ -1,0 +1,189 @@
+"""A sampler is a function that writes a table: one row (a, b, d, c) a reverse step (docs/math.md E7, E8).
+
+    x_j = a x_i + b eps_theta(x_i, t_i) + d grad G(x_i) + c z
+
+Adding a sampler adds a function here, and no kernel, no loop, no graph. Tables are computed in float64.
+
+One guidance scale is not portable. Mean-form pull is the score form's times sqrt(alpha') (1 - alpha_bar_j) / (1 - alpha_bar_i):
+1 at large i, 0 on the last step. And the total push (the sum of d / s) differs by sampler: at t* = 70, .0551 for eta = 1 at
+any stride, about .03 for eta = 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from purify_engine.config import GuidanceForm, PurifierConfig, Sampler, one_of, require
+from purify_engine.reference.philox import FORWARD_STEP
+from purify_engine.reference.schedules import NoiseSchedule, make_schedule
+from purify_engine.types import Marginal, Rows
+
+
+@dataclass(frozen=True, eq=False)
+class ReversePlan:
+    """Everything about a purification that can be known before the first image. N reverse steps, first visited first."""
+
+    sampler: str
+    rows: Rows  # float64 [N, 4]: a, b, d, c
+    times: Tensor  # float64 [N]: what the network is told at each step
+    marginals: Tensor  # float64 [N, 2]: (sqrt(alpha_bar_i), sqrt(1 - alpha_bar_i)) of each step's input
+    guided: bool  # False: no row has a guidance coefficient, and the guide never runs
+    net_dtype: torch.dtype | None = None  # what the networks read; None: the images' own
+    forward_step: Tensor = field(
+        init=False
+    )  # the noise counter of the forward process, an int64 scalar on the plan's device
+    steps: tuple[Tensor, ...] = field(init=False)  # int64 scalars 0 … N - 1 on the plan's device
+
+    def __post_init__(self) -> None:
+        device = self.rows.device
+        object.__setattr__(self, "forward_step", torch.full((), FORWARD_STEP, dtype=torch.int64, device=device))
+        object.__setattr__(self, "steps", torch.arange(len(self.rows), device=device).unbind())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        pull = "guided" if self.guided else "unguided"
+        return f"ReversePlan({self.sampler}, {len(self)} steps from t = {self.times[0]:g}, {pull})"
+
+    @property
+    def start(self) -> Marginal:
+        """The marginal that the forward process noises to, float64 [2]."""
+        return self.marginals[0]
+
+    def marginal(self, step: Tensor) -> Marginal:
+        """The marginal of one step's input, gathered on the device, float64 [2]."""
+        return self.marginals.index_select(0, step).squeeze(0)
+
+    def to(self, device: torch.device | str, net_dtype: torch.dtype | None = None) -> ReversePlan:
+        """The same plan on another device, for networks of another dtype. The tables stay float64."""
+        moved = {name: getattr(self, name).to(device) for name in ("rows", "times", "marginals")}
+        return dataclasses.replace(self, **moved, net_dtype=net_dtype)
+
+
+class Interval(NamedTuple):
+    """One step from index i to index j, float64 scalars or [N]. j = -1 is the clean image, alpha_bar = 1."""
+
+    alpha_bar: Tensor  # at i
+    alpha_bar_next: Tensor  # at j
+    beta: Tensor  # at i
+    stride: Tensor  # i - j
+
+    @property
+    def alpha(self) -> Tensor:
+        """alpha' = alpha_bar_i / alpha_bar_j: how much signal the interval drowns."""
+        return self.alpha_bar / self.alpha_bar_next
+
+    @property
+    def sigma(self) -> Tensor:
+        return (1 - self.alpha_bar).sqrt()
+
+    def posterior_std(self, eta: float) -> Tensor:
+        """c1 = eta sqrt((1 - alpha') (1 - alpha_bar_j) / (1 - alpha_bar_i)); 0 on the last step."""
+        return eta * ((1 - self.alpha) * (1 - self.alpha_bar_next) / (1 - self.alpha_bar)).sqrt()
+
+
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def ddpm(step: Interval, form: GuidanceForm, *, large: bool = False) -> Columns:
+    """Ancestral sampling: Ho et al. 2020, algorithm 2, at stride 1; Nichol & Dhariwal 2021, section 4, at any other.
+
+    The variance is the posterior's (fixed-small) or the interval's own (`large`: fixed-large, but none on the last step).
+    """
+    a = step.alpha.rsqrt()
+    b = -(1 - step.alpha) / (step.alpha.sqrt() * step.sigma)
+    small = step.posterior_std(1.0)
+    spread = (1 - step.alpha).sqrt() if large else small
+    d = (1 - step.alpha) * a if form == "score" else spread.square()
+    return a, b, d, torch.where(step.alpha_bar_next < 1, spread, 0.0)
+
+
+def ddim(step: Interval, form: GuidanceForm, *, eta: float = 0.0) -> Columns:
+    """Song et al. 2021 (DDIM), equation 12: eta = 0 is deterministic, eta = 1 is `ddpm`."""
+    require(
+        form == "score" or eta > 0, "form", "'score' where eta is 0, since the mean form scales with the variance", form
+    )
+    spread = step.posterior_std(eta)
+    a = step.alpha.rsqrt()
+    b = (1 - step.alpha_bar_next - spread.square()).clamp(min=0).sqrt() - a * step.sigma
+    d = -b * step.sigma if form == "score" else spread.square()
+    return a, b, d, spread
+
+
+def vp_sde(step: Interval, form: GuidanceForm) -> Columns:
+    """Euler-Maruyama on the reverse VP-SDE (Song et al. 2021, equation 6), noise on the last step too, as DiffPure.
+
+    Score form and mean form are the same here. It converges to the reverse SDE, not to DDPM.
+    """
+    drift = step.beta * step.stride
+    return 1 + drift / 2, -drift / step.sigma, drift, drift.sqrt()
+
+
+def sampler_columns(sampler: Sampler, eta: float = 0.0) -> Callable[[Interval, GuidanceForm], Columns]:
+    """The function that writes the columns (a, b, d / s, c) of a named sampler."""
+    if sampler == "vp_sde":
+        return vp_sde
+    if sampler == "ddim":
+        return lambda step, form: ddim(step, form, eta=eta)
+    return lambda step, form: ddpm(step, form, large=sampler == "ddpm_large")
+
+
+def visited(t_star: int, num_steps: int) -> Tensor:
+    """How many noising steps remain at each stop, from `t_star` down to 0, int64 [num_steps + 1], evenly spread."""
+    return torch.linspace(t_star, 0, num_steps + 1, dtype=torch.float64).round().long()
+
+
+def write_plan(
+    schedule: NoiseSchedule,
+    t_star: int,
+    num_steps: int | None = None,
+    sampler: Sampler = "ddpm",
+    *,
+    eta: float = 0.0,
+    form: GuidanceForm = "score",
+    guidance_scale: float | Sequence[float] = 0.0,
+) -> ReversePlan:
+    """The table of a purification: `t_star` noising steps undone in `num_steps` (every one of them by default).
+
+    t_star: in [1, T]; the first index visited is t_star - 1. num_steps: in [1, t_star], evenly spread.
+    guidance_scale: s, one number or one a step; see the module's note on portability. Raises ValueError naming the argument.
+    """
+    num_steps = t_star if num_steps is None else num_steps
+    require(1 <= t_star <= schedule.num_timesteps, "t_star", f"in [1, {schedule.num_timesteps}]", t_star)
+    require(1 <= num_steps <= t_star, "num_steps", f"in [1, t_star={t_star}]", num_steps)
+    one_of("sampler", sampler, Sampler)
+    scale = torch.as_tensor(guidance_scale, dtype=torch.float64)
+    require(scale.numel() in (1, num_steps), "guidance_scale", f"1 or {num_steps} numbers", guidance_scale)
+
+    remaining = visited(t_star, num_steps)
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alphas_cumprod])  # index i lives at i + 1
+    here, there = remaining[:-1], remaining[1:]
+    interval = Interval(alpha_bar[here], alpha_bar[there], schedule.betas[here - 1], (here - there).double())
+    a, b, d, c = sampler_columns(sampler, eta)(interval, form)
+    return ReversePlan(
+        sampler=sampler,
+        rows=torch.stack([a, b, d * scale, c], dim=1),
+        times=schedule.times[here - 1],
+        marginals=torch.stack([interval.alpha_bar.sqrt(), interval.sigma], dim=1),
+        guided=bool((scale != 0).any()),
+    )
+
+
+def make_plan(config: PurifierConfig, num_steps: int | None = None) -> ReversePlan:
+    """The plan that a configuration names, or the same in another number of steps."""
+    return write_plan(
+        make_schedule(config.schedule),
+        config.t_star,
+        config.num_steps if num_steps is None else min(num_steps, config.t_star),
+        config.sampler,
+        eta=config.eta,
+        form=config.guidance.form,
+        guidance_scale=config.guidance.scale if config.guidance.kind != "none" else 0.0,
+    )

@@ -1,0 +1,91 @@
+"""What is evaluated: a classifier, what stands before it, and what an attacker may differentiate."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from purify_engine.config import GradientMode, GuidanceConfig
+
+if TYPE_CHECKING:
+    from purify_engine.models.classifiers import Classifier
+    from purify_engine.purifier import GuidedPurifier
+    from purify_engine.types import Ids, Images, Logits
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A defended classifier. Calling it with images in [0, 1], their ids and the number of a noise draw gives logits.
+
+    `guide` is what attacks on the guide may use; None where no guide takes part. `bare` is the network that a blind
+    attacker knows: the classifier itself unless given.
+    """
+
+    name: str
+    classifier: nn.Module
+    purifier: GuidedPurifier | None = None
+    guide: Classifier | None = None
+    bare: nn.Module | None = None
+
+    def __call__(self, images: Images, ids: Ids, draw: int) -> Logits:
+        return self.classifier(self.purify(images, ids, draw))
+
+    def purify(self, images: Images, ids: Ids, draw: int) -> Images:
+        """The images that the classifier sees."""
+        return images if self.purifier is None else self.purifier(images, ids=ids, draw=draw)
+
+    @property
+    def randomised(self) -> bool:
+        return self.purifier is not None
+
+    def through(self, gradient: GradientMode) -> Defence:
+        """The same defence, differentiated by another gradient mode; `blind` sees the bare classifier.
+
+        A surrogate of as many steps as the purifier walks would be the purifier, so it takes half of them at most.
+        """
+        if gradient == "blind":
+            return Defence(f"{self.name}, blind", self.bare or self.classifier)
+        if self.purifier is None:
+            return self
+        config = self.purifier.config
+        shorter = min(config.surrogate_steps, max(1, (config.num_steps or config.t_star) // 2))
+        return dataclasses.replace(self, purifier=self.purifier.configured(gradient=gradient, surrogate_steps=shorter))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights that decides this defence's figures; the gradient mode belongs to the attack."""
+        config: dict[str, Any] = {} if self.purifier is None else dataclasses.asdict(self.purifier.config)
+        config.pop("gradient", None)
+        return {"name": self.name, "purifier": config or None, "guided": self.guide is not None}
+
+
+def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, *, pixel_scale: float) -> tuple[Defence, ...]:
+    """The rows of every comparison: undefended, DiffPure, GDMP, ours, the guide alone.
+
+    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs.
+    `pixel_scale` is GDMP's s.
+    """
+    unguided = purifier.configured(guidance=GuidanceConfig(kind="none"))
+    pixel = purifier.configured(guidance=GuidanceConfig(kind="pixel", scale=pixel_scale))
+    return (
+        Defence("undefended", classifier),
+        Defence("DiffPure", classifier, unguided),
+        Defence("GDMP", classifier, pixel),
+        Defence("ours", classifier, purifier, purifier.guide),
+        *guide_alone(purifier, classifier),
+    )
+
+
+def guide_alone(purifier: GuidedPurifier, classifier: nn.Module) -> tuple[Defence, ...]:
+    """The guide as the classifier, with nothing before it: the row that guidance has to be measured against."""
+    return () if purifier.guide is None else (Defence("the guide alone", purifier.guide, bare=classifier),)
+
+
+def calibrated(purifier: GuidedPurifier, images: Tensor, ratio: float, **guidance: Any) -> GuidedPurifier:
+    """A sibling with other `guidance` fields, its scale s calibrated on training `images` to the ratio r (docs/math.md E13)."""
+    fields = {"scale": 1.0, **guidance}
+    sibling = purifier.configured(guidance=dataclasses.replace(purifier.config.guidance, **fields))
+    scale = sibling.calibrate(images, ratio)
+    return purifier.configured(guidance=dataclasses.replace(sibling.config.guidance, scale=scale))

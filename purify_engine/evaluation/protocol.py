@@ -1,0 +1,195 @@
+"""The evaluation protocol: attack, re-score with fresh noise, keep each image's score, take the minimum by image.
+
+The metric. A purifier is random, so the score of one image under one attack is the share of K fresh noise draws whose
+verdict is right; its mean over images is the expected accuracy of a single draw. Votes over draws are another metric
+and are not used. The headline picks each image's worst attack by K draws and scores that pick on K others: a minimum
+over noisy scores is itself biased downwards, the more so the noisier the defence, and would compare random defences
+with deterministic ones unfairly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from purify_engine.config import AttackConfig, EvaluationConfig
+from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
+from purify_engine.evaluation.defences import Defence
+from purify_engine.evaluation.suite import attack_suite, fitted
+
+if TYPE_CHECKING:
+    from purify_engine.types import Ids, Images, Labels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One defence under one attack; `scores[i]` is image i's, `selection[i]` the same on K other draws."""
+
+    defence: str
+    attack: str
+    norm: str
+    scores: tuple[float, ...]
+    selection: tuple[float, ...]
+    seconds: float
+    fingerprint: str  # of everything that decides the scores: attack, purifier, weights, images, K
+    config: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """Expected accuracy of a single draw."""
+        return sum(self.scores) / len(self.scores)
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)})
+
+    @staticmethod
+    def from_json(line: str) -> Cell:
+        values = json.loads(line)
+        values.pop("accuracy", None)
+        return Cell(**{**values, "scores": tuple(values["scores"]), "selection": tuple(values["selection"])})
+
+
+def evaluate(
+    defences: Iterable[Defence],
+    images: Images,
+    labels: Labels,
+    config: EvaluationConfig | None = None,
+    *,
+    attacks: Sequence[AttackConfig] | None = None,
+    results: Path | None = None,
+    workers: int = 1,
+    on_cell: Callable[[Cell], None] = lambda cell: None,
+) -> list[Cell]:
+    """Every attack that applies, on every defence. With a `results` file, finished cells are appended to it, and found again.
+
+    `images` [N, C, H, W] in [0, 1], `labels` int64 [N]. Running the same command again goes on where it stopped; a
+    changed attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one
+    thread each share the cells.
+    """
+    config = config or EvaluationConfig()
+    done = {} if results is None else {cell.fingerprint: cell for cell in read_cells(results)}
+    tasks = {}
+    for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
+        mark = fingerprint(defence, wanted, images, labels, config)
+        tasks[mark] = (defence, wanted, images, labels, config, mark)
+    found = {mark: done[mark] for mark in tasks if mark in done}
+    for cell in found.values():
+        on_cell(cell)
+    for cell in _run([task for mark, task in tasks.items() if mark not in found], workers):
+        if results is not None:
+            _append(results, cell)
+        on_cell(cell)
+        found[cell.fingerprint] = cell
+    return [found[mark] for mark in tasks]
+
+
+def _run(tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Cell]:
+    """The cells of `tasks` as they finish. Small images scale over processes, not over the threads of one operation."""
+    if workers == 1:
+        yield from (run_cell(*task) for task in tasks)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(run_cell, *task) for task in tasks]
+        yield from (future.result() for future in as_completed(futures))
+
+
+def _pairs(defences: Iterable[Defence], attacks: Sequence[AttackConfig]) -> Iterator[tuple[Defence, AttackConfig]]:
+    for defence in defences:
+        for wanted in attacks:
+            if (run := fitted(wanted, defence)) is not None:
+                yield defence, run
+
+
+def run_cell(
+    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig, mark: str
+) -> Cell:
+    """Attack once, then score the result on two disjoint sets of draws."""
+    started = time.perf_counter()
+    ids = torch.arange(len(images), device=images.device)
+    adversarial = attack(defence, images, labels, wanted, ids=ids)
+    first = FIRST_SCORING_DRAW + 2 * config.num_draws * config.seed
+    scores = score(defence, adversarial, labels, ids, range(first, first + config.num_draws))
+    if defence.randomised:
+        selection = score(
+            defence, adversarial, labels, ids, range(first + config.num_draws, first + 2 * config.num_draws)
+        )
+    else:
+        selection = scores
+    return Cell(
+        defence=defence.name,
+        attack=wanted.name,
+        norm="none" if wanted.kind == "none" else wanted.norm,
+        scores=scores,
+        selection=selection,
+        seconds=round(time.perf_counter() - started, 2),
+        fingerprint=mark,
+        config=_settings(defence, wanted, config),
+    )
+
+
+@torch.no_grad()
+def score(defence: Defence, images: Images, labels: Labels, ids: Ids, draws: range) -> tuple[float, ...]:
+    """Share of `draws` for which each image is classified correctly; a deterministic defence is asked once."""
+    if not defence.randomised:
+        draws = draws[:1]
+    hits = torch.stack([defence(images, ids, draw).argmax(dim=1) == labels for draw in draws])
+    return tuple(round(value, 6) for value in hits.double().mean(dim=0).tolist())
+
+
+def fingerprint(
+    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig
+) -> str:
+    """Hash of everything that decides a cell's scores."""
+    digest = hashlib.sha256(json.dumps(_settings(defence, wanted, config), sort_keys=True).encode())
+    networks = [defence.classifier, defence.bare, defence.guide, defence.purifier]
+    tensors = [
+        images,
+        labels,
+        *(value for network in networks if network is not None for value in network.state_dict().values()),
+    ]
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) -> dict[str, Any]:
+    return {
+        "attack": dataclasses.asdict(wanted),
+        "defence": defence.describe(),
+        "num_draws": config.num_draws,
+        "scoring_seed": config.seed,
+    }
+
+
+def read_cells(results: Path) -> list[Cell]:
+    """The finished cells of a results file; a line cut short by a kill is not one."""
+    cells = []
+    for line in results.read_text().splitlines() if results.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            cells.append(Cell.from_json(line))
+    return cells
+
+
+def _append(results: Path, cell: Cell) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = file.read() != b"\n"
+        else:
+            torn = False
+        file.write((b"\n" if torn else b"") + cell.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,142 @@
+"""Results for people: one self-contained HTML file, a markdown table, a terminal table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.table import Table
+
+from purify_engine.evaluation.contact_sheet import GAIN, Exhibit
+from purify_engine.evaluation.statistics import Estimate
+from purify_engine.evaluation.summary import Comparison, Row
+
+_TEMPLATE = "report.html.j2"
+_PACKAGES = ("purify-engine", "torch", "numpy", "scipy", "pillow")
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    rows: Sequence[Row],
+    sheet: Sequence[Exhibit] = (),
+    self_test: dict[str, Any] | None = None,
+    configuration: dict[str, Any] | None = None,
+    comparisons: Sequence[Comparison] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write the report to `path`: one file, no scripts, nothing fetched, every text escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
+    html = template.render(
+        title=title,
+        rows=rows,
+        columns=column_names(rows),
+        sizes=sizes(rows),
+        best=best(rows),
+        sheet=sheet,
+        gain=GAIN,
+        self_test=self_test,
+        configuration=flattened(configuration or {}),
+        comparisons=comparisons,
+        notes=notes,
+        versions=versions(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def render_table(rows: Sequence[Row]) -> str:
+    """The rows as a markdown table in percent, each figure with its interval; the header says how many images."""
+    columns = column_names(rows)
+    speed = any(row.images_per_second for row in rows)
+    header = ["defence", *(f"{name} (n = {sizes(rows)[name]})" for name in columns), *(["images/s"] if speed else [])]
+    lines = [_line(header), _line(["---", *("---:" for _ in header[1:])])]
+    for row in rows:
+        figures = [figure(row.columns.get(name)) for name in columns]
+        lines.append(_line([row.defence, *figures, *([_speed(row)] if speed else [])]))
+    return "\n".join(lines)
+
+
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
+    """The rows for a rich console: figures over their intervals."""
+    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    table.add_column("defence")
+    columns = column_names(rows)
+    for name in columns:
+        table.add_column(f"{name}\nn = {sizes(rows)[name]}", justify="right")
+    table.add_column("images/s", justify="right")
+    for row in rows:
+        table.add_row(row.defence, *(figure(row.columns.get(name)) for name in columns), _speed(row))
+    return table
+
+
+def figure(estimate: Estimate | None) -> str:
+    """`87.3 (82.1–91.2)`, in percent; a masked figure says so, since it flatters the defence."""
+    if estimate is None:
+        return "–"
+    text = f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
+    return f"{text} masked" if estimate.masked else text
+
+
+def column_names(rows: Sequence[Row]) -> list[str]:
+    """Every column that any row has, in the order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.columns))
+
+
+def sizes(rows: Sequence[Row]) -> dict[str, int]:
+    """Images behind each column."""
+    return {name: next(row.columns[name].n for row in rows if name in row.columns) for name in column_names(rows)}
+
+
+def best(rows: Sequence[Row]) -> dict[str, float]:
+    """The largest unmasked value of each column."""
+    values = {
+        name: [row.columns[name].value for row in rows if name in row.columns and not row.columns[name].masked]
+        for name in column_names(rows)
+    }
+    return {name: max(found, default=-1.0) for name, found in values.items()}
+
+
+def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `guidance.scale: 3`, for reading."""
+    lines: dict[str, str] = {}
+    for name, value in settings.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        if isinstance(value, dict):
+            lines.update(flattened(value, f"{prefix}{name}."))
+        else:
+            lines[prefix + name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """What produced the figures."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _speed(row: Row) -> str:
+    return "–" if row.images_per_second is None else f"{row.images_per_second:,.0f}"

@@ -1,0 +1,103 @@
+"""Is the gradient that attacks climb the real one? Run before every evaluation and printed in its report.
+
+The purifier is copied to float64 and its noise fixed by draw, so it is a plain function of its input: central
+differences along random directions must equal the exact gradient. A purifier whose guide is detached on purpose must
+fail the same test, or else the test sees nothing; it can only fail where the guide carries a share of the gradient,
+so that share is measured first.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from purify_engine.purifier import GuidedPurifier
+    from purify_engine.types import Images
+
+TOLERANCE = (
+    1e-6  # relative; the median over images and directions, because kinks (ReLU, clamp) spoil single differences
+)
+DIFFERENCE_STEP = 1e-6  # small, so that few kinks lie within it; float64 rounding is then near 1e-9
+RELEVANT_SHARE = 0.05  # below it a detached guide changes too little to be caught
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test saw. Errors are medians over images and directions, relative to the directional derivative."""
+
+    exact_error: float
+    detached_error: float
+    guide_share: float  # |exact - detached| / |exact|
+    guide_matters: bool
+    detached_caught: bool  # meaningful only where the guide matters
+    passed: bool
+    num_images: int
+    num_directions: int
+    tolerance: float = TOLERANCE
+
+
+def gradient_self_test(
+    purifier: GuidedPurifier, images: Images, *, num_directions: int = 20, seed: int = 0
+) -> dict[str, Any]:
+    """Check the exact gradient of `purifier` at `images` [B, C, H, W] in [0, 1]; eight images are plenty."""
+    double = copy.deepcopy(purifier).double()
+    images = images.double().clamp(0.01, 0.99)  # differences must not leave [0, 1]
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images.device)
+    exact, detached = (
+        _gradient(double.configured(gradient=mode), images, weights) for mode in ("exact", "detached_guidance")
+    )
+    errors: dict[str, list[Tensor]] = {"exact": [], "detached": []}
+    for _ in range(num_directions):
+        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images.device)
+        difference = _central_difference(double, images, weights, direction)
+        errors["exact"].append(_relative_error(exact, direction, difference))
+        errors["detached"].append(_relative_error(detached, direction, difference))
+    exact_error, detached_error = (float(torch.cat(errors[name]).median()) for name in ("exact", "detached"))
+    share = float((exact - detached).norm() / exact.norm().clamp(min=1e-300))
+    matters = share >= RELEVANT_SHARE
+    caught = detached_error > 100 * TOLERANCE
+    return asdict(
+        SelfTest(
+            exact_error=exact_error,
+            detached_error=detached_error,
+            guide_share=share,
+            guide_matters=matters,
+            detached_caught=caught,
+            passed=exact_error <= TOLERANCE and (caught or not matters),
+            num_images=len(images),
+            num_directions=num_directions,
+        )
+    )
+
+
+def _functional(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tensor:
+    """A random linear functional of each purified image [B], its noise fixed by draw 0."""
+    return (
+        (weights * purifier(images, ids=torch.arange(len(images), device=images.device), draw=0)).flatten(1).sum(dim=1)
+    )
+
+
+def _gradient(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tensor:
+    leaf = images.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(_functional(purifier, leaf, weights).sum(), leaf)[0]
+
+
+@torch.no_grad()
+def _central_difference(purifier: GuidedPurifier, images: Images, weights: Tensor, direction: Tensor) -> Tensor:
+    """Derivative along `direction`, image by image [B]."""
+    ahead = _functional(purifier, images + DIFFERENCE_STEP * direction, weights)
+    behind = _functional(purifier, images - DIFFERENCE_STEP * direction, weights)
+    return (ahead - behind) / (2 * DIFFERENCE_STEP)
+
+
+def _relative_error(grad: Tensor, direction: Tensor, difference: Tensor) -> Tensor:
+    along = (grad * direction).flatten(1).sum(dim=1)
+    floor = 1e-3 * grad.flatten(1).norm(dim=1)  # a direction nearly orthogonal to the gradient has no relative error
+    return (along - difference).abs() / torch.maximum(along.abs(), floor).clamp(min=1e-300)

@@ -1,0 +1,106 @@
+"""From cells to conclusions: rows with intervals, masked figures, per-image minima, paired comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from purify_engine.evaluation.protocol import Cell
+from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference, mcnemar, paired_difference, wilson
+from purify_engine.evaluation.suite import CLEAN, EXACT, UNMASKING
+
+HEADLINE, UNION = "minimum, linf", "minimum, all norms"
+
+NOTES = (
+    "A figure is the expected accuracy of a single noise draw; beside it its Wilson interval over images.",
+    "minimum: each image under its worst attack, picked by K noise draws and scored on K others. The l_inf one is the headline.",
+    "masked: an attack without the exact gradient beats it by more than the paired interval; that figure is no evidence.",
+    "l2 and StAdv are other threat models; neither the guide nor the guidance was made for them.",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One defence in a table: its columns in order, and how fast it purifies."""
+
+    defence: str
+    columns: dict[str, Estimate]
+    images_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """a against b on the same images, by the headline scores."""
+
+    a: str
+    b: str
+    difference: PairedDifference
+    mcnemar: McNemar
+
+
+def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
+    """A row a defence: standard accuracy, the headline over l_inf attacks, the minimum over all, then every attack."""
+    rows = []
+    for defence, own in by_defence(cells).items():
+        columns = {CLEAN.name: wilson(own[CLEAN.name].scores, confidence)} if CLEAN.name in own else {}
+        attacked = [cell for cell in own.values() if cell.attack != CLEAN.name]
+        for name, norms in ((HEADLINE, ("linf",)), (UNION, ("linf", "l2", "spatial"))):
+            if minimum := minimum_scores([cell for cell in attacked if cell.norm in norms]):
+                columns[name] = wilson(minimum, confidence)
+        for cell in attacked:
+            estimate = wilson(cell.scores, confidence)
+            columns[cell.attack] = dataclasses.replace(
+                estimate, masked=cell.attack == EXACT and bool(unmasked_by(own, confidence))
+            )
+        rows.append(Row(defence, columns))
+    return rows
+
+
+def minimum_scores(cells: Sequence[Cell]) -> tuple[float, ...]:
+    """Each image's score under its worst attack, picked by one set of noise draws and scored on the other (see protocol.py)."""
+    if not cells:
+        return ()
+    images = range(len(cells[0].scores))
+    worst = [min(cells, key=lambda cell, image=i: cell.selection[image]) for i in images]  # type: ignore[misc]
+    return tuple(cell.scores[i] for i, cell in zip(images, worst, strict=True))
+
+
+def unmasked_by(own: dict[str, Cell], confidence: float = 0.95) -> list[str]:
+    """The attacks without the exact gradient that beat it by more than the paired interval: then `exact` is masked."""
+    if EXACT not in own:
+        return []
+    exact = own[EXACT].scores
+    rivals = [own[name] for name in UNMASKING if name in own]
+    return [cell.attack for cell in rivals if paired_difference(exact, cell.scores, confidence).low > 0]
+
+
+def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence: float = 0.95) -> list[Comparison]:
+    """Paired comparison of defence `a` with each baseline, by the per-image minimum over l_inf attacks."""
+    minima = {
+        name: minimum_scores([cell for cell in own.values() if cell.norm == "linf"])
+        for name, own in by_defence(cells).items()
+    }
+    return [
+        Comparison(a, b, paired_difference(minima[a], minima[b], confidence), mcnemar(minima[a], minima[b]))
+        for b in baselines
+        if b in minima
+    ]
+
+
+def by_defence(cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:
+    """defence -> attack -> cell, in the order they came."""
+    table: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        table.setdefault(cell.defence, {})[cell.attack] = cell
+    return table
+
+
+def to_json(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), **about: Any) -> dict[str, Any]:
+    """Rows and comparisons as plain data, with whatever else describes the run."""
+    return {
+        **about,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "comparisons": [dataclasses.asdict(item) for item in comparisons],
+    }

@@ -1,0 +1,8 @@
+"""The networks: the U-Net that denoises, the classifiers and guides, and their weights on disk."""
+
+from purify_engine.models.checkpoints import load_safetensors, save_safetensors
+from purify_engine.models.classifiers import Classifier
+from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.unet import UNet
+
+__all__ = ["Classifier", "Denoiser", "UNet", "load_safetensors", "save_safetensors"]

@@ -1,0 +1,176 @@
+"""The layers a U-Net is made of, for the three published families: DDPM, DDPM++ (score_sde) and ADM (guided-diffusion).
+
+Every layer that the U-Net walks through is called as `layer(x, embeddings)`: the residual blocks read their own projection of the
+time embedding, at the index they were given; the others do not look at it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purify_engine import ops
+from purify_engine.config import UNetConfig, require
+from purify_engine.models.time_embedding import Embeddings
+
+Direction = Literal["down", "up"]
+
+
+def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
+    """`conv` with all parameters zero, so that its branch starts as the identity (Ho et al. 2020, init_scale = 0)."""
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def group_count(channels: int, most: int) -> int:
+    """Groups of a GroupNorm: at most `most`, at least four channels each where possible, dividing `channels`.
+
+    At the published widths this is 32; below them it is score_sde's min(C // 4, 32) where that divides.
+    """
+    return max(groups for groups in range(1, max(1, min(most, channels // 4)) + 1) if channels % groups == 0)
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, H/2, W/2], the mean of each 2x2."""
+    return F.avg_pool2d(x, 2)
+
+
+def nearest(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C, 2H, 2W], each pixel four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def add(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+    """The residual sum; rescaled to unit variance in DDPM++ (Song et al. 2021, appendix H)."""
+    return (x + h) * math.sqrt(0.5) if rescale else x + h
+
+
+RESIZE = {"down": average_pool, "up": nearest}
+
+
+class GroupNormSiLU(nn.Module):
+    """GroupNorm, an optional scale and shift by the time embedding, and SiLU, in one op."""
+
+    def __init__(self, channels: int, config: UNetConfig, silu: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.num_groups = group_count(channels, config.norm_groups)
+        self.norm_eps = config.norm_eps
+        self.silu = silu
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return ops.group_norm_silu(x, self.weight, self.bias, scale, shift, self.num_groups, self.norm_eps, silu=self.silu)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, (resize), conv, time embedding, norm, SiLU, conv; plus the shortcut.
+
+    With `resize` both branches are halved (2x2 mean) or doubled (nearest), as in BigGAN: the resampling of DDPM++ and ADM.
+    """
+
+    index: int  # which entry of the embeddings is ours; the U-Net numbers its blocks
+
+    def __init__(self, channels: int, out_channels: int, config: UNetConfig, resize: Direction | None = None) -> None:
+        super().__init__()
+        self.scale_shift = config.time_embedding == "scale_shift"
+        self.resize = RESIZE[resize] if resize else nn.Identity()
+        self.rescale = config.skip_rescale
+        self.norm1 = GroupNormSiLU(channels, config)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.embedding_width = out_channels * (2 if self.scale_shift else 1)
+        self.norm2 = GroupNormSiLU(out_channels, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        projected = channels != out_channels or (resize is not None and config.resample_shortcut)
+        self.shortcut = nn.Conv2d(channels, out_channels, 1) if projected else nn.Identity()
+
+    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+        row = embeddings[self.index]
+        h = self.conv1(self.resize(self.norm1(x)))
+        if self.scale_shift:
+            scale, shift = row.expand(len(x), -1).chunk(2, dim=1)
+            h = self.norm2(h, scale, shift)
+        else:
+            h = self.norm2(h + row[:, :, None, None])
+        h = self.conv2(self.dropout(h))
+        return add(self.shortcut(self.resize(x)), h, self.rescale)
+
+
+def head_count(channels: int, config: UNetConfig) -> int:
+    """Attention heads of `channels` channels: `num_heads`, or as many as `num_head_channels` makes."""
+    width = config.num_head_channels
+    argument, divisor = ("num_heads", config.num_heads) if width is None else ("num_head_channels", width)
+    require(divisor >= 1 and channels % divisor == 0, argument, f"a divisor of an attention block's {channels} channels", divisor)
+    return divisor if width is None else channels // width
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels, added to its input (Ho et al. 2020; heads as in Nichol & Dhariwal 2021).
+
+    `qkv` puts out all queries, then all keys, then all values; each is [heads, head_dim], head-major.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.num_heads = head_count(channels, config)
+        self.rescale = config.skip_rescale
+        self.norm = GroupNormSiLU(channels, config, silu=False)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, 3C, H, W] -> three of [B, heads, tokens, head_dim], a view in any memory format
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.num_heads, -1)).transpose(3, 4)
+        h = ops.attention(*qkv.unbind(1))
+        return add(x, self.out(h.transpose(2, 3).reshape(x.shape)), self.rescale)
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where this resolution has it: one step of either side of the U."""
+
+    def __init__(self, channels: int, out_channels: int, config: UNetConfig, attention: bool) -> None:
+        super().__init__()
+        self.block = ResBlock(channels, out_channels, config)
+        self.attention = AttentionBlock(out_channels, config) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+        return self.attention(self.block(x, embeddings))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided 3x3 convolution, or by a 2x2 mean without parameters."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        # Ho et al. pad right and bottom only, which is TensorFlow's "same"; improved-diffusion pads all around.
+        symmetric = config.downsample_padding == "symmetric"
+        self.pad = nn.Identity() if symmetric else nn.ZeroPad2d((0, 1, 0, 1))
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=int(symmetric)) if config.resample == "conv" else None
+
+    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+        return average_pool(x) if self.conv is None else self.conv(self.pad(x))
+
+
+class Upsample(nn.Module):
+    """Double the resolution by repeating pixels, then smooth by a 3x3 convolution where resampling is by convolution."""
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if config.resample == "conv" else nn.Identity()
+
+    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+        return self.conv(nearest(x))
+
+
+def resampler(direction: Direction, channels: int, config: UNetConfig) -> nn.Module:
+    """The layer that changes the resolution between two levels, as `config.resample` says."""
+    if config.resample == "residual":
+        return ResBlock(channels, channels, config, resize=direction)
+    return Downsample(channels, config) if direction == "down" else Upsample(channels, config)

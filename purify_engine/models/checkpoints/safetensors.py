@@ -1,0 +1,89 @@
+"""Our own layout: the state_dict as it is, in one safetensors file. A file that is wrong, in whatever way, is one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's zip, and plain pickles
+PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
+
+
+def save_safetensors(module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the state_dict of `module` to `path`, whole or not at all; missing folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_safetensors(module: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
+    """Copy the weights at `path` into `module` and return it; it stays untouched when they do not fit.
+
+    Raises FileNotFoundError where there is no file, and ValueError for a pickle (never opened), a damaged file, or weights of
+    another network; each in one line that names the file and says what to do.
+    """
+    path = Path(path)
+    _refuse_what_is_no_safetensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            _refuse_other_networks(module, {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}, path)
+            weights = {name: file.get_tensor(name) for name in slices}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({_first_line(error)}); copy or download it again") from None
+    module.load_state_dict(weights, strict=False)  # the names were checked; only counters of batch norms may be missing
+    return module
+
+
+def _refuse_what_is_no_safetensors(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a .safetensors file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+    # The header's length, 8 bytes, and its opening brace. Looked at first: a length may well begin with the bytes of a pickle.
+    if len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+        return
+    if start.startswith(PICKLE_MAGICS) or path.suffix in PICKLE_SUFFIXES:
+        raise ValueError(f"{path} is a pickle, which can run code when opened; convert it to .safetensors where you trust it")
+    raise ValueError(f"{path} is damaged, cut short, or no safetensors file; copy or download it again")
+
+
+def _refuse_other_networks(module: nn.Module, found: dict[str, tuple[tuple[int, ...], str]], path: Path) -> None:
+    """`found` maps names to shape and dtype, e.g. ((64, 3, 3, 3), "F32"). Read from the header: nothing is loaded yet."""
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in found if name not in wanted]
+    if missing or unknown:
+        _refuse(path, f"it lacks {_some(missing)}" if missing else f"it holds the unknown {_some(unknown)}")
+    for name in (name for name in wanted if name in found):
+        tensor, (shape, dtype) = wanted[name], found[name]
+        if shape != tensor.shape:
+            _refuse(path, f"{name} must be {tuple(tensor.shape)}, got {shape}")
+        if ("F" in dtype) != tensor.is_floating_point():  # F16, BF16, F32, F64: a float of another width is converted
+            _refuse(path, f"{name} must be {tensor.dtype}, got {dtype}")
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise ValueError(f"{path} belongs to another network: {reason}; check the configuration beside it")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0][:80]!r}{more}"  # repr and a limit: the name may come from a hostile file
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,34 @@
+"""The noise predictor as the reverse loop calls it: an image, a plan, and the step as a tensor on the device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from purify_engine.models.embedding_table import EmbeddingTable
+from purify_engine.models.unet import UNet
+from purify_engine.types import Images, Step, Timesteps
+
+
+class HasTimes(Protocol):
+    """What a denoiser reads of a plan."""
+
+    @property
+    def times(self) -> Timesteps: ...
+
+
+class Denoiser(nn.Module):
+    """(x_net [B, C, H, W], plan, step) -> eps [B, C, H, W]. Learned variance is dropped: the samplers' variances are fixed.
+
+    The time embedding is gathered from the plan's table by the device tensor `step`, so that a captured graph equals the loop.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+        self.table = EmbeddingTable()
+
+    def forward(self, x_net: Images, plan: HasTimes, step: Step) -> Images:
+        embeddings = self.table.row(self.unet.time_embedding, plan.times, step)
+        return self.unet.decode(x_net, embeddings)[:, : self.unet.config.in_channels]

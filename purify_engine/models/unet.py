@@ -1,0 +1,91 @@
+"""One U-Net for three published families: DDPM (Ho et al. 2020), DDPM++ (Song et al. 2021) and ADM (Dhariwal & Nichol 2021).
+
+Time and image are two calls, `embeddings(t)` and `decode(x, embeddings)`: what depends on the time alone can be computed once
+for a whole plan (embedding_table.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from purify_engine.config import UNetConfig
+from purify_engine.models.blocks import GroupNormSiLU, ResBlock, Stage, resampler, zero_init
+from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
+from purify_engine.types import Images, Timesteps
+
+
+class UNet(nn.Module):
+    """Predicts the noise in x_t: (x [B, C, H, W], t [B] or [1]) -> [B, C, H, W], or [B, 2C, H, W] with learned variance.
+
+    x lives in [-1, 1] but for its noise; t is the timestep index, from 0. H and W must be multiples of 2 ** (levels - 1). Runs in
+    any float dtype; twice differentiable in x and in the parameters. A fresh network predicts zero, as the papers start theirs.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.base_channels * mult for mult in config.channel_mult]
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.encoder, skips = _encoder(widths, config)
+        self.middle = nn.ModuleList(Stage(widths[-1], widths[-1], config, attention) for attention in (True, False))
+        self.decoder = _decoder(widths, skips, config)
+        self.norm_out = GroupNormSiLU(widths[0], config)
+        out_channels = config.in_channels * (2 if config.learned_variance else 1)
+        self.conv_out = zero_init(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+
+        blocks = [module for module in self.modules() if isinstance(module, ResBlock)]  # in the order an image meets them
+        for index, block in enumerate(blocks):
+            block.index = index
+        self.time_embedding = TimeEmbedding([block.embedding_width for block in blocks], config)
+
+    def forward(self, x: Images, t: Timesteps) -> Images:
+        return self.decode(x, self.embeddings(t))
+
+    def embeddings(self, t: Timesteps) -> Embeddings:
+        """What each residual block is told about the time: a tuple of [B, n], one a block."""
+        return self.time_embedding(t)
+
+    def decode(self, x: Images, embeddings: Embeddings) -> Images:
+        """The rest of the network. Embeddings of batch 1 serve every image of `x`."""
+        x = self.conv_in(x)
+        skips = [x]
+        for layer in self.encoder:
+            x = layer(x, embeddings)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embeddings)
+        for layer in self.decoder:
+            if isinstance(layer, Stage):
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = layer(x, embeddings)
+        return self.conv_out(self.norm_out(x))
+
+
+def _encoder(widths: list[int], config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The layers from full resolution down, and the widths of the skips they leave behind (the first is conv_in's)."""
+    layers, skips = nn.ModuleList(), [config.base_channels]
+    for level, width in enumerate(widths):
+        attention = config.image_size >> level in config.attention_resolutions
+        for _ in range(config.num_res_blocks):
+            layers.append(Stage(skips[-1], width, config, attention))
+            skips.append(width)
+        if level < len(widths) - 1:
+            layers.append(resampler("down", width, config))
+            skips.append(width)
+    return layers, skips
+
+
+def _decoder(widths: list[int], skips: list[int], config: UNetConfig) -> nn.ModuleList:
+    """The layers back up; each stage takes one skip beside its input, the last one first."""
+    layers, channels, unused = nn.ModuleList(), widths[-1], list(skips)
+    for level, width in reversed(list(enumerate(widths))):
+        attends = config.image_size >> level in config.attention_resolutions
+        for block in range(config.num_res_blocks + 1):  # one more than the encoder's: its resampler or conv_in left a skip, too
+            last = block == config.num_res_blocks
+            attention = attends and (last or config.decoder_attention == "every_block")
+            layers.append(Stage(channels + unused.pop(), width, config, attention))
+            channels = width
+        if level > 0:
+            layers.append(resampler("up", width, config))
+    return layers

@@ -1,0 +1,102 @@
+"""The ops: the same functions as in `purify_engine.reference`, run by the fastest engine this machine has.
+
+`with ops.backend("reference"):` forces an engine; `library.py` lists them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
+from purify_engine.ops.registry import backend
+from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
+
+__all__ = [
+    "attention",
+    "backend",
+    "group_norm_silu",
+    "group_norm_silu_backward",
+    "guided_step",
+    "philox",
+    "philox_normal",
+    "q_sample",
+]
+
+
+def philox(key: Key, ids: Ids, step: Step, numel: int) -> Tensor:
+    """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E3)."""
+    return torch.ops.purify.philox(key, ids, step, numel)
+
+
+def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dtype) -> Tensor:
+    """Standard normals of `numel` elements of each image: [B, numel] in float32 or float64 (docs/math.md E3)."""
+    return torch.ops.purify.philox_normal(key, ids, step, numel, dtype=dtype)
+
+
+def q_sample(
+    x_start: Images, marginal: Marginal, step: Step, key: Key, ids: Ids, *, net_dtype: torch.dtype | None = None
+) -> tuple[Images, Images]:
+    """`x_start` noised to `marginal`: (x_t, x_net), where x_net is the channels_last copy in `net_dtype`, or x_t itself.
+
+    `marginal` is float64 [2], (sqrt(alpha_bar), sqrt(1 - alpha_bar)); `step` the counter word of the noise. Differentiable in x_start.
+    """
+    x_t, x_net = torch.ops.purify.q_sample(x_start, marginal, step, key, ids, net_dtype=net_dtype)
+    return x_t, x_t if net_dtype is None else x_net
+
+
+def guided_step(
+    x_t: Images,
+    eps: Images,
+    grad: Images | None,
+    rows: Rows,
+    step: Step,
+    key: Key,
+    ids: Ids,
+    *,
+    net_dtype: torch.dtype | None = None,
+) -> tuple[Images, Images]:
+    """Row `step` of the plan: (x_next, x_net), where x_net is the channels_last copy in `net_dtype`, or x_next itself.
+
+    `rows` is float64 [N, 4], a row being (a, b, d, c) (docs/math.md E7); x_t is float32 or float64, eps and grad any float; a grad of
+    None guides nowhere and costs nothing. Differentiable in x_t, eps and grad, any number of times.
+    """
+    x_next, x_net = torch.ops.purify.guided_step(x_t, eps, grad, rows, step, key, ids, net_dtype=net_dtype)
+    return x_next, x_next if net_dtype is None else x_net
+
+
+def group_norm_silu(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    num_groups: int,
+    norm_eps: float,
+    silu: bool = True,
+) -> Images:
+    """GroupNorm, then `* (1 + scale) + shift` where given ([B, C] each), then SiLU unless `silu` is false.
+
+    The result has the dtype and the memory format of `x` [B, C, H, W]. Differentiable in every tensor, any number of times.
+    """
+    return torch.ops.purify.group_norm_silu(x, weight, bias, scale, shift, num_groups, norm_eps, silu)
+
+
+def group_norm_silu_backward(
+    grad_out: Images,
+    x: Images,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    num_groups: int,
+    norm_eps: float,
+    silu: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of `group_norm_silu`: (grad_x, grad_weight, grad_bias, grad_scale, grad_shift); empty where there is no scale, shift."""
+    return torch.ops.purify.group_norm_silu_backward(grad_out, x, weight, bias, scale, shift, num_groups, norm_eps, silu)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim]. Differentiable, any number of times."""
+    return torch.ops.purify.attention(q, k, v)

@@ -1,0 +1,116 @@
+"""The gradients of the ops. Seed, ids, step and the rows of the plan are never differentiable.
+
+Each rule composes with double backward, checkpointing and full-graph compilation, because its backward pass is again made of
+differentiable operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purify_engine.ops.registry import Launcher, Op
+
+
+def differentiate_by_reference(op: Op) -> None:
+    """The generic rule: the gradient of an op is the gradient of its reference, recomputed from the inputs."""
+    reference = op.engines["reference"]
+    assert callable(reference)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+        ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved) if other is None else other[0] for other in ctx.others]
+        # The dispatcher drops trailing arguments that equal their defaults, none of which is a tensor.
+        wanted = (*ctx.needs_input_grad, *(False,) * (len(inputs) - len(ctx.needs_input_grad)))
+        return _vector_jacobian(reference, inputs, wanted, grads)
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+
+
+def _vector_jacobian(
+    reference: Launcher, inputs: list[Any], wanted: tuple[bool, ...], grads: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradient of <reference(inputs), grads> to the wanted inputs, differentiable if grad mode is on."""
+    create_graph = torch.is_grad_enabled()
+    # An alias cuts what lies behind an input off from the inner derivative, and not from the outer one.
+    arguments = [_alias(value, create_graph) if want else value for value, want in zip(inputs, wanted, strict=True)]
+    aliases = [argument for argument, want in zip(arguments, wanted, strict=True) if want]
+    with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
+        outputs = reference(*arguments)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        reached = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
+        along, weights = zip(*reached, strict=True)
+        found = iter(torch.autograd.grad(along, aliases, weights, create_graph=create_graph, allow_unused=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
+def _alias(tensor: Tensor, differentiable: bool) -> Tensor:
+    return tensor.view_as(tensor) if differentiable else tensor.detach().requires_grad_()
+
+
+def differentiate_q_sample(op: Op) -> None:
+    """q_sample is linear in x_start: its gradient draws no noise."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+        x_start, marginal, *_ = inputs
+        ctx.save_for_backward(marginal)
+        ctx.has_network_copy = keyword_only_inputs["net_dtype"] is not None
+
+    def backward(ctx: Any, grad_x_t: Tensor, grad_x_net: Tensor) -> tuple[Tensor | None, ...]:
+        (marginal,) = ctx.saved_tensors
+        grad = _joined(ctx, grad_x_t, grad_x_net)
+        return marginal[0].to(grad.dtype) * grad, None, None, None, None
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+
+
+def differentiate_guided_step(op: Op) -> None:
+    """guided_step is linear in x_t, eps and grad: its gradient is a, b and d times what arrives, and draws no noise."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+        _, eps, grad, rows, step, *_ = inputs
+        ctx.save_for_backward(rows, step)
+        ctx.dtypes = (eps.dtype, None if grad is None else grad.dtype)
+        ctx.has_network_copy = keyword_only_inputs["net_dtype"] is not None
+
+    def backward(ctx: Any, grad_x_next: Tensor, grad_x_net: Tensor) -> tuple[Tensor | None, ...]:
+        rows, step = ctx.saved_tensors
+        adjoint = _joined(ctx, grad_x_next, grad_x_net)
+        a, b, d, _ = rows.index_select(0, step).squeeze(0).to(adjoint.dtype)
+        x_t_wanted, eps_wanted, grad_wanted, *_ = ctx.needs_input_grad
+        eps_dtype, grad_dtype = ctx.dtypes
+        return (
+            a * adjoint if x_t_wanted else None,
+            (b * adjoint).to(eps_dtype) if eps_wanted else None,
+            (d * adjoint).to(grad_dtype) if grad_wanted else None,
+            *(None,) * 4,
+        )
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+
+
+def _joined(ctx: Any, grad_x: Tensor, grad_x_net: Tensor) -> Tensor:
+    """What arrives through the result and through the copy of it that the networks read."""
+    return grad_x + grad_x_net.to(grad_x.dtype) if ctx.has_network_copy else grad_x
+
+
+def differentiate_group_norm_silu(op: Op, backward_op: Op) -> None:
+    """The gradient of group_norm_silu is an op of its own, so that it has kernels too."""
+    launch = getattr(torch.ops.purify, backward_op.name)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.num_groups, ctx.norm_eps, ctx.silu = inputs
+        ctx.save_for_backward(*tensors)
+
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        grads = launch(grad_out, *ctx.saved_tensors, ctx.num_groups, ctx.norm_eps, ctx.silu)
+        wanted = ctx.needs_input_grad
+        return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None, None, None
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)

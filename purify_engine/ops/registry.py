@@ -1,0 +1,98 @@
+"""Which engine runs an op: by device and silently, or the one that `backend` forces.
+
+Every op has the reference. Each of the other engines is a launcher, a function of the reference's own signature that imports its room
+on the first call, or the sentence that says why the op does without it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from purify_engine.config import require
+
+ENGINES = ("reference", "cpp", "cuda", "triton")
+ORDER = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}  # by device, the first that an op has; else the reference
+
+Launcher = Callable[..., Any]
+
+_thread = threading.local()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force one of `ENGINES` on every op called in this thread, or `"fused"`: any engine but the reference.
+
+    An op that has no such engine on its device raises a RuntimeError with the reason instead of running slowly. A backward pass takes
+    the engine that is forced where it runs, not where its forward pass ran.
+    """
+    require(name in (*ENGINES, "fused"), "backend", f"one of {', '.join(ENGINES)}, fused", name)
+    outer, _thread.forced = forced(), name
+    try:
+        yield
+    finally:
+        _thread.forced = outer
+
+
+def forced() -> str | None:
+    """The engine that this thread forces, or None."""
+    return getattr(_thread, "forced", None)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One name, many implementations: a launcher for each engine, or the reason why there is none."""
+
+    name: str
+    engines: dict[str, Launcher | str]
+    check: Callable[..., None]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The kernel that torch's dispatcher calls. Every engine is entered through this one check, with autocast off."""
+        self.check(*args, **kwargs)
+        device = args[0].device.type
+        launch = self.engines[self.choose(device)]
+        assert callable(launch)
+        if not torch.is_autocast_enabled(device):  # entering the context costs more than a small op
+            return launch(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return launch(*args, **kwargs)
+
+    def choose(self, device: str) -> str:
+        """The engine to run on `device` ("cpu", "cuda", ...): the forced one, else the first of `ORDER`."""
+        order = ORDER.get(device, ("reference",))
+        name = forced()
+        if name == "fused":
+            order = tuple(engine for engine in order if engine != "reference")
+        elif name is not None:
+            order = (name,) if name in order else ()
+        for engine in order:
+            if callable(self.engines[engine]):
+                return engine
+        raise RuntimeError(f"purify::{self.name} has no {name} engine for {device} tensors{self._reasons(order)}")
+
+    def _reasons(self, order: tuple[str, ...]) -> str:
+        return "".join(f"; {engine}: {self.engines[engine]}" for engine in order)
+
+
+OPS: dict[str, Op] = {}
+
+
+def define(schema: str, reference: Launcher, *, check: Callable[..., None], **engines: Launcher | str) -> Op:
+    """Define `purify::<schema>`, with `reference` as the implementation everywhere and as the shape function.
+
+    `engines` names all the others of `ENGINES`: a launcher, or the reason for having none. `check` refuses impossible arguments.
+    """
+    name, parenthesis, rest = schema.partition("(")
+    assert set(engines) == set(ENGINES) - {"reference"}, f"{name} must say a word about every engine"
+    op = Op(name, {"reference": reference, **engines}, check)
+    torch.library.define(f"purify::{name}", parenthesis + rest, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"purify::{name}", "CompositeExplicitAutograd", op)
+    torch.library.register_fake(f"purify::{name}", reference)
+    OPS[name] = op
+    return op

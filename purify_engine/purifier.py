@@ -1,0 +1,215 @@
+"""`GuidedPurifier`: the door. The only place where [0, 1] images and the model's [-1, 1] space meet."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purify_engine import presets
+from purify_engine.config import GradientMode, PurifierConfig, require
+from purify_engine.engine.calibration import guidance_scale_for, step_memory
+from purify_engine.engine.gradients import purify, refuse_parameter_gradients
+from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
+from purify_engine.engine.loop import OnStepEnd, reverse_loop
+from purify_engine.engine.plan import ReversePlan, make_plan
+from purify_engine.models.classifiers import Classifier
+from purify_engine.models.denoiser import Denoiser
+from purify_engine.reference.philox import derive_seed
+from purify_engine.types import Ids, Images, Key, NoiseKey
+
+DRAWS, CYCLES = 2**32, 2**33  # first seed streams of the independent draws, and of the cycles within one draw
+ROUNDING = 1e-4  # how far outside [0, 1] a float image may lie before it is not an image
+
+
+class GuidedPurifier(nn.Module):
+    """Images in, the same images without their adversarial perturbation out: a drop-in before any classifier.
+
+    Float NCHW images in [0, 1] go in; the same shape, dtype and device, in [0, 1], come out.
+    `nn.Sequential(purifier, classifier)` is a defended classifier, differentiable in the way that `config.gradient` names.
+    PyTorch's random generators are never touched.
+
+    denoiser: the diffusion model. guide: the auxiliary network of adversarial guidance, a classifier of [0, 1] images;
+    None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.
+    """
+
+    seed: Tensor
+
+    def __init__(self, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig) -> None:
+        super().__init__()
+        needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
+        require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
+        self.denoiser = denoiser
+        self.guide = guide
+        self.config = config
+        self.register_buffer("seed", torch.tensor(config.seed), persistent=False)
+        self._draws = 0
+        self._plans: dict[Any, ReversePlan] = {}
+        self.requires_grad_(False).train(False)
+
+    def train(self, mode: bool = True) -> GuidedPurifier:
+        """Stays in evaluation mode, also where the model around it trains."""
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        return repr(self.config)
+
+    @torch.compiler.disable
+    def forward(
+        self,
+        images: Images,
+        *,
+        ids: Ids | None = None,
+        draw: int | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+    ) -> Images:
+        """Purified `images`, float [B, C, H, W] in [0, 1].
+
+        Noise: with `ids` (int64 [B]) every image has its own by id, whatever its batch; `draw=k` names the k-th independent draw;
+        without either, `config.noise` decides: "fresh" takes the next draw at every call, "fixed" always the same one.
+        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient.
+        Raises ValueError where `images` are not what the networks read, TypeError where they are not floats.
+        """
+        self._check(images)
+        noise = NoiseKey(self._key(ids, draw), self._ids(images, ids))
+        if torch.is_inference_mode_enabled():  # guidance needs autograd, which inference tensors refuse
+            with torch.inference_mode(False), torch.no_grad():
+                return self._purify(images.clone(), noise, callback_on_step_end)
+        if torch.is_grad_enabled():
+            refuse_parameter_gradients(self.denoiser, self.guide)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+            return self._purify(images, noise, callback_on_step_end)
+
+    def _purify(self, images: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
+        if images.numel() == 0:
+            return images
+        x = 2 * images.to(torch.promote_types(images.dtype, torch.float32)) - 1
+        for cycle in range(self.config.cycles):
+            key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
+            x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end)
+        return ((x + 1) / 2).clamp(0, 1).to(images.dtype)
+
+    def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
+        plan, guide = self.plan(x.dtype), self._guide()
+        if not torch.is_grad_enabled():
+            return reverse_loop(x, plan, self.denoiser, guide, noise, on_step_end)
+        surrogate = self.plan(x.dtype, self.config.surrogate_steps)
+        return purify(x, plan, self.denoiser, guide, noise, mode=self.config.gradient, surrogate=surrogate)
+
+    def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None) -> ReversePlan:
+        """The reverse plan on this purifier's device, for images of `dtype`; `num_steps` gives it another number of steps."""
+        parameter = next(self.denoiser.parameters())
+        net_dtype = None if parameter.dtype == dtype else parameter.dtype
+        key = self.config, num_steps, parameter.device, net_dtype
+        if key not in self._plans:
+            self._plans[key] = make_plan(self.config, num_steps).to(parameter.device, net_dtype)
+        return self._plans[key]
+
+    def _guide(self) -> Guide:
+        guidance = self.config.guidance
+        if guidance.scale == 0 or guidance.kind == "none":
+            return NoGuide()
+        if guidance.kind == "pixel":
+            return PixelGuide()
+        assert self.guide is not None
+        return AdversarialGuide(self.guide, guidance, straight_through=self.config.gradient == "straight_through")
+
+    def _key(self, ids: Ids | None, draw: int | None) -> Key:
+        if draw is None and (ids is not None or self.config.noise == "fixed"):
+            return self.seed
+        if draw is None:
+            draw, self._draws = self._draws, self._draws + 1
+        require(0 <= draw < DRAWS, "draw", f"in [0, {DRAWS})", draw)
+        return derive_seed(self.seed, DRAWS + draw)
+
+    def _ids(self, images: Images, ids: Ids | None) -> Ids:
+        if ids is None:
+            return torch.arange(len(images), device=images.device)
+        require(ids.shape == images.shape[:1], "ids", f"one id an image, [{len(images)}]", list(ids.shape))
+        require(not ids.is_floating_point(), "ids", "integers", ids.dtype)
+        return ids.to(images.device, torch.int64)
+
+    def _check(self, images: Images) -> None:
+        config = self.denoiser.unet.config
+        wanted = f"[B, {config.in_channels}, {config.image_size}, {config.image_size}]"
+        if not isinstance(images, Tensor) or not images.is_floating_point():
+            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+            raise TypeError(f"images must be a float tensor in [0, 1], got {kind}; for uint8 use images.float() / 255")
+        shape = list(images.shape)
+        side = config.image_size
+        if shape[1:] == [side, side, config.in_channels] and shape[1:] != [config.in_channels, side, side]:
+            raise ValueError(f"images must be NCHW {wanted}, got NHWC {shape}; use images.permute(0, 3, 1, 2)")
+        require(shape[1:] == [config.in_channels, side, side], "images", wanted, shape)
+        device = self.seed.device
+        require(
+            images.device == device,
+            "images",
+            f"on the purifier's device {device} (or use purifier.to(...))",
+            str(images.device),
+        )
+        if images.numel():
+            _check_range(*(float(bound) for bound in images.detach().aminmax()))
+
+    def configured(self, **changes: Any) -> GuidedPurifier:
+        """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
+        return GuidedPurifier(self.denoiser, self.guide, dataclasses.replace(self.config, **changes))
+
+    def with_gradient(self, gradient: GradientMode) -> GuidedPurifier:
+        """A sibling that differentiates in another mode."""
+        return self.configured(gradient=gradient)
+
+    def reseed(self, seed: int) -> GuidedPurifier:
+        """Start the noise anew from `seed`, in [0, 2**63)."""
+        self.config = dataclasses.replace(self.config, seed=seed)
+        self.seed.fill_(seed)
+        self._draws = 0
+        return self
+
+    def calibrate(self, images: Images, ratio: float, quantile: float = 0.5) -> float:
+        """The guidance scale s at which guidance has `ratio` times the length of unit noise prediction (docs/math.md E13).
+
+        images: training images in [0, 1], never the ones evaluated on. ratio: r, typically in [0, 1]. quantile: of the pull over
+        images and steps; the label gradient vanishes where the guide is certain, so the mean says little.
+        """
+        self._check(images)
+        require(ratio >= 0, "ratio", "at least 0", ratio)
+        require(0 < quantile < 1, "quantile", "in (0, 1)", quantile)
+        unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
+        probe = self.configured(guidance=unit)
+        noise = NoiseKey(self.seed, self._ids(images, None))
+        return guidance_scale_for(
+            2 * images - 1, probe.plan(images.dtype), self.denoiser, probe._guide(), noise, ratio, quantile
+        )
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory and of one
+        step's recorded networks, measured."""
+        config, plan = self.denoiser.unet.config, self.plan()
+        probe = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device=self.seed.device)
+        return {
+            "parameters": sum(p.numel() * p.element_size() for p in self.parameters()),
+            "trajectory_per_image": len(plan) * probe.numel() * probe.element_size(),
+            "step_per_image": step_memory(
+                probe, plan, self.denoiser, self._guide(), NoiseKey(self.seed, self._ids(probe, None))
+            ),
+        }
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | Path) -> GuidedPurifier:
+        """A purifier by embedded name (`list_purifiers()`), by folder, or by Hugging Face Hub id (needs the `hub` extra)."""
+        return cls(*presets.load_networks(name_or_dir))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and the weights as safetensors, for `from_pretrained`."""
+        presets.save_networks(Path(folder), self.denoiser, self.guide, self.config)
+
+
+def _check_range(low: float, high: float) -> None:
+    if low != low or high != high:
+        raise ValueError("images must be finite, got NaN; find them with images.isnan().flatten(1).any(1)")
+    hint = "; for 0…255 divide by 255, for normalised images undo the normalisation"
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(f"images must be in [0, 1], got values in [{low:g}, {high:g}]{hint}")

@@ -1,0 +1,62 @@
+"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from purify_engine.config import ScheduleConfig, require
+
+
+def linear_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """beta_i of the linear (variance preserving) schedule, float64 [T] (E1; Ho et al. 2020).
+
+    At T = 1000 the defaults are the VP-SDE beta(t) = 0.1 + 19.9 t of Song et al. 2021, times dt = 1/T.
+    """
+    return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+
+
+def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
+    """beta_i of the cosine schedule, float64 [T], each at most `max_beta` (E2; Nichol & Dhariwal 2021, equation 17)."""
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Tables over the timestep index i = 0 … T - 1, float64 [T]. One schedule serves the forward and the reverse process."""
+
+    betas: Tensor
+    times: Tensor  # what the network is told at index i; i itself on the integer grid
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha_bar_i, the signal's share of the variance at index i (E3)."""
+        return torch.cumprod(1 - self.betas, dim=0)
+
+    def refined(self, factor: int) -> NoiseSchedule:
+        """The same noise in `factor` times as many, smaller steps: for studies of step size only.
+
+        Every beta is spread evenly over its `factor` steps, and the network is told fractional times.
+        """
+        require(factor >= 1, "factor", "at least 1", factor)
+        betas = (self.betas / factor).repeat_interleave(factor)
+        times = (torch.arange(len(betas), dtype=torch.float64) + 1) / factor - 1
+        return NoiseSchedule(betas, times)
+
+
+def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
+    """The schedule that a configuration names."""
+    if config.kind == "cosine":
+        betas = cosine_betas(config.num_timesteps)
+    else:
+        betas = linear_betas(config.num_timesteps, config.beta_start, config.beta_end)
+    return NoiseSchedule(betas, torch.arange(config.num_timesteps, dtype=torch.float64))

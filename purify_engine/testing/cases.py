@@ -1,0 +1,191 @@
+"""Inputs for every op: odd sizes, empty batches, single pixels, every layout; deterministic, shared by tests, bench and `doctor`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Layout = Literal["contiguous", "channels_last", "strided", "expanded"]
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels_last", "strided", "expanded")
+DTYPES = (torch.float32, torch.float64)
+
+# Around the sizes at which kernels change their mind: one element, a tile of 32, a task of 4096, a batch of none.
+SHAPES = (
+    (0, 3, 4, 4),
+    (2, 2, 0, 3),
+    (1, 1, 1, 1),
+    (3, 1, 1, 7),
+    (2, 3, 1, 1),
+    (2, 1, 5, 6),
+    (1, 4, 9, 2),
+    (5, 1, 8, 8),
+    (2, 2, 4, 4),
+    (2, 3, 31, 33),
+    (1, 3, 17, 16),
+    (3, 3, 32, 32),
+    (1, 6, 37, 19),
+)
+NUMELS = (*range(40), 63, 64, 65, 127, 255, 1000, 4095, 4096, 4097, 9001)  # elements of one image, for the ops that know no shape
+# Shape and groups. One element a group has no spread at all: only norm_eps keeps it finite.
+NORM_SHAPES = (
+    ((0, 4, 3, 3), 2),
+    ((2, 4, 0, 3), 2),
+    ((1, 1, 1, 1), 1),
+    ((2, 6, 1, 1), 3),
+    ((2, 5, 3, 1), 5),
+    ((3, 4, 1, 9), 1),
+    ((1, 8, 5, 5), 4),
+    ((2, 32, 4, 4), 32),
+    ((2, 12, 7, 9), 3),
+    ((1, 64, 8, 8), 32),
+    ((2, 8, 31, 17), 2),
+    ((3, 16, 16, 16), 8),
+    ((1, 96, 3, 5), 32),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op. `arguments()` and `keywords` build it, the same on every machine."""
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: Layout = "contiguous"
+    variant: str = "plain"
+    num_groups: int = 1
+    keywords: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-{self.layout}-{str(self.dtype).removeprefix('torch.')}-{self.variant}"
+
+    def arguments(self, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
+        """The positional arguments, on the CPU; with `dtype`, every float tensor in it but the tables, which are float64 always."""
+        built = _BUILDERS[self.op](self)
+        if dtype is None:
+            return built
+        return tuple(value.to(dtype) if self._is_float(place, value) else value for place, value in enumerate(built))
+
+    def differentiable(self) -> tuple[Any, ...]:
+        """The positional arguments, every float tensor but the tables asking for its gradient."""
+        built = _BUILDERS[self.op](self)
+        return tuple(
+            value.detach().clone().requires_grad_() if self._is_float(place, value) else value for place, value in enumerate(built)
+        )
+
+    def _is_float(self, place: int, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and place != _TABLES.get(self.op)
+
+    def floats(self, generator: torch.Generator, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Normals of a shape, in the case's layout where they are images."""
+        drawn = torch.randn(tuple(self.shape if shape is None else shape), generator=generator, dtype=torch.float64)
+        return laid_out(drawn.to(dtype or self.dtype), self.layout if drawn.dim() == 4 else "contiguous")
+
+    def generator(self) -> torch.Generator:
+        """A source of random numbers that belongs to this case."""
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.op} {self}".encode()))
+
+
+def laid_out(images: Tensor, layout: Layout) -> Tensor:
+    """The same shape in another layout. `strided` has gaps; `expanded` repeats one plane of one image, its strides being 0."""
+    if layout == "channels_last":
+        return images.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack((images, torch.full_like(images, torch.nan)), dim=-1)[..., 0]
+    if layout == "expanded":
+        return images[:1, :1].expand(images.shape)
+    return images
+
+
+def _noise_arguments(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A seed and ids that use all of their 64 bits, negative ones too."""
+    words = torch.randint(-(2**63), 2**63 - 1, (1 + case.shape[0],), generator=generator)
+    return words[0], words[1:]
+
+
+def _guided_step(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    x_t = case.floats(generator)
+    # eps as the network gives it: channels_last, and in the network's own precision
+    eps = case.floats(generator, dtype=torch.bfloat16 if "bfloat16" in case.variant else case.dtype)
+    grad = None if "unguided" in case.variant else case.floats(generator)
+    rows = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    rows[3, 3] = 0  # the last row of a plan draws no noise
+    step = torch.randint(0, 4, (), generator=generator)
+    return x_t, eps, grad, rows, step, *_noise_arguments(case, generator)
+
+
+def _q_sample(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    alpha_bar = torch.rand((), generator=generator, dtype=torch.float64)
+    marginal = torch.stack((alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    return case.floats(generator), marginal, torch.tensor(0xFFFFFFFF), *_noise_arguments(case, generator)
+
+
+def _philox(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    key, ids = _noise_arguments(case, generator)
+    return key, ids, torch.randint(0, 2**32, (), generator=generator), case.shape[1]
+
+
+def _group_norm_silu(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    batch, channels = case.shape[:2]
+    x = case.floats(generator) * 3 + 1.5  # off centre, as activations are
+    weight, bias = (case.floats(generator, (channels,)) for _ in range(2))
+    scale = case.floats(generator, (batch, channels)) if "scale" in case.variant else None
+    shift = case.floats(generator, (batch, channels)) if "shift" in case.variant else None
+    return x, weight, bias, scale, shift, case.num_groups, 1e-5, "linear" not in case.variant
+
+
+def _group_norm_silu_backward(case: Case) -> tuple[Any, ...]:
+    return case.floats(case.generator().manual_seed(1)), *_group_norm_silu(case)
+
+
+def _attention(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    return tuple(case.floats(generator) for _ in range(3))
+
+
+_BUILDERS = {
+    "philox": _philox,
+    "philox_normal": _philox,
+    "q_sample": _q_sample,
+    "guided_step": _guided_step,
+    "group_norm_silu": _group_norm_silu,
+    "group_norm_silu_backward": _group_norm_silu_backward,
+    "attention": _attention,
+}
+_TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand among the arguments
+
+
+def cases(op: str) -> list[Case]:
+    """At least 200 cases of an op, each a shape, a dtype, a layout and a variant."""
+    if op == "philox":
+        return [Case(op, shape) for shape in product((0, 1, 3, 5), NUMELS)]
+    if op == "philox_normal":
+        return [Case(op, shape, dtype, keywords={"dtype": dtype}) for shape, dtype in product(product((0, 1, 3, 5), NUMELS), DTYPES)]
+    if op == "q_sample":
+        copies = (None, torch.float32, torch.bfloat16)
+        return [
+            Case(op, shape, dtype, layout, f"net_{copy}".replace("torch.", ""), keywords={"net_dtype": copy})
+            for shape, dtype, layout, copy in product(SHAPES, DTYPES, LAYOUTS, copies)
+        ]
+    if op == "guided_step":
+        variants = ("guided", "unguided", "guided-bfloat16-eps")
+        return [Case(op, *rest, keywords={"net_dtype": torch.float32}) for rest in product(SHAPES, DTYPES, LAYOUTS, variants)]
+    if op == "attention":
+        shapes = ((0, 2, 3, 4), (1, 1, 1, 1), (2, 1, 16, 8), (1, 4, 9, 5))
+        return [Case(op, *rest) for rest in product(shapes, DTYPES, ("contiguous", "strided", "expanded"))]
+    variants = ("plain", "scale-shift", "shift-linear")
+    return [
+        Case(op, shape, dtype, layout, variant, groups)
+        for (shape, groups), dtype, layout, variant in product(NORM_SHAPES, DTYPES, LAYOUTS, variants)
+    ]
+

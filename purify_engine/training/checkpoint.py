@@ -1,0 +1,40 @@
+"""Checkpoints of a running training: written whole or not at all, and read without running anyone's code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from purify_engine.config import require
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it: a reader sees the old file or the whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors, numbers and strings; see `write_atomically`."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_checkpoint(path: Path, experiment: dict[str, Any]) -> dict[str, Any]:
+    """The state of an interrupted run of the same `experiment`; ValueError says in what a different one differs."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    then = state["experiment"]
+    changed = sorted(key for key in then.keys() | experiment.keys() if then.get(key) != experiment.get(key))
+    told = {key: (then.get(key), experiment.get(key)) for key in changed}
+    require(not changed, "resume", f"of the configuration that wrote {path.name} (then, now)", told)
+    return state

@@ -1,0 +1,93 @@
+"""The plain classifier: cross-entropy and nothing against attacks. It is what the purifier protects, and what is attacked."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+
+from purify_engine.config import ClassifierConfig, ClassifierTraining, Perturbation, TradesTraining
+from purify_engine.models import Classifier
+from purify_engine.training.batches import check_training_set
+from purify_engine.training.loop import Loop, initialised, warmup_cosine
+from purify_engine.training.model_card import ModelCard, count_parameters, publish
+from purify_engine.training.perturbation import accuracy, robust_accuracy
+from purify_engine.training.progress import Progress, silent
+from purify_engine.types import Images, Labels
+
+LabelledImages = tuple[Images, Labels]
+
+
+def train_classifier(
+    images: Images,
+    labels: Labels,
+    network: ClassifierConfig,
+    config: ClassifierTraining,
+    out_dir: Path,
+    *,
+    held_out: LabelledImages | None = None,
+    data: str = "",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Classifier:
+    """Train on `images` (float [N, C, H, W] in [0, 1]) and `labels` (int64 [N]), on their device; return and write the result.
+
+    Writes `classifier.safetensors` and the card `classifier.md` to `out_dir`; until then `classifier.checkpoint`, which
+    `resume=True` continues from. `held_out` (images, labels) are only measured. ValueError: images or labels that do not fit.
+    """
+    check_training_set(images, labels, network.in_channels)
+    model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
+    loop = Loop(
+        name="classifier",
+        model=model,
+        network=network,
+        config=config,
+        optimizer=momentum_sgd(model, config),
+        rate=partial(warmup_cosine, steps=config.steps),
+        loss=lambda x, y: F.cross_entropy(model(x), y),
+        out_dir=out_dir,
+    )
+    loop.run(images, labels, resume=resume, progress=progress)
+    figures = classification_figures(model, {"training": (images, labels), "held-out": held_out}, config.attack)
+    publish(model, _card(model, images, network, config, figures, data), out_dir)
+    progress({"network": "classifier", "figures": figures, "weights": str(out_dir / "classifier.safetensors")})
+    return model
+
+
+def momentum_sgd(model: Classifier, config: ClassifierTraining | TradesTraining) -> torch.optim.SGD:
+    """SGD as both classifiers use it."""
+    return torch.optim.SGD(model.parameters(), config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def classification_figures(model: Classifier, sets: dict[str, LabelledImages | None], attack: Perturbation) -> dict[str, float]:
+    """Standard and robust accuracy of `model` on (up to 1000 images of) each set, and leave it in eval mode."""
+    figures: dict[str, float] = {}
+    told = f"PGD-{attack.num_steps}, {attack.norm} {attack.epsilon:.3g}"
+    for name, examples in sets.items():
+        if examples is not None:
+            images, labels = examples[0][:1000], examples[1][:1000]
+            figures[f"{name}: standard accuracy"] = accuracy(model, images, labels)
+            figures[f"{name}: robust accuracy ({told})"] = robust_accuracy(model, images, labels, attack)
+    return figures
+
+
+def _card(
+    model: Classifier, images: Images, network: ClassifierConfig, config: ClassifierTraining, figures: dict[str, float], data: str
+) -> ModelCard:
+    return ModelCard(
+        name="classifier",
+        title="Plain classifier",
+        what="Classifies images; trained by cross-entropy alone, with nothing against attacks.",
+        data=data,
+        image_shape=tuple(images.shape[1:]),
+        num_images=len(images),
+        parameters=count_parameters(model),
+        network=network,
+        config=config,
+        figures=figures,
+        use="The classifier behind the purifier, and the target of attacks that measure the purifier.",
+        limits="It is meant to be fragile: without a purifier an attack at the measured radius is expected to succeed.",
+    )

@@ -1,0 +1,120 @@
+"""The noise predictor: epsilon-prediction with L_simple (Ho et al. 2020, equation 14), saved as a moving average."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from purify_engine.config import DiffusionTraining, UNetConfig
+from purify_engine.models import UNet
+from purify_engine.reference.process import diffuse
+from purify_engine.reference.schedules import NoiseSchedule, make_schedule
+from purify_engine.training.batches import check_training_set
+from purify_engine.training.loop import Average, Loop, initialised, warmup_cosine
+from purify_engine.training.model_card import ModelCard, count_parameters, publish
+from purify_engine.training.progress import Progress, silent
+from purify_engine.types import Images
+
+
+def train_diffusion(
+    images: Images,
+    network: UNetConfig,
+    config: DiffusionTraining,
+    out_dir: Path,
+    *,
+    held_out: Images | None = None,
+    data: str = "",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> UNet:
+    """Train a U-Net on `images` (float [N, C, H, W] in [0, 1]), on their device; return it and write it to `out_dir`.
+
+    Writes `unet.safetensors` and the card `unet.md`; until then `unet.checkpoint`, which `resume=True` continues from.
+    `held_out` images are only measured. `data` is the card's sentence about the images. ValueError: images that do not fit.
+    """
+    check_training_set(images, None, network.in_channels)
+    schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
+    model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    average = Average(model, config.ema_decay)
+    loop = Loop(
+        name="unet",
+        model=model,
+        network=network,
+        config=config,
+        optimizer=optimizer,
+        rate=partial(warmup_cosine, steps=config.steps, warmup_steps=config.warmup_steps),
+        loss=lambda x, _: noise_prediction_loss(model, x, schedule, t_max),
+        out_dir=out_dir,
+        gradient_clip=config.gradient_clip,
+        average=average,
+    )
+    loop.run(images, None, resume=resume, progress=progress)
+    smoothed = cast(UNet, average.model)
+    figures = _figures(smoothed, {"training": images, "held-out": held_out}, schedule, t_max)
+    publish(smoothed, _card(smoothed, images, network, config, figures, data), out_dir)
+    progress({"network": "unet", "figures": figures, "weights": str(out_dir / "unet.safetensors")})
+    return smoothed.requires_grad_(True)
+
+
+def noise_prediction_loss(model: UNet, images: Images, schedule: NoiseSchedule, t_max: int) -> Tensor:
+    """L_simple over timesteps drawn uniformly from [0, t_max): mean squared error of the predicted noise."""
+    index = torch.randint(t_max, (len(images),), device=images.device)
+    noise = torch.randn_like(images)
+    x_t, predicted = _predict_noise(model, images, noise, index, schedule)
+    return (predicted - noise).square().mean()
+
+
+def denoising_error(model: UNet, images: Images, schedule: NoiseSchedule, index: int, seed: int = 0) -> float:
+    """Root mean square error, in [0, 1] units, of the one-shot estimate of `images` from their noising to `index`."""
+    generator = torch.Generator(images.device).manual_seed(seed)
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    indices = torch.full((len(images),), index, device=images.device)
+    with torch.no_grad():
+        x_t, predicted = _predict_noise(model, images, noise, indices, schedule)
+    alpha_bar = float(schedule.alphas_cumprod[index])
+    estimate = (x_t - (1 - alpha_bar) ** 0.5 * predicted) / alpha_bar**0.5
+    return float(((estimate + 1) / 2 - images).square().mean().sqrt())
+
+
+def _predict_noise(model: UNet, images: Images, noise: Images, index: Tensor, schedule: NoiseSchedule) -> tuple[Images, Images]:
+    alpha_bar = schedule.alphas_cumprod.to(images)[index].view(-1, 1, 1, 1)
+    x_t = diffuse(2 * images - 1, noise, torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()]))
+    predicted = model(x_t, schedule.times.to(images)[index])
+    return x_t, predicted[:, : images.shape[1]]  # a learned variance, if any, is not trained here
+
+
+def _figures(model: UNet, sets: dict[str, Images | None], schedule: NoiseSchedule, t_max: int) -> dict[str, float]:
+    indices = sorted({t_max * quarter // 4 - 1 for quarter in (1, 2, 3, 4)} - {-1})
+    return {
+        f"{name}: RMSE of the denoised image at timestep {index}": denoising_error(model, images[:1000], schedule, index)
+        for name, images in sets.items()
+        if images is not None
+        for index in indices
+    }
+
+
+def _card(
+    model: UNet, images: Images, network: UNetConfig, config: DiffusionTraining, figures: dict[str, float], data: str
+) -> ModelCard:
+    t_max = config.t_max or config.schedule.num_timesteps
+    return ModelCard(
+        name="unet",
+        title="Noise predictor (U-Net)",
+        what="Predicts the noise in an image diffused to a timestep; the reverse process of the purifier is made of its calls.",
+        data=data,
+        image_shape=tuple(images.shape[1:]),
+        num_images=len(images),
+        parameters=count_parameters(model),
+        network=network,
+        config=config,
+        figures=figures,
+        use=f"Purifying images like those it was trained on, with t_star up to {t_max}. "
+        "RMSE is that of one network call at that timestep, in [0, 1] units; a purifier takes several.",
+        limits=f"It has seen timesteps 0 to {t_max - 1} only: it cannot generate from pure noise unless these are all of them. "
+        "Images of another kind are pulled towards those of the training set. It is no defence by itself.",
+    )

@@ -1,0 +1,77 @@
+"""Model cards: what a network is, what it learned from and how well, written beside its weights by the code that trained it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from purify_engine.config import Training, to_dict
+from purify_engine.models.checkpoints import save_safetensors
+from purify_engine.training.checkpoint import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """Everything a card says; `render` turns it into Markdown."""
+
+    name: str  # stem of the weights file
+    title: str
+    what: str  # one sentence
+    data: str  # the images learned from, and how they were split
+    image_shape: tuple[int, ...]
+    num_images: int
+    parameters: int
+    network: Any
+    config: Training
+    figures: dict[str, float]
+    use: str
+    limits: str
+
+    def render(self) -> str:
+        """The card in Markdown."""
+        count = f"{self.num_images:,} images of shape {'x'.join(map(str, self.image_shape))}"
+        sections = [
+            f"# {self.title}",
+            f"{self.what} Weights: `{self.name}.safetensors`, {self.parameters:,} parameters. Written by "
+            f"`purify_engine.training` (PyTorch {torch.__version__}).",
+            f"## Data\n{self.data}\n\nTrained on {count}; seed {self.config.seed}.",
+            f"## Figures, measured after training\n{_table('figure', 'value', self.figures)}",
+            f"## Network: {type(self.network).__name__}\n{_table('field', 'value', to_dict(self.network))}",
+            f"## Training: {type(self.config).__name__}\n{_table('field', 'value', _flat(to_dict(self.config)))}",
+            f"## Intended use\n{self.use}",
+            f"## Limits\n{self.limits}",
+        ]
+        return "\n\n".join(sections) + "\n"
+
+
+def publish(model: nn.Module, card: ModelCard, out_dir: Path) -> None:
+    """Write `<name>.safetensors` and `<name>.md`, each whole or not at all, then drop the checkpoint they came from."""
+    write_atomically(out_dir / f"{card.name}.safetensors", lambda path: save_safetensors(model, path))
+    write_atomically(out_dir / f"{card.name}.md", lambda path: path.write_text(card.render(), encoding="utf-8"))
+    (out_dir / f"{card.name}.checkpoint").unlink(missing_ok=True)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers the network has learned."""
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())
+
+
+def _table(key: str, value: str, rows: dict[str, Any]) -> str:
+    lines = [f"| {key} | {value} |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {_shown(entry)} |" for name, entry in rows.items()])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

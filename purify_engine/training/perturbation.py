@@ -1,0 +1,59 @@
+"""Projected gradient ascent inside a ball: the inner maximum of TRADES, and the attack of the model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from purify_engine.config import Perturbation
+from purify_engine.types import Images, Labels
+
+Objective = Callable[[Images], Tensor]  # images -> a number to make large, summed over the batch
+
+
+def perturb(images: Images, objective: Objective, attack: Perturbation) -> Images:
+    """The images [B, C, H, W] in [0, 1], moved within the ball to raise `objective`; starts at x + 1e-3 N(0, I).
+
+    At the image itself a divergence from the image's own prediction has no gradient: hence the start (Zhang et al. 2019).
+    """
+    adversarial = (images + 1e-3 * torch.randn_like(images)).clamp(0, 1)
+    for _ in range(attack.num_steps):
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(objective(adversarial), adversarial)
+        moved = adversarial.detach() + attack.step_size * _direction(gradient, attack.norm)
+        adversarial = (images + _projected(moved - images, attack)).clamp(0, 1)
+    return adversarial
+
+
+def accuracy(classifier: nn.Module, images: Images, labels: Labels, batch_size: int = 500) -> float:
+    """Share of the images that `classifier`, in eval mode, labels rightly."""
+    classifier.eval()
+    with torch.no_grad():
+        right = [(classifier(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
+    return float(sum(right)) / len(images)
+
+
+def robust_accuracy(classifier: nn.Module, images: Images, labels: Labels, attack: Perturbation, seed: int = 0) -> float:
+    """Share that stays right under the cross-entropy attack; a figure for model cards, weaker than purify_engine.evaluation."""
+    classifier.eval()
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.manual_seed(seed)
+        adversarial = perturb(images, lambda x: F.cross_entropy(classifier(x), labels, reduction="sum"), attack)
+    return accuracy(classifier, adversarial, labels)
+
+
+def _direction(gradient: Tensor, norm: str) -> Tensor:
+    return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
+
+
+def _projected(delta: Tensor, attack: Perturbation) -> Tensor:
+    if attack.norm == "linf":
+        return delta.clamp(-attack.epsilon, attack.epsilon)
+    return delta * (attack.epsilon / _lengths(delta)).clamp(max=1)
+
+
+def _lengths(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)

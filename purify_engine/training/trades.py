@@ -1,0 +1,129 @@
+"""The guide: a classifier trained by TRADES (Zhang et al. 2019), optionally on images as noisy as those it will look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purify_engine.config import ClassifierConfig, TradesTraining
+from purify_engine.models import Classifier
+from purify_engine.reference.process import diffuse
+from purify_engine.reference.schedules import NoiseSchedule, make_schedule
+from purify_engine.training.batches import check_training_set
+from purify_engine.training.classifier import LabelledImages, classification_figures, momentum_sgd
+from purify_engine.training.loop import Loop, initialised
+from purify_engine.training.model_card import ModelCard, count_parameters, publish
+from purify_engine.training.perturbation import Objective, accuracy, perturb
+from purify_engine.training.progress import Progress, silent
+from purify_engine.types import Images, Labels, Logits
+
+
+def train_trades(
+    images: Images,
+    labels: Labels,
+    network: ClassifierConfig,
+    config: TradesTraining,
+    out_dir: Path,
+    *,
+    held_out: LabelledImages | None = None,
+    data: str = "",
+    resume: bool = False,
+    progress: Progress = silent,
+) -> Classifier:
+    """Train a guide on `images` (float [N, C, H, W] in [0, 1]) and `labels` (int64 [N]), on their device; return and write it.
+
+    Writes `guide.safetensors` and the card `guide.md` to `out_dir`; until then `guide.checkpoint`, which `resume=True`
+    continues from. `held_out` (images, labels) are only measured. ValueError: images or labels that do not fit.
+    """
+    check_training_set(images, labels, network.in_channels)
+    schedule = make_schedule(config.schedule)
+    model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
+    loop = Loop(
+        name="guide",
+        model=model,
+        network=network,
+        config=config,
+        optimizer=momentum_sgd(model, config),
+        rate=lambda step: 1.0 if step < config.drop_at * config.steps else 0.1,
+        loss=lambda x, y: trades_loss(model, x, cast(Tensor, y), config, schedule),
+        out_dir=out_dir,
+    )
+    loop.run(images, labels, resume=resume, progress=progress)
+    figures = _figures(model, {"training": (images, labels), "held-out": held_out}, config, schedule)
+    publish(model, _card(model, images, network, config, figures, data), out_dir)
+    progress({"network": "guide", "figures": figures, "weights": str(out_dir / "guide.safetensors")})
+    return model
+
+
+def trades_loss(model: Classifier, images: Images, labels: Labels, config: TradesTraining, schedule: NoiseSchedule) -> Tensor:
+    """CE(p(v(x)), y) + lambda * max KL(p(v(x)) || p(v(x + delta))), v the guide's (perhaps noisy) view; leaves train mode on."""
+    view = noisy_view(images, config, schedule)
+    model.eval()
+    with torch.no_grad():
+        unperturbed = model(view(images))
+    adversarial = perturb(images, lambda x: divergence(unperturbed, model(view(x))), config.attack)
+    model.train()
+    logits = model(view(images))
+    robust = divergence(logits, model(view(adversarial))) / len(images)
+    return F.cross_entropy(logits, labels) + config.trade_off * robust
+
+
+def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) -> Objective:
+    """What the guide sees of a batch: r(x_t) = (x_t + 1) / 2, x_t diffused to a random timestep of [0, t_star) an image.
+
+    The noise is drawn once, here, so that an image and its perturbed copy differ by their perturbation only. Where t_star is
+    0, and for a share `clean_share` of the images, it is the image itself.
+    """
+    if config.t_star == 0:
+        return lambda x: x
+    index = torch.randint(config.t_star, (len(images),), device=images.device)
+    clean = torch.rand(len(images), device=images.device) < config.clean_share
+    alpha_bar = schedule.alphas_cumprod.to(images)[index].masked_fill(clean, 1).view(-1, 1, 1, 1)
+    marginal = torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()])
+    noise = torch.randn_like(images)
+    return lambda x: (diffuse(2 * x - 1, noise, marginal) + 1) / 2
+
+
+def divergence(logits: Logits, perturbed: Logits) -> Tensor:
+    """KL(p || p'), summed over the batch."""
+    return F.kl_div(perturbed.log_softmax(1), logits.log_softmax(1), reduction="sum", log_target=True)
+
+
+def _figures(
+    model: Classifier, sets: dict[str, LabelledImages | None], config: TradesTraining, schedule: NoiseSchedule
+) -> dict[str, float]:
+    thorough = replace(config.attack, num_steps=4 * config.attack.num_steps, step_size=config.attack.step_size / 2)
+    figures = classification_figures(model, sets, thorough)
+    for name, examples in sets.items():
+        if examples is not None and config.t_star:
+            with torch.random.fork_rng(devices=[examples[0].device] if examples[0].is_cuda else []):
+                torch.manual_seed(config.seed)
+                noisy = noisy_view(examples[0], config, schedule)(examples[0])
+            figures[f"{name}: standard accuracy on noisy views"] = accuracy(model, noisy, examples[1])
+    return figures
+
+
+def _card(
+    model: Classifier, images: Images, network: ClassifierConfig, config: TradesTraining, figures: dict[str, float], data: str
+) -> ModelCard:
+    seen = f"images noised to timesteps below {config.t_star}" if config.t_star else "images without noise"
+    return ModelCard(
+        name="guide",
+        title="Guide (TRADES)",
+        what="Classifies images robustly; its gradient and its penultimate features steer the purifier.",
+        data=data,
+        image_shape=tuple(images.shape[1:]),
+        num_images=len(images),
+        parameters=count_parameters(model),
+        network=network,
+        config=config,
+        figures=figures,
+        use=f"Guiding a purifier. It was trained on {seen}, perturbed in {config.attack.norm} up to {config.attack.epsilon:.3g}.",
+        limits="Robust accuracy here is against the one attack named, on this network alone: an upper bound. Outside the radius, the "
+        "norm and the noise levels it was trained on, nothing was measured.",
+    )

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+import torch
+
+from purify_engine.cli.doctor import disagreement
+from purify_engine.ops.registry import OPS, Op
+from purify_engine.testing.cases import cases
+
+
+def test_a_sound_installation_is_healthy(command):
+    code, out, err = command("doctor", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["healthy"], [finding for finding in result["findings"] if finding["ok"] is False]
+    assert {f"op {name}" for name in OPS} <= {finding["name"] for finding in result["findings"]}
+    assert {"extension", "purifier", "noise", "gradient"} <= {finding["name"] for finding in result["findings"]}
+
+
+@pytest.mark.parametrize("name", ["guided_step", "philox"])
+def test_an_op_that_is_slightly_wrong_is_found(name):
+    sound, case = OPS[name], next(case for case in cases(name) if 0 not in case.shape and case.dtype == torch.float32)
+
+    def broken(*args, **kwargs):
+        result = sound.engines["reference"](*args, **kwargs)
+        return (result[0] * 1.00001, result[1]) if isinstance(result, tuple) else result + 1
+
+    assert disagreement(sound, case) == ""
+    assert disagreement(Op(name, {**sound.engines, "cpp": broken}, sound.check), case) != ""
+
+
+def test_what_is_missing_for_a_gpu_is_said_plainly(command, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, out, _ = command("doctor", "--gpu")
+    assert code == 4 and "PyTorch finds no GPU on this machine" in out and "kernels" in out

@@ -1,0 +1,36 @@
+import pytest
+
+from purify_engine.cli.options import field_comments, given, options_of, with_options
+from purify_engine.config import ClassifierTraining, GuidanceConfig, PurifierConfig, UNetConfig
+
+
+def test_nothing_given_changes_nothing():
+    saved = PurifierConfig(t_star=42, guidance=GuidanceConfig(scale=3.0))
+    assert with_options(saved, None) == saved
+    assert with_options(saved, options_of(PurifierConfig)()) == saved
+
+
+def test_what_is_given_replaces_just_that_however_deep():
+    saved = PurifierConfig(t_star=42, seed=5, guidance=GuidanceConfig(scale=3.0, label_weight=0.5))
+    guidance = options_of(GuidanceConfig)(scale=0.0)
+    changed = with_options(saved, options_of(PurifierConfig)(seed=0, guidance=guidance))
+    assert changed == PurifierConfig(t_star=42, seed=0, guidance=GuidanceConfig(scale=0.0, label_weight=0.5))
+
+
+def test_false_zero_and_empty_are_given():
+    options = options_of(ClassifierTraining)(flip=False, shift=0)
+    assert given(options) == {"flip": False, "shift": 0}
+
+
+def test_values_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match=r"num_steps must be in \[1, t_star=5\], got 9"):
+        with_options(PurifierConfig(t_star=5), options_of(PurifierConfig)(num_steps=9))
+
+
+def test_help_is_the_comment_beside_the_field():
+    assert field_comments(UNetConfig)["image_size"] == "pixels a side"
+    assert field_comments(ClassifierTraining).keys() >= {"shift", "attack"}  # of the base class, and its own
+
+
+def test_fields_can_be_left_out():
+    assert "seed" not in options_of(PurifierConfig, without=("seed",)).__dataclass_fields__

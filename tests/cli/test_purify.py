@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six images in two class folders."""
+    for index in range(6):
+        path = tmp_path / "in" / ("even", "odd")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 40 * index, np.uint8)).save(path)
+    return tmp_path / "in"
+
+
+def test_a_folder_becomes_a_folder(folder, tmp_path, command, small_purifier):
+    code, out, err = command("purify", folder, tmp_path / "out", "--purifier", small_purifier, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["ok"] == 6 and result["failed"] == 0 and result["images_per_second"] > 0
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert written == ["even/0.png", "even/2.png", "even/4.png", "odd/1.png", "odd/3.png", "odd/5.png"]
+    assert json.loads(err.splitlines()[-1])["done"] == 6  # stderr is no terminal here: JSON lines
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"]["t_star"] == 30 and record["batch_size"] == 64 and "exif" in record["policies"]
+
+
+def test_the_same_command_gives_the_same_bytes(folder, tmp_path, command, small_purifier):
+    for name, size in (("one", 1), ("again", 1), ("four", 4)):
+        command("purify", folder, tmp_path / name, "--purifier", small_purifier, "--batch-size", size)
+
+    def levels(name):
+        return [np.asarray(Image.open(path)).astype(int) for path in sorted((tmp_path / name).rglob("*.png"))]
+
+    assert np.array_equal(levels("one"), levels("again"))
+    assert np.abs(np.subtract(levels("one"), levels("four"))).max() <= 1  # a rounding on the brink of two levels
+
+
+def test_options_reach_the_purifier(folder, tmp_path, command, small_purifier):
+    command("purify", folder, tmp_path / "a", "--purifier", small_purifier, "--seed", 7, "--guidance.scale", 0)
+    config = json.loads((tmp_path / "a" / "run.json").read_text())["config"]
+    assert config["seed"] == 7 and config["guidance"]["scale"] == 0 and config["num_steps"] == 3
+
+
+def test_a_toml_file_gives_options_and_the_command_line_wins(folder, tmp_path, command, small_purifier):
+    (tmp_path / "my.toml").write_text(f'[purify]\npurifier = "{small_purifier}"\nseed = 3\nt_star = 20\nguidance.scale = 0.5\n')
+    command("purify", folder, tmp_path / "a", "--config", tmp_path / "my.toml", "--seed", 9)
+    config = json.loads((tmp_path / "a" / "run.json").read_text())["config"]
+    assert (config["seed"], config["t_star"], config["guidance"]["scale"]) == (9, 20, 0.5)
+
+
+def test_some_failures_are_listed_and_the_rest_goes_on(folder, tmp_path, command, small_purifier):
+    (folder / "even" / "broken.png").write_bytes(b"\x89PNG")
+    Image.new("L", (9, 9)).save(folder / "odd" / "large.png")
+    (folder / "readme.md").write_text("no image")
+    code, out, _ = command("purify", folder, tmp_path / "out", "--purifier", small_purifier)
+    assert code == 3
+    assert "6 images purified" in out and "1 files are no images and were skipped: readme.md" in out
+    assert "even/broken.png: cannot read the image" in out and "odd/large.png: is 9x9 pixels" in out
+    listed = [json.loads(line)["name"] for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
+    assert listed == ["even/broken.png", "odd/large.png"]
+
+
+def test_nothing_but_failures_is_code_4(tmp_path, command, small_purifier):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"")
+    assert command("purify", tmp_path / "in", tmp_path / "out", "--purifier", small_purifier)[0] == 4
+
+
+def test_an_array_file_becomes_an_array_file(tmp_path, command, small_purifier):
+    images = np.random.RandomState(0).rand(5, 1, 8, 8).astype(np.float32)
+    np.savez(tmp_path / "in.npz", images=images, labels=np.arange(5))
+    code, out, _ = command("purify", tmp_path / "in.npz", tmp_path / "out.npz", "--purifier", small_purifier)
+    written = np.load(tmp_path / "out.npz")
+    assert code == 0 and "5 images purified" in out
+    assert written["images"].shape == images.shape and written["images"].dtype == np.float32
+    assert written["labels"].tolist() == [0, 1, 2, 3, 4]
+    assert 0.01 < np.abs(written["images"] - images).mean() < 0.6
+    assert json.loads((tmp_path / "out.run.json").read_text())["ok"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arrange", "says"),
+    [
+        (lambda at: (at / "in").mkdir(), "source must be a folder with images in it"),
+        (lambda at: None, "source must be an existing image folder"),
+        (lambda at: np.save(at / "in.npy", np.zeros((2, 8, 8), np.uint8)), "source must be an existing image folder"),
+    ],
+    ids=["empty folder", "no folder", "a file of another name"],
+)
+def test_a_bad_source_is_one_line(arrange, says, tmp_path, command, small_purifier):
+    arrange(tmp_path)
+    code, _, err = command("purify", tmp_path / "in", tmp_path / "out", "--purifier", small_purifier)
+    assert code == 2 and says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated", "pickle"])
+def test_bad_weights_are_one_line(spoil, tmp_path, folder, command, small_purifier):
+    import pickle
+    import shutil
+
+    shutil.copytree(small_purifier, tmp_path / "bad")
+    weights = tmp_path / "bad" / "unet.safetensors"
+    {
+        "missing": weights.unlink,
+        "truncated": lambda: weights.write_bytes(weights.read_bytes()[:500]),
+        "pickle": lambda: weights.write_bytes(pickle.dumps(print)),
+    }[spoil]()
+    code, _, err = command("purify", folder, tmp_path / "out", "--purifier", tmp_path / "bad")
+    assert code == 2 and "unet.safetensors" in err and err.count("\n") == 1

@@ -1,0 +1,74 @@
+"""The command as people type it, in process: exit code, result on stdout, one line on stderr."""
+
+import subprocess
+import sys
+
+import pytest
+
+import purify_engine
+from purify_engine.cli import run
+from purify_engine.cli.run import main
+
+
+def test_version_is_that_of_the_package(command):
+    assert command("--version") == (0, f"{purify_engine.__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", ["demo", "purify", "evaluate", "train", "doctor"])
+def test_every_verb_explains_itself(verb, command):
+    code, out, _ = command(verb, "--help")
+    assert code == 0 and f"purify-engine {verb}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["purifi"], 'Unknown command "purifi"'),
+        (["purify"], "requires an argument"),
+        (["purify", "in", "out", "--sampler", "heun"], 'Choose from: "ddpm"'),
+        (["purify", "in", "out", "--nonsense", "1"], "Unknown option"),
+        (["purify", "in", "out", "--purifier", "nobody"], "got 'nobody'"),
+        (["purify", "in", "out", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["train", "diffusion", "nowhere", "out"], "source must be an existing image folder"),
+        (["train", "diffusion", "digits", "out", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["train", "classifier", "digits", "out", "--device", "nonsense"], "device must be one that PyTorch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_line_and_code_2(words, says, command):
+    code, out, err = command(*words)
+    assert code == 2 and says in err and out == ""
+    assert err.startswith("purify-engine: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device", "/full"), 5), (ImportError("a broken extension"), 2)],
+    ids=repr,
+)
+def test_every_kind_of_failure_has_its_code(raised, code, command, monkeypatch):
+    def fail(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(run, "call", fail)
+    ended, _, err = command("doctor")
+    assert ended == code and err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run, "call", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])
+
+
+def test_sigterm_ends_with_143():
+    code = """
+import os, signal
+from purify_engine.cli import run
+run.call = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+run.main([])
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143

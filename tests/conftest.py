@@ -1,0 +1,40 @@
+"""What tests of several floors share: a purifier small enough to build in a blink, in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved purifier for 1x8x8 images: random weights, three steps, guided, with a classifier beside it."""
+    from purify_engine import (
+        Classifier,
+        ClassifierConfig,
+        Denoiser,
+        GuidanceConfig,
+        GuidedPurifier,
+        PurifierConfig,
+        UNet,
+        UNetConfig,
+    )
+    from purify_engine.models.checkpoints import save_safetensors
+    from purify_engine.presets import write_config
+
+    folder = tmp_path_factory.mktemp("small") / "purifier"
+    grey = {"in_channels": 1, "mean": (0.3,), "std": (0.4,)}
+    network = ClassifierConfig(architecture="cifar_resnet", depth=8, width=8, activation="silu", **grey)
+    small = {"image_size": 8, "in_channels": 1, "base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1}
+    unet = UNetConfig(**small, attention_resolutions=(), norm_groups=4)
+    config = PurifierConfig(t_star=30, num_steps=3, sampler="ddim", eta=1.0, guidance=GuidanceConfig(scale=1.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        purifier = GuidedPurifier(Denoiser(UNet(unet)), Classifier(network), config)
+        classifier = Classifier(network).eval()
+    purifier.save_pretrained(folder)
+    save_safetensors(classifier, folder / "classifier.safetensors")
+    write_config(folder, unet=unet, guide=network, classifier=network, purifier=config)
+    return folder

@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from purify_engine.data import ImageShape, open_sink, open_source, write_record
+from purify_engine.data.pixels import decode
+
+GREY = ImageShape(1, 8)
+
+
+def folder_of(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 50).save(root / name)
+    return open_source(root, GREY)
+
+
+def test_class_folders_are_kept_and_everything_is_png(tmp_path):
+    source = folder_of(tmp_path / "in", "cat/a.png", "dog/b.jpg")
+    sink = open_sink(source, tmp_path / "out")
+    for index in range(2):
+        sink.write(index, torch.full((1, 8, 8), 0.2))
+    assert sink.names == ("cat/a.png", "dog/b.jpg.png")
+    assert all(torch.equal(decode(tmp_path / "out" / name, 1), torch.full((1, 8, 8), 51 / 255)) for name in sink.names)
+
+
+def test_images_that_share_a_stem_do_not_meet(tmp_path):
+    source = folder_of(tmp_path / "in", "a.png", "a.jpg", "a.bmp")
+    assert len(set(open_sink(source, tmp_path / "out").names)) == 3
+
+
+def test_two_images_for_one_file_are_refused(tmp_path):
+    source = folder_of(tmp_path / "in", "a.jpg", "a.jpg.png")
+    with pytest.raises(ValueError, match="free of two images that would be written to one file, got 'a.jpg.png'"):
+        open_sink(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("where", ["in", "in/out"])
+def test_the_output_may_not_lie_in_the_source(where, tmp_path):
+    source = folder_of(tmp_path / "in", "a.png")
+    with pytest.raises(ValueError, match="output must be a folder outside the source"):
+        open_sink(source, tmp_path / where)
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    source = folder_of(tmp_path / "in", "a.png")
+    folder_of(tmp_path / "out", "b.png")
+    with pytest.raises(ValueError, match="output must be a new or an empty folder"):
+        open_sink(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", [(2, 1, 8, 8), (2, 8, 8, 1), (2, 8, 8)], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float64"])
+def test_an_array_keeps_its_layout_dtype_and_companions(layout, dtype, tmp_path):
+    np.savez(tmp_path / "in.npz", images=np.zeros(layout, dtype), labels=np.array([3, 4]))
+    sink = open_sink(open_source(tmp_path / "in.npz", GREY), tmp_path / "deep" / "out.npz")
+    sink.write(1, torch.full((1, 8, 8), 0.6))
+    assert not sink.path.exists()
+    sink.close()
+    written = np.load(tmp_path / "deep" / "out.npz")
+    assert written["images"].shape == layout and written["images"].dtype == dtype and written["labels"].tolist() == [3, 4]
+    assert np.allclose(written["images"][1], 153 if dtype == "uint8" else 0.6, atol=1e-3) and not written["images"][0].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("out.npz", "a .npy file, as the source is one"), ("in.npy", "a file that does not exist yet")]
+)
+def test_an_impossible_output_file_is_refused(name, says, tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match=f"output must be {says}"):
+        open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / name)
+
+
+def test_records_lie_beside_the_images(tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros((2, 8, 8), np.uint8))
+    of_array = open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / "out.npy")
+    of_folder = open_sink(folder_of(tmp_path / "in", "a.png"), tmp_path / "out")
+    assert of_array.record("run.json") == tmp_path / "out.run.json"
+    assert of_folder.record("run.json") == tmp_path / "out" / "run.json"
+    write_record(tmp_path / "failed.jsonl", [{"id": 1}, {"id": 2}])
+    assert [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()] == [{"id": 1}, {"id": 2}]

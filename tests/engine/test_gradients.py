@@ -1,0 +1,222 @@
+"""The exact gradient against the stored graph of the plain loop, and against finite differences: float64 throughout."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from purify_engine.config import ClassifierConfig, GuidanceConfig, ScheduleConfig
+from purify_engine.engine.calibration import guidance_scale_for
+from purify_engine.engine.gradients import differentiable_loop, purify
+from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
+from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.plan import write_plan
+from purify_engine.models.classifiers import Classifier
+from purify_engine.reference.schedules import make_schedule
+from purify_engine.testing.oracles import smooth_denoiser
+from purify_engine.types import NoiseKey
+
+SCHEDULE = make_schedule(ScheduleConfig())
+NOISE = NoiseKey(torch.tensor(11), torch.arange(2))
+SAMPLERS = [("ddpm", 0.0), ("ddpm_large", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("vp_sde", 0.0)]
+
+
+def network(activation="silu", seed=0):
+    """A small guide with normalisation statistics of its own, so that nothing in it is trivial."""
+    config = ClassifierConfig(
+        architecture="wide_resnet", depth=10, width=1, in_channels=1, activation=activation, mean=(0.3,), std=(0.4,)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Classifier(config).double()
+        model.train()(torch.rand(64, 1, 8, 8, dtype=torch.float64))
+    return model.eval().requires_grad_(False)
+
+
+def adversarial(activation="silu", straight_through=False, **options):
+    return AdversarialGuide(
+        network(activation), GuidanceConfig(scale=1.0, **options), straight_through=straight_through
+    )
+
+
+GUIDES = {
+    "none": NoGuide(),
+    "pixel": PixelGuide(),
+    "label and latent": adversarial(),
+    "latent": adversarial(pseudo_label="none"),
+    "soft label": adversarial(pseudo_label="soft", latent_weight=0.0),
+    "straight-through label": adversarial(straight_through=True, latent_weight=0.0),
+    "Tweedie estimate": adversarial(look_at="x0"),
+    "normalised": adversarial(normalised=True),
+    "normalised Tweedie, soft": adversarial(normalised=True, look_at="x0", pseudo_label="soft"),
+}
+
+
+def images(seed=5):
+    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
+
+
+def strong_plan(guide, sampler="ddpm", eta=0.0, num_steps=5, ratio=0.5):
+    """A plan whose guidance is `ratio` times unit noise prediction: strong enough to matter, too weak for chaos."""
+    probe = write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=1.0)
+    if isinstance(guide, NoGuide):
+        return probe
+    scale = guidance_scale_for(images(), probe, smooth_denoiser, guide, NOISE, ratio, 0.5)
+    return write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=scale)
+
+
+def loss(x):
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=x.dtype)
+    return (weights * x + 0.1 * x**3).sum()
+
+
+def gradient(function, x):
+    x = x.detach().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(function(x)), x)
+    return grad
+
+
+def run(loop, plan, guide):
+    return lambda x: loop(x, plan, smooth_denoiser, guide, NOISE)
+
+
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS, ids=str)
+@pytest.mark.parametrize("name", GUIDES)
+def test_exact_gradient_equals_the_stored_graph(name, sampler, eta):
+    guide = GUIDES[name]
+    plan = strong_plan(guide, sampler, eta)
+    recomputed = gradient(run(differentiable_loop, plan, guide), images())
+    stored = gradient(run(reverse_loop, plan, guide), images())
+    assert (recomputed - stored).norm() <= 1e-12 * stored.norm()
+
+
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLERS, ids=str)
+@pytest.mark.parametrize("name", [name for name in GUIDES if name != "straight-through label"])
+def test_exact_gradient_equals_central_differences(name, sampler, eta):
+    guide = GUIDES[name]
+    plan = strong_plan(guide, sampler, eta, num_steps=3)
+    function, x, h = run(reverse_loop, plan, guide), images(), 1e-5
+    grad = gradient(run(differentiable_loop, plan, guide), x)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        v /= v.norm()
+        with torch.no_grad():
+            difference = (loss(function(x + h * v)) - loss(function(x - h * v))) / (2 * h)
+        along = (grad * v).sum()
+        assert abs(difference - along) <= 1e-6 * max(abs(along), 1e-3 * grad.norm())
+
+
+@pytest.mark.parametrize("name", ["label and latent", "Tweedie estimate", "pixel"])
+def test_value_is_the_loops_bit_for_bit(name):
+    plan = strong_plan(GUIDES[name])
+    with torch.no_grad():  # where nothing is recorded the plain loop runs the very same kernels
+        value = run(reverse_loop, plan, GUIDES[name])(images())
+    assert torch.equal(run(differentiable_loop, plan, GUIDES[name])(images().requires_grad_()), value)
+
+
+@pytest.mark.parametrize("name", [name for name in GUIDES if name != "none"])
+def test_a_detached_guide_is_caught_where_the_guide_matters(name):
+    guide = GUIDES[name]
+    plan = strong_plan(
+        guide, ratio=2.0 if name == "pixel" else 0.5
+    )  # pixels pull evenly, and half of it cancels with the target's
+    exact = gradient(run(differentiable_loop, plan, guide), images())
+    detached = gradient(
+        lambda x: differentiable_loop(x, plan, smooth_denoiser, guide, NOISE, guide_path=False), images()
+    )
+    share = (exact - detached).norm() / exact.norm()
+    assert share > 0.05
+    v = (exact - detached) / (exact - detached).norm()
+    function, h = run(reverse_loop, plan, guide), 1e-5
+    difference = (loss(function(images() + h * v)) - loss(function(images() - h * v))) / (2 * h)
+    if name != "straight-through label":  # its gradient is not its value's
+        assert abs(difference - (exact * v).sum()) < 1e-3 * abs(difference - (detached * v).sum())
+
+
+def test_float32_replay_equals_the_stored_graph():
+    guide = AdversarialGuide(network().float(), GuidanceConfig(scale=1.0))
+    plan = dataclasses.replace(strong_plan(GUIDES["label and latent"]))
+    recomputed = gradient(run(differentiable_loop, plan, guide), images().float())
+    stored = gradient(run(reverse_loop, plan, guide), images().float())
+    assert (recomputed - stored).norm() <= 1e-5 * stored.norm()
+
+
+def test_a_relu_guide_keeps_its_gauss_newton_part():
+    guide = adversarial("relu")
+    plan = strong_plan(guide)
+    recomputed = gradient(run(differentiable_loop, plan, guide), images())
+    stored = gradient(run(reverse_loop, plan, guide), images())
+    detached = gradient(
+        lambda x: differentiable_loop(x, plan, smooth_denoiser, guide, NOISE, guide_path=False), images()
+    )
+    assert (recomputed - stored).norm() <= 1e-12 * stored.norm()
+    assert (recomputed - detached).norm() > 0.05 * recomputed.norm()
+
+
+def purified(mode, x, plan, guide):
+    surrogate = write_plan(SCHEDULE, 150, 2)
+    return purify(x, plan, smooth_denoiser, guide, NOISE, mode=mode, surrogate=surrogate)
+
+
+@pytest.mark.parametrize("mode", ["exact", "straight_through", "surrogate", "bpda", "detached_guidance"])
+def test_every_mode_but_blind_has_the_purifiers_value(mode):
+    guide = GUIDES["label and latent"]
+    plan = strong_plan(guide)
+    value = run(reverse_loop, plan, guide)(images())
+    # Adding and subtracting the stand-in rounds once.
+    assert (purified(mode, images().requires_grad_(), plan, guide) - value).abs().max() < 1e-14 * 10
+
+
+def test_the_modes_have_the_gradients_they_promise():
+    guide = GUIDES["label and latent"]
+    plan = strong_plan(guide)
+    grads = {
+        mode: gradient(lambda x, mode=mode: purified(mode, x, plan, guide), images())
+        for mode in ("bpda", "blind", "surrogate")
+    }
+    value = run(reverse_loop, plan, guide)(images())
+    at_value = gradient(lambda x: x, value)
+    assert (grads["bpda"] - at_value).abs().max() < 1e-12
+    assert torch.equal(grads["blind"], gradient(lambda x: x, images()))
+    assert torch.equal(purified("blind", images(), plan, guide), images())
+    short = write_plan(SCHEDULE, 150, 2)
+    x = images().requires_grad_()
+    (expected,) = torch.autograd.grad(run(reverse_loop, short, guide)(x), x, at_value)
+    assert (grads["surrogate"] - expected).norm() < 1e-12 * expected.norm()
+
+
+def test_a_network_parameter_that_wants_a_gradient_is_refused():
+    guide = adversarial()
+    guide.network.fc.weight.requires_grad_()
+    with pytest.raises(ValueError, match=r"parameters must be frozen.*network\.fc\.weight"):
+        purified("exact", images().requires_grad_(), strong_plan(GUIDES["none"]), guide)
+
+
+PEAK = """
+import resource, sys, torch
+from purify_engine.config import ScheduleConfig
+from purify_engine.engine.gradients import differentiable_loop
+from purify_engine.engine.guide import NoGuide
+from purify_engine.engine.plan import write_plan
+from purify_engine.reference.schedules import make_schedule
+from purify_engine.types import NoiseKey
+torch.set_num_threads(1)
+wide = [torch.nn.Conv2d(3, 192, 1), *[torch.nn.SiLU() for _ in range(12)], torch.nn.Conv2d(192, 3, 1)]
+hidden = torch.nn.Sequential(*wide).requires_grad_(False)
+plan = write_plan(make_schedule(ScheduleConfig()), 100, int(sys.argv[1]))
+x = torch.rand(2, 3, 64, 64).requires_grad_()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+noise = NoiseKey(torch.tensor(0), torch.arange(2))
+differentiable_loop(x, plan, lambda x_net, plan, step: hidden(x_net), NoGuide(), noise).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_steps():
+    few, many = (int(subprocess.check_output([sys.executable, "-c", PEAK, str(steps)])) for steps in (5, 100))
+    # In KiB beyond the imports; the visited images of 100 steps are 9.4 MiB of it.
+    assert few > 60_000
+    assert many <= 1.3 * few

@@ -1,0 +1,149 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from purify_engine.evaluation.contact_sheet import data_uri, exhibits
+from purify_engine.evaluation.defences import Defence
+from purify_engine.evaluation.report import figure, flattened, render_table, terminal_table, write_report
+from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference
+from purify_engine.evaluation.summary import Comparison, Row
+from tests.evaluation.worlds import ToyPurifier, guided, linear_world
+
+ROWS = [
+    Row("undefended", {"standard": Estimate(0.975, 0.95, 0.99, 360), "exact": Estimate(0.09, 0.06, 0.12, 64)}),
+    Row(
+        "ours",
+        {"standard": Estimate(0.966, 0.94, 0.98, 360), "exact": Estimate(0.909, 0.8, 0.95, 64, masked=True)},
+        1234.5,
+    ),
+]
+
+
+def report(tmp_path, **changes) -> str:
+    classifier, images, labels = linear_world(3)
+    sheet = exhibits(Defence("ours", classifier, ToyPurifier(guided(1.0))), images, images + 0.1, labels)
+    comparison = Comparison(
+        "ours", "DiffPure", PairedDifference(0.23, 0.19, 0.27, 0.18, 0.28, 360), McNemar(90, 7, 1e-18)
+    )
+    settings = {
+        "title": "Digits",
+        "rows": ROWS,
+        "sheet": sheet,
+        "self_test": {"passed": True, "exact_error": 1e-9},
+        "comparisons": [comparison],
+    }
+    return write_report(tmp_path / "sub" / "report.html", **{**settings, **changes}).read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "link", "br", "hr", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_is_one_well_formed_file_without_scripts_or_network(tmp_path):
+    html = report(tmp_path)
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    assert not {"script", "link", "iframe", "object", "form"} & set(reader.tags)
+    assert reader.links and all(link.startswith("data:image/png;base64,") for link in reader.links)
+    assert not re.search(r"https?://|@import|url\(|\bon\w+=", html)
+    assert reader.tags.count("img") == 3 * 4
+
+
+def test_every_text_from_outside_is_escaped(tmp_path):
+    nasty = "<script>alert(1)</script>"
+    rows = [Row(nasty, {nasty: Estimate(0.5, 0.4, 0.6, 10)})]
+    html = report(
+        tmp_path,
+        title=nasty,
+        rows=rows,
+        self_test={nasty: nasty, "passed": False},
+        configuration={nasty: nasty},
+        notes=[nasty],
+    )
+    assert "<script" not in html and html.count("&lt;script&gt;") >= 7
+
+
+def test_report_shows_figures_intervals_sizes_verdicts_and_versions(tmp_path):
+    html = report(tmp_path, configuration={"purifier": {"guidance": {"scale": 3.5}}}, notes=["single draws"])
+    for text in (
+        "97.5",
+        "95.0 – 99.0",
+        "n = 360",
+        "n = 64",
+        "masked",
+        "passed",
+        "purifier.guidance.scale",
+        "3.5",
+        "single draws",
+        "torch",
+        "1,234",
+    ):
+        assert text in html, text
+    assert "✓" in html and "18.0 – 28.0" in html
+
+
+def test_a_masked_figure_is_never_the_best_of_its_column(tmp_path):
+    html = report(tmp_path)
+    assert '<span class="value best">97.5</span>' in html
+    assert '<span class="value best">90.9</span>' not in html and '<span class="value best">9.0</span>' in html
+
+
+def test_markdown_table_has_n_in_the_header_and_intervals_beside_figures():
+    lines = render_table(ROWS).splitlines()
+    assert lines[0] == "| defence | standard (n = 360) | exact (n = 64) | images/s |"
+    assert lines[2] == "| undefended | 97.5 (95.0–99.0) | 9.0 (6.0–12.0) | – |"
+    assert lines[3] == "| ours | 96.6 (94.0–98.0) | 90.9 (80.0–95.0) masked | 1,234 |"
+
+
+def test_terminal_table_shows_the_same_figures():
+    console = Console(file=io.StringIO(), width=120)
+    console.print(terminal_table(ROWS, "Digits"))
+    text = console.file.getvalue()
+    assert "97.5 (95.0–99.0)" in text and "n = 64" in text and "1,234" in text
+
+
+def test_missing_figures_are_dashes():
+    assert figure(None) == "–"
+    assert "–" in render_table([ROWS[0], Row("other", {"standard": Estimate(1, 0.9, 1, 360)})]).splitlines()[-1]
+
+
+def test_pictures_are_the_images_bit_for_bit():
+    image = torch.tensor([[[0.0, 1.0], [0.2, 2.0]]])
+    decoded = Image.open(io.BytesIO(base64.b64decode(data_uri(image).split(",")[1])))
+    assert np.asarray(decoded).tolist() == [[0, 255], [51, 255]]
+    colour = Image.open(io.BytesIO(base64.b64decode(data_uri(image.expand(3, 2, 2)).split(",")[1])))
+    assert colour.mode == "RGB" and colour.size == (2, 2)
+
+
+def test_exhibits_judge_each_stage_by_the_classifier():
+    classifier, images, labels = linear_world(2)
+    attacked = 1 - images  # the mirror image, on the other side of the boundary
+    shown = exhibits(Defence("ours", classifier, ToyPurifier(guided(1.0))), images, attacked, labels)
+    assert [row.input.right for row in shown] == [True, True]
+    assert [row.attacked.right for row in shown] == [False, False]
+    assert [row.difference.right for row in shown] == [None, None]
+
+
+def test_nested_settings_are_flattened_for_reading():
+    assert flattened({"a": {"b": 1, "c": [1, 2]}, "d": guided(2.0)})["d.guidance.scale"] == "2.0"
+    assert flattened({"a": {"b": 1, "c": [1, 2]}}) == {"a.b": "1", "a.c": "[1, 2]"}

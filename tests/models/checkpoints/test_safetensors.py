@@ -1,0 +1,141 @@
+"""Weights on disk: what was saved comes back, and every wrong file is one line that names it and says what to do."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from purify_engine.models import load_safetensors, save_safetensors
+
+
+def network(width=4):
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width))
+
+
+class Bomb:
+    """Unpickling this would create the file it names."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "weights" / "net.safetensors"
+    save_safetensors(network(), path)
+    return path
+
+
+def one_line(error, path):
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message
+    return message
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+    first, second, path = network(), network(), tmp_path / "net.safetensors"
+    first[1].running_mean.normal_()
+    save_safetensors(first, path)
+    assert load_safetensors(second, path) is second
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]  # nothing left beside it
+
+
+def test_weights_take_the_dtype_of_the_network(saved):
+    assert load_safetensors(network().double(), saved)[0].weight.dtype == torch.float64
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_safetensors(network(), tmp_path / "absent.safetensors")
+    assert "give the path" in one_line(error, tmp_path / "absent.safetensors")
+
+
+def test_a_file_cut_anywhere_is_refused(saved):
+    whole = saved.read_bytes()
+    for length in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(ValueError) as error:
+            load_safetensors(network(), saved)
+        assert "again" in one_line(error, saved)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "pickle"])
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_a_pickle_is_refused_and_never_run(tmp_path, zipped, name):
+    path, crater = tmp_path / name, tmp_path / "crater"
+    if zipped:
+        torch.save(Bomb(crater), path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(crater)))
+    with pytest.raises(ValueError) as error:
+        load_safetensors(network(), path)
+    assert "pickle" in one_line(error, path) and "convert" in str(error.value)
+    assert not crater.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_any_protocol_is_refused(tmp_path, protocol):
+    path, crater = tmp_path / "net.safetensors", tmp_path / "crater"
+    path.write_bytes(pickle.dumps(Bomb(crater), protocol=protocol))
+    with pytest.raises(ValueError) as error:
+        load_safetensors(network(), path)
+    one_line(error, path)
+    assert not crater.exists()
+
+
+def test_weights_of_another_width_are_refused_and_change_nothing(saved):
+    other = network(width=5)
+    before = other[0].weight.clone()
+    with pytest.raises(ValueError) as error:
+        load_safetensors(other, saved)
+    assert "0.weight must be (5, 1, 3, 3), got (4, 1, 3, 3)" in one_line(error, saved)
+    assert torch.equal(other[0].weight, before)
+
+
+def test_missing_and_unknown_names_are_told(saved):
+    with pytest.raises(ValueError) as error:
+        load_safetensors(nn.Sequential(*network(), nn.Conv2d(4, 4, 1)), saved)
+    assert "lacks '2.weight' and 1 more" in one_line(error, saved)
+    with pytest.raises(ValueError) as error:
+        load_safetensors(network()[:1], saved)
+    assert "unknown '1.bias' and 4 more" in one_line(error, saved)
+
+
+def test_integers_in_place_of_weights_are_refused(saved):
+    saved.write_bytes(saved.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(ValueError) as error:
+        load_safetensors(network(), saved)
+    assert "must be torch.float32, got I32" in one_line(error, saved)
+
+
+def test_weights_without_batch_norm_counters_are_accepted(tmp_path):
+    """Weights converted from other frameworks carry none, and nothing here reads them."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "net.safetensors"
+    save_file({name: tensor for name, tensor in network().state_dict().items() if not name.endswith("num_batches_tracked")}, path)
+    load_safetensors(network(), path)
+
+
+def test_no_mutated_header_does_anything_but_raise_one_line(saved):
+    """Five hundred damaged headers: each loads or raises a ValueError of one line."""
+    whole, generator = saved.read_bytes(), torch.Generator().manual_seed(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    target, refused = network(), 0
+    for _ in range(500):
+        mutated = bytearray(whole)
+        for position, value in torch.randint(0, header, (3, 2), generator=generator).tolist():
+            mutated[position] = value % 256
+        saved.write_bytes(mutated)
+        try:
+            load_safetensors(target, saved)
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 450

@@ -1,0 +1,47 @@
+import pickle
+
+import pytest
+import torch
+
+from purify_engine.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "unet.checkpoint"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "deeper" / "unet.checkpoint"
+    save_checkpoint(path, {"experiment": {"seed": 1}, "step": 7, "model": {"weight": torch.arange(3.0)}})
+    state = load_checkpoint(path, {"seed": 1})
+    assert state["step"] == 7 and torch.equal(state["model"]["weight"], torch.arange(3.0))
+
+
+def test_another_experiment_is_refused_with_the_difference(tmp_path):
+    path = tmp_path / "unet.checkpoint"
+    save_checkpoint(path, {"experiment": {"seed": 1, "steps": 10}})
+    with pytest.raises(ValueError, match=r"'seed': \(1, 2\)") as error:
+        load_checkpoint(path, {"seed": 2, "steps": 10})
+    assert "steps" not in str(error.value)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    path = tmp_path / "unet.checkpoint"
+    torch.save(Payload(), path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint(path, {})
+    assert not (tmp_path / "ran").exists()

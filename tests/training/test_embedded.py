@@ -1,0 +1,85 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import purify_engine
+from purify_engine.data import digits
+from purify_engine.models import Classifier, UNet, load_safetensors
+from purify_engine.reference.schedules import make_schedule
+from purify_engine.training import embedded
+from purify_engine.training.diffusion import denoising_error
+from purify_engine.training.perturbation import accuracy, robust_accuracy
+
+WEIGHTS = Path(purify_engine.__file__).parent / "weights" / "digits"
+NAMES = ["classifier", "guide", "unet"]
+
+
+def load(network, name):
+    load_safetensors(network, WEIGHTS / f"{name}.safetensors")
+    return network.eval()
+
+
+def printed(name):
+    """The rows of a card: {name: value}."""
+    return dict(re.findall(r"^\| (.+?) \| (.+?) \|$", (WEIGHTS / f"{name}.md").read_text(), re.M))
+
+
+def test_the_embedded_networks_are_small_and_each_has_its_card():
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 8e6
+    assert all((WEIGHTS / f"{name}{suffix}").exists() for name in NAMES for suffix in (".safetensors", ".md"))
+
+
+def test_the_input_normalisation_is_that_of_the_training_digits():
+    images, _ = digits("train")
+    assert float(images.mean()) == pytest.approx(embedded.MEAN[0], abs=1e-3)
+    assert float(images.std()) == pytest.approx(embedded.STD[0], abs=1e-3)
+
+
+def test_the_classifier_reads_held_out_digits_and_falls_under_attack():
+    classifier = load(Classifier(embedded.CLASSIFIER), "classifier")
+    images, labels = digits("test")
+    assert accuracy(classifier, images, labels) >= 0.97
+    assert robust_accuracy(classifier, images, labels, embedded.ATTACK) < 0.10
+
+
+def test_the_guide_reads_held_out_digits_and_resists():
+    guide = load(Classifier(embedded.GUIDE), "guide")
+    images, labels = digits("test")
+    assert accuracy(guide, images, labels) >= 0.97
+    assert robust_accuracy(guide, images, labels, embedded.ATTACK) > 0.75
+
+
+def test_the_cards_print_what_can_be_measured_again():
+    images, labels = digits("test")
+    classifier, unet = load(Classifier(embedded.CLASSIFIER), "classifier"), load(UNet(embedded.UNET), "unet")
+    assert float(printed("classifier")["held-out: standard accuracy"]) == pytest.approx(accuracy(classifier, images, labels), abs=1e-3)
+    error = denoising_error(unet, images, make_schedule(embedded.UNET_TRAINING.schedule), index=149)
+    # The noise comes from a seed, but its float rounding and the convolutions' differ between machines.
+    assert float(printed("unet")["held-out: RMSE of the denoised image at timestep 149"]) == pytest.approx(error, rel=1e-2)
+
+
+def test_the_cards_print_the_configurations_in_force():
+    for name, network, training in [
+        ("unet", embedded.UNET, embedded.UNET_TRAINING),
+        ("guide", embedded.GUIDE, embedded.GUIDE_TRAINING),
+        ("classifier", embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING),
+    ]:
+        rows = printed(name)
+        assert rows["steps"] == str(training.steps) and rows["seed"] == str(training.seed)
+        assert rows["learning_rate"] == f"{training.learning_rate:.4g}"
+        assert all(rows[field] == str(value) for field, value in vars(network).items() if isinstance(value, (int, str)))
+
+
+def test_all_three_are_trained_and_finished_ones_are_kept(monkeypatch, tmp_path):
+    for name in ("UNET_TRAINING", "GUIDE_TRAINING", "CLASSIFIER_TRAINING"):
+        monkeypatch.setattr(embedded, name, replace(getattr(embedded, name), steps=1, batch_size=4))
+    images, labels = (each[:20] for each in digits("train"))
+    embedded.train_embedded(images, labels, tmp_path)
+    weights = sorted(tmp_path.glob("*.safetensors"))
+    assert [path.stem for path in weights] == NAMES
+    weights[1].unlink()
+    trained = []
+    embedded.train_embedded(images, labels, tmp_path, resume=True, progress=lambda report: trained.append(report["network"]))
+    assert set(trained) == {"guide"}

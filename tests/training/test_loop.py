@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from purify_engine.config import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining
+from purify_engine.training.classifier import train_classifier
+from purify_engine.training.diffusion import train_diffusion
+from purify_engine.training.loop import Average, initialised, warmup_cosine
+from purify_engine.training.trades import train_trades
+
+PACE = dict(steps=20, batch_size=12, shift=1, report_every=10, checkpoint_every=10)
+ATTACK = Perturbation(epsilon=0.1, step_size=0.05, num_steps=2)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(report):
+    raise Interrupted
+
+
+@pytest.fixture(params=["unet", "unet with dropout", "guide", "classifier"])
+def trainer(request, tiny_unet, tiny_classifier, stripes, tmp_path):
+    """One of the trainers as a function (out_dir, **options) -> model, tiny and quick."""
+    images, labels = stripes
+    if request.param.startswith("unet"):
+        from dataclasses import replace
+
+        network = replace(tiny_unet, dropout=0.2 if "dropout" in request.param else 0.0)
+        config = DiffusionTraining(**PACE, warmup_steps=5, learning_rate=1e-3)
+        return lambda out, **options: train_diffusion(images, network, config, out, **options)
+    if request.param == "guide":
+        config = TradesTraining(**PACE, attack=ATTACK, t_star=100)
+        return lambda out, **options: train_trades(images, labels, tiny_classifier, config, out, **options)
+    config = ClassifierTraining(**PACE, attack=ATTACK)
+    return lambda out, **options: train_classifier(images, labels, tiny_classifier, config, out, **options)
+
+
+def assert_same_weights(one, other):
+    for (name, left), right in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def test_ten_steps_and_ten_resumed_equal_twenty_bit_for_bit(trainer, tmp_path):
+    straight = trainer(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        trainer(tmp_path / "broken", progress=interrupt)
+    seen = []
+    resumed = trainer(tmp_path / "broken", resume=True, progress=seen.append)
+    assert [report["step"] for report in seen if "step" in report] == [20], "it did not start from step 10"
+    assert_same_weights(straight, resumed)
+
+
+def test_a_finished_run_leaves_weights_and_card_only(trainer, tmp_path):
+    trainer(tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".md", ".safetensors"]
+
+
+def test_reports_are_json_and_count_up(trainer, tmp_path):
+    seen = []
+    trainer(tmp_path, progress=seen.append)
+    assert json.loads(json.dumps(seen)) == seen
+    assert [report.get("step") for report in seen] == [10, 20, None]
+    assert {"network", "steps", "loss", "learning_rate", "images_per_second", "seconds_left"} <= seen[0].keys()
+    assert {"network", "figures", "weights"} == seen[-1].keys()
+
+
+def test_the_callers_random_numbers_are_left_alone(trainer, tmp_path):
+    before = torch.get_rng_state()
+    trainer(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_changed_configuration_does_not_resume(tiny_classifier, stripes, tmp_path):
+    with pytest.raises(Interrupted):
+        train_classifier(*stripes, tiny_classifier, ClassifierTraining(**PACE), tmp_path, progress=interrupt)
+    changed = ClassifierTraining(**{**PACE, "batch_size": 8})
+    with pytest.raises(ValueError, match=r"'batch_size': \(12, 8\)"):
+        train_classifier(*stripes, tiny_classifier, changed, tmp_path, resume=True)
+
+
+def test_a_diverging_run_says_what_to_do(tiny_classifier, stripes, tmp_path):
+    config = ClassifierTraining(**PACE, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train_classifier(*stripes, tiny_classifier, config, tmp_path)
+
+
+def test_the_average_follows_its_recursion():
+    model = nn.Linear(1, 1, bias=False)
+    average = Average(model, decay=0.9)
+    expected = model.weight.item()
+    for step, value in enumerate([1.0, -2.0, 0.5], start=1):
+        nn.init.constant_(model.weight, value)
+        average.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert average.model.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_initial_weights_follow_from_the_seed():
+    def build():
+        return nn.Linear(3, 3)
+
+    assert_same_weights(initialised(build, 1), initialised(build, 1))
+    assert not torch.equal(initialised(build, 1).weight, initialised(build, 2).weight)
+
+
+def test_the_learning_rate_rises_over_the_warmup_and_falls_to_nothing():
+    rates = [warmup_cosine(step, steps=100, warmup_steps=10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == 1 and rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
