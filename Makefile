@@ -44,7 +44,7 @@ gpu: $(STAMP) ## what a GPU would run, and what is missing for it
 	@"$(PY)" -m purify_engine doctor --gpu
 
 evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes bench/results/digits.jsonl
-	"$(PY)" -m purify_engine evaluate digits --output bench/results/digits.jsonl
+	"$(PY)" -m purify_engine evaluate digits --workers 2 --output bench/results/digits.jsonl
 
 train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits

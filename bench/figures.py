@@ -27,7 +27,7 @@ RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
 HEADLINE_COLUMNS = (CLEAN.name, TRANSFERRED, EXACT, HEADLINE)
-OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "the guide alone")
+OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "ours, latent", "the guide alone")
 
 
 def digits_headline() -> str:

@@ -56,8 +56,9 @@ struct Moments {
 
 template <typename T>
 Moments moments(const T* x, int64_t n, double norm_eps) {
-  const double mean = sum(n, [=](int64_t i) { return x[i]; }) / n;
-  const double variance = sum(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / n;
+  const double count = static_cast<double>(std::max<int64_t>(n, 1));  // of nothing, the mean is 0
+  const double mean = sum(n, [=](int64_t i) { return x[i]; }) / count;
+  const double variance = sum(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / count;
   return {mean, 1 / std::sqrt(variance + norm_eps)};
 }
 
@@ -129,13 +130,15 @@ struct ChannelSums {
   double grad, grad_normed;
 };
 
-// Writes grad_x of one group and the sums of its channels. grad_x holds the gradient through SiLU in between.
+// Writes grad_x of one group and the sums of its channels. In between, grad_x holds the gradient to the normed input: its mean is taken
+// of the rounded values it holds, so that a group of one element, whose gradient is 0, gets 0.
 template <typename T>
 void backward_group(T* grad_x, ChannelSums* sums, const T* grad_out, const Norm<T>& norm, int64_t image, int64_t group) {
   const int64_t width = norm.channels / norm.groups, pixels = norm.pixels;
   const int64_t first = image * norm.channels + group * width;
   const Moments m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
-  const T centre = static_cast<T>(m.mean), rstd = static_cast<T>(m.rstd);
+  const T centre = static_cast<T>(m.mean);
+  const double lost = m.mean - centre;  // by rounding: put right after each sum
   double mean_grad = 0, mean_grad_normed = 0;
   for (int64_t k = 0; k < width; ++k) {
     const int64_t channel = group * width + k, at = (first + k) * pixels;
@@ -144,19 +147,19 @@ void backward_group(T* grad_x, ChannelSums* sums, const T* grad_out, const Norm<
     through_silu(grad, grad_out + at, x, line_of(m, norm, image, channel), pixels, norm.silu);
     ChannelSums& channel_sums = sums[first + k];
     channel_sums.grad = sum(pixels, [=](int64_t i) { return grad[i]; });
-    channel_sums.grad_normed = sum(pixels, [=](int64_t i) { return grad[i] * ((x[i] - centre) * rstd); });
+    const double grad_centred = sum(pixels, [=](int64_t i) { return static_cast<double>(grad[i]) * (x[i] - centre); });
+    channel_sums.grad_normed = m.rstd * (grad_centred - lost * channel_sums.grad);
     const double slope = norm.weight[channel] * gain_of(norm, image, channel);
-    mean_grad += slope * channel_sums.grad;
+    for (int64_t i = 0; i < pixels; ++i) grad[i] *= static_cast<T>(slope);
+    mean_grad += sum(pixels, [=](int64_t i) { return grad[i]; });
     mean_grad_normed += slope * channel_sums.grad_normed;
   }
-  const T level = static_cast<T>(mean_grad / (width * pixels)), tilt = static_cast<T>(mean_grad_normed / (width * pixels));
-  for (int64_t k = 0; k < width; ++k) {
-    const int64_t channel = group * width + k, at = (first + k) * pixels;
-    const T slope = static_cast<T>(norm.weight[channel] * gain_of(norm, image, channel));
-    const T* x = norm.x + at;
-    T* grad = grad_x + at;
-    for (int64_t i = 0; i < pixels; ++i) grad[i] = rstd * (slope * grad[i] - level - (x[i] - centre) * rstd * tilt);
-  }
+  const double count = static_cast<double>(std::max<int64_t>(width * pixels, 1)), slope = m.rstd * mean_grad_normed / count;
+  const T level = static_cast<T>(mean_grad / count - lost * slope), tilt = static_cast<T>(slope);
+  const T rstd = static_cast<T>(m.rstd);
+  const T* x = norm.x + first * pixels;
+  T* grad = grad_x + first * pixels;
+  for (int64_t i = 0; i < width * pixels; ++i) grad[i] = rstd * (grad[i] - level - (x[i] - centre) * tilt);
 }
 
 template <typename T>

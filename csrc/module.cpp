@@ -5,9 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ops.h"
@@ -77,6 +79,12 @@ Row row_at(const double* rows, int64_t num_rows, int64_t step) {
   return {row[0], row[1], row[2], row[3]};
 }
 
+std::array<uint32_t, 4> philox_block(const std::array<uint32_t, 4>& counter, const std::array<uint32_t, 2>& key) {
+  std::array<uint32_t, 4> words;
+  PURIFY_RUN(philox_block, words.data(), counter.data(), key.data());
+  return words;
+}
+
 void philox(uintptr_t out, const BatchArguments& batch) { PURIFY_RUN(philox_words, pointer<int64_t>(out), batch_of(batch)); }
 
 template <typename T>
@@ -128,6 +136,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");
+  module.def("philox_block", &philox_block, "Philox 4x32-10 of one counter, for its known answers.");
   module.def("philox", &philox, py::call_guard<py::gil_scoped_release>());
   define_ops<float>(module, "float32");
   define_ops<double>(module, "float64");

@@ -39,6 +39,7 @@ struct NormGrads {
 
 #define PURIFY_DECLARE_OPS(isa)                                                                                      \
   namespace isa {                                                                                                    \
+  void philox_block(uint32_t* words, const uint32_t* counter, const uint32_t* key);                                  \
   void philox_words(int64_t* out, const Batch& batch);                                                               \
   template <typename T>                                                                                              \
   void philox_normal(T* out, const Batch& batch);                                                                    \

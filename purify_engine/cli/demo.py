@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.evaluate import CHECK_FAILED, gdmp_scale, show_full_evaluation
+from purify_engine.cli.evaluate import CHECK_FAILED, show_full_evaluation
 from purify_engine.cli.loading import load_purifier
 from purify_engine.cli.options import options_of, with_options
 from purify_engine.config import DemoConfig, to_dict
@@ -42,7 +42,6 @@ def demo(
     from purify_engine.presets import load_classifier
 
     purifier, classifier, budget = load_purifier("digits"), load_classifier("digits"), with_options(DemoConfig(), options)
-    pixel_scale = gdmp_scale(purifier, "digits")
     with Meter("demo") as meter:
         stages = iter(range(STAGES))
         shown = run_demo(
@@ -50,11 +49,11 @@ def demo(
             classifier,
             *digits("test"),
             budget,
-            pixel_scale=pixel_scale,
+            training_images=digits("train")[0],
             on_stage=lambda stage: meter.update(next(stages, STAGES), STAGES, stage=stage),
         )
         meter.update(STAGES, STAGES, stage="done")
-    settings = {"demo": to_dict(budget), "purifier": to_dict(purifier.config), "gdmp_scale": pixel_scale}
+    settings = {"demo": to_dict(budget), "purifier": to_dict(purifier.config)}
     write_report(
         report, title="Demonstration on held-out digits", rows=shown.rows, sheet=shown.sheet, self_test=shown.self_test,
         configuration=settings, notes=NOTES,

@@ -24,8 +24,7 @@ Named = TypeVar("Named", "Defence", AttackConfig)
 
 CHECK_FAILED = 4
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
-CALIBRATION_IMAGES, PIXEL_RATIO = 256, 0.2  # for GDMP's scale, always on training images
-OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "the guide alone")
+OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "ours, latent", "the guide alone")
 
 Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
 
@@ -44,6 +43,7 @@ def evaluate(
     defences: Names = None,
     attacks: Names = None,
     device: str = "cpu",
+    workers: int = 1,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
     options: Annotated[EvaluationOptions | None, Parameter(name="*")] = None,
@@ -64,15 +64,17 @@ def evaluate(
     report:
         Also write a report, one HTML file.
     calibration:
-        Training images that set GDMP's scale: "digits", a folder or a file. Never the ones evaluated on.
+        Training images that the rivals' guidance scales are calibrated on: "digits", a folder or a file; never those evaluated.
     limit:
         Only the first so many images.
     defences:
-        Only these rows: undefended, DiffPure, GDMP, ours, "the guide alone".
+        Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "the guide alone".
     attacks:
         Only these attacks of the protocol, by name, such as exact or BPDA.
     device:
         Where to compute, in PyTorch's words.
+    workers:
+        Processes of one thread each that share the work; small images scale over processes better than over threads.
     json:
         Print the result as one JSON line.
     attack:
@@ -82,6 +84,7 @@ def evaluate(
     from purify_engine.evaluation.self_test import gradient_self_test
     from purify_engine.evaluation.suite import fitted
 
+    require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
     rows, ours = _defences(purifier, calibration, device, defences)
     images, labels = _images(source, ours, limit)
@@ -94,7 +97,7 @@ def evaluate(
             cells.append(cell)
             meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
 
-        protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, on_cell=tell)
+        protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, workers=workers, on_cell=tell)
     if report is not None:
         settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config)}
         _write_report(report, cells, self_test, settings, config.confidence)
@@ -116,16 +119,9 @@ def _defences(purifier: str, calibration: str, device: str, names: list[str] | N
     from purify_engine.presets import load_classifier
 
     ours, classifier = load_purifier(purifier, device=device), load_classifier(purifier).to(device)
-    rows = standard_defences(ours, classifier, pixel_scale=gdmp_scale(ours, calibration))
+    known = training_images(calibration, image_shape(ours)).to(ours.seed.device)
+    rows = standard_defences(ours, classifier, known)
     return _chosen(rows, names, "defences"), ours
-
-
-def gdmp_scale(purifier: GuidedPurifier, calibration: str) -> float:
-    """GDMP's guidance scale, calibrated on training images."""
-    from purify_engine.evaluation.defences import calibrated
-
-    images = training_images(calibration, image_shape(purifier))[:CALIBRATION_IMAGES]
-    return calibrated(purifier, images.to(purifier.seed.device), PIXEL_RATIO, kind="pixel").config.guidance.scale
 
 
 def _images(source: str, purifier: GuidedPurifier, limit: int | None) -> tuple[Images, Labels]:

@@ -58,8 +58,12 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         sys.exit(call(application(), sys.argv[1:] if words is None else words) or 0)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
-    except (CycloptsError, ValueError, FileNotFoundError, ImportError) as wrong:
+    except (CycloptsError, ValueError, FileNotFoundError) as wrong:
         _fail(str(wrong), USAGE)
+    except ImportError as missing:
+        if missing.name:  # Python's own, so a fault of ours; those that we raise say what to install, and carry no name
+            raise
+        _fail(str(missing), USAGE)
     except OSError as failed:
         _fail(f"{failed.strerror or failed}: {failed.filename or 'unnamed file'}", INPUT_OUTPUT)
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Ids, Images, Logits
 
+OURS, LATENT, GUIDE_ALONE = "ours", "ours, latent", "the guide alone"
+PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
+LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0, "pseudo_label": "none"}
+
 
 @dataclass(frozen=True)
 class Defence:
@@ -61,26 +65,30 @@ class Defence:
         return {"name": self.name, "purifier": config or None, "guided": self.guide is not None}
 
 
-def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, *, pixel_scale: float) -> tuple[Defence, ...]:
-    """The rows of every comparison: undefended, DiffPure, GDMP, ours, the guide alone.
+def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:
+    """The rows of every comparison: undefended, DiffPure, GDMP, ours, ours by the latent term alone, the guide alone.
 
-    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs.
-    `pixel_scale` is GDMP's s.
+    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The rivals' scales
+    are calibrated on `training_images`, to the ratios at which they did best on training digits.
     """
+    known = training_images[:CALIBRATION_IMAGES]
     unguided = purifier.configured(guidance=GuidanceConfig(kind="none"))
-    pixel = purifier.configured(guidance=GuidanceConfig(kind="pixel", scale=pixel_scale))
-    return (
+    rows = [
         Defence("undefended", classifier),
         Defence("DiffPure", classifier, unguided),
-        Defence("GDMP", classifier, pixel),
-        Defence("ours", classifier, purifier, purifier.guide),
-        *guide_alone(purifier, classifier),
-    )
+        Defence("GDMP", classifier, _pixel(purifier, known)),
+        Defence(OURS, classifier, purifier, purifier.guide),
+    ]
+    if purifier.guide is None:
+        return tuple(rows)
+    if purifier.config.guidance.label_weight > 0:
+        rows.append(Defence(LATENT, classifier, calibrated(purifier, known, LATENT_RATIO, **LATENT_TERM), purifier.guide))
+    return (*rows, Defence(GUIDE_ALONE, purifier.guide, bare=classifier))
 
 
-def guide_alone(purifier: GuidedPurifier, classifier: nn.Module) -> tuple[Defence, ...]:
-    """The guide as the classifier, with nothing before it: the row that guidance has to be measured against."""
-    return () if purifier.guide is None else (Defence("the guide alone", purifier.guide, bare=classifier),)
+def _pixel(purifier: GuidedPurifier, images: Images) -> GuidedPurifier:
+    scale = calibrated(purifier, images, PIXEL_RATIO, kind="pixel").config.guidance.scale
+    return purifier.configured(guidance=GuidanceConfig(kind="pixel", scale=scale))
 
 
 def calibrated(purifier: GuidedPurifier, images: Tensor, ratio: float, **guidance: Any) -> GuidedPurifier:

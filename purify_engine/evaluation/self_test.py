@@ -49,16 +49,14 @@ def gradient_self_test(
     images = images.double().clamp(0.01, 0.99)  # differences must not leave [0, 1]
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images.device)
+    directions = torch.randn((num_directions, *images.shape), generator=generator, dtype=torch.float64).to(
+        images.device
+    )
     exact, detached = (
         _gradient(double.configured(gradient=mode), images, weights) for mode in ("exact", "detached_guidance")
     )
-    errors: dict[str, list[Tensor]] = {"exact": [], "detached": []}
-    for _ in range(num_directions):
-        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images.device)
-        difference = _central_difference(double, images, weights, direction)
-        errors["exact"].append(_relative_error(exact, direction, difference))
-        errors["detached"].append(_relative_error(detached, direction, difference))
-    exact_error, detached_error = (float(torch.cat(errors[name]).median()) for name in ("exact", "detached"))
+    differences = _central_differences(double, images, weights, directions)
+    exact_error, detached_error = (_median_error(grad, directions, differences) for grad in (exact, detached))
     share = float((exact - detached).norm() / exact.norm().clamp(min=1e-300))
     matters = share >= RELEVANT_SHARE
     caught = detached_error > 100 * TOLERANCE
@@ -77,10 +75,10 @@ def gradient_self_test(
 
 
 def _functional(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tensor:
-    """A random linear functional of each purified image [B], its noise fixed by draw 0."""
-    return (
-        (weights * purifier(images, ids=torch.arange(len(images), device=images.device), draw=0)).flatten(1).sum(dim=1)
-    )
+    """A random linear functional of each purified image, its noise fixed by draw 0 and its place: [..., B]."""
+    ids = torch.arange(len(weights), device=images.device).expand(images.shape[:-3])
+    purified = purifier(images.flatten(0, -4), ids=ids.flatten(), draw=0).view(images.shape)
+    return (weights * purified).flatten(-3).sum(dim=-1)
 
 
 def _gradient(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tensor:
@@ -90,14 +88,15 @@ def _gradient(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _central_difference(purifier: GuidedPurifier, images: Images, weights: Tensor, direction: Tensor) -> Tensor:
-    """Derivative along `direction`, image by image [B]."""
-    ahead = _functional(purifier, images + DIFFERENCE_STEP * direction, weights)
-    behind = _functional(purifier, images - DIFFERENCE_STEP * direction, weights)
+def _central_differences(purifier: GuidedPurifier, images: Images, weights: Tensor, directions: Tensor) -> Tensor:
+    """Derivative of each image's functional along each direction [D, B]; all are one batch."""
+    offsets = DIFFERENCE_STEP * directions
+    ahead, behind = _functional(purifier, torch.stack([images + offsets, images - offsets]), weights)
     return (ahead - behind) / (2 * DIFFERENCE_STEP)
 
 
-def _relative_error(grad: Tensor, direction: Tensor, difference: Tensor) -> Tensor:
-    along = (grad * direction).flatten(1).sum(dim=1)
+def _median_error(grad: Tensor, directions: Tensor, differences: Tensor) -> float:
+    along = (grad * directions).flatten(2).sum(dim=2)
     floor = 1e-3 * grad.flatten(1).norm(dim=1)  # a direction nearly orthogonal to the gradient has no relative error
-    return (along - difference).abs() / torch.maximum(along.abs(), floor).clamp(min=1e-300)
+    errors = (along - differences).abs() / torch.maximum(along.abs(), floor).clamp(min=1e-300)
+    return float(errors.median())

@@ -23,7 +23,7 @@ def attack_suite(config: EvaluationConfig) -> tuple[AttackConfig, ...]:
     main = AttackConfig(
         name=EXACT, epsilon=config.epsilon, num_steps=config.num_steps, num_eot=config.num_eot, seed=config.seed
     )
-    light = replace(main, num_steps=max(1, config.num_steps // 2), num_eot=max(1, config.num_eot // 2))
+    light = replace(main, num_steps=max(1, config.num_steps // 2), num_eot=(config.num_eot + 1) // 2)
     cheap = replace(main, num_steps=4 * config.num_steps)
     square = replace(main, name="square", kind="square", loss="margin", num_steps=config.num_queries, num_eot=1)
     spatial = replace(light, name="StAdv", kind="stadv", norm="spatial", epsilon=config.max_shift)

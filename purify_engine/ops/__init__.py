@@ -25,12 +25,12 @@ __all__ = [
 
 
 def philox(key: Key, ids: Ids, step: Step, numel: int) -> Tensor:
-    """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E3)."""
+    """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E5)."""
     return torch.ops.purify.philox(key, ids, step, numel)
 
 
 def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dtype) -> Tensor:
-    """Standard normals of `numel` elements of each image: [B, numel] in float32 or float64 (docs/math.md E3)."""
+    """Standard normals of `numel` elements of each image: [B, numel] in float32 or float64 (docs/math.md E5)."""
     return torch.ops.purify.philox_normal(key, ids, step, numel, dtype=dtype)
 
 
@@ -39,7 +39,8 @@ def q_sample(
 ) -> tuple[Images, Images]:
     """`x_start` noised to `marginal`: (x_t, x_net), where x_net is the channels_last copy in `net_dtype`, or x_t itself.
 
-    `marginal` is float64 [2], (sqrt(alpha_bar), sqrt(1 - alpha_bar)); `step` the counter word of the noise. Differentiable in x_start.
+    `marginal` is float64 [2], (sqrt(alpha_bar), sqrt(1 - alpha_bar)); `step` is the counter word of the noise (docs/math.md E4).
+    Differentiable in x_start.
     """
     x_t, x_net = torch.ops.purify.q_sample(x_start, marginal, step, key, ids, net_dtype=net_dtype)
     return x_t, x_t if net_dtype is None else x_net
@@ -58,8 +59,8 @@ def guided_step(
 ) -> tuple[Images, Images]:
     """Row `step` of the plan: (x_next, x_net), where x_net is the channels_last copy in `net_dtype`, or x_next itself.
 
-    `rows` is float64 [N, 4], a row being (a, b, d, c) (docs/math.md E7); x_t is float32 or float64, eps and grad any float; a grad of
-    None guides nowhere and costs nothing. Differentiable in x_t, eps and grad, any number of times.
+    `rows` is float64 [N, 4], a row being (a, b, d, c) (docs/math.md E7); x_t is float32 or float64, eps and grad any float. A
+    grad of None guides nowhere and costs nothing. Differentiable in x_t, eps and grad, any number of times.
     """
     x_next, x_net = torch.ops.purify.guided_step(x_t, eps, grad, rows, step, key, ids, net_dtype=net_dtype)
     return x_next, x_next if net_dtype is None else x_net
@@ -93,7 +94,7 @@ def group_norm_silu_backward(
     norm_eps: float,
     silu: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of `group_norm_silu`: (grad_x, grad_weight, grad_bias, grad_scale, grad_shift); empty where there is no scale, shift."""
+    """The gradient of `group_norm_silu`: (grad_x, grad_weight, grad_bias, grad_scale, grad_shift); empty if not given."""
     return torch.ops.purify.group_norm_silu_backward(grad_out, x, weight, bias, scale, shift, num_groups, norm_eps, silu)
 
 

@@ -73,8 +73,8 @@ def guided_step(
     net_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`reference.process.guided_step` in C++."""
-    x_t, eps, grad = (None if tensor is None else _plain(tensor, x_t.dtype) for tensor in (x_t, eps, grad))
-    rows = rows.contiguous()
+    x_t, eps, rows = x_t.contiguous(), _plain(eps, x_t.dtype), rows.contiguous()
+    grad = None if grad is None else _plain(grad, x_t.dtype)
     x_next = empty(x_t.shape, x_t.dtype)
     batch = _Batch(key, ids, step, x_t.shape[1:].numel())
     pointers = (_pointer(tensor) for tensor in (x_next, x_t, eps, grad, rows))

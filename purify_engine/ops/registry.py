@@ -1,7 +1,7 @@
 """Which engine runs an op: by device and silently, or the one that `backend` forces.
 
-Every op has the reference. Each of the other engines is a launcher, a function of the reference's own signature that imports its room
-on the first call, or the sentence that says why the op does without it.
+Every op has the reference. Each of the other engines is a launcher, a function of the reference's own signature, or the sentence
+that says why the op does without it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from purify_engine.config import require
 
 ENGINES = ("reference", "cpp", "cuda", "triton")
-ORDER = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}  # by device, the first that an op has; else the reference
+# The first that an op has runs; on any other device, the reference.
+ORDER = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 Launcher = Callable[..., Any]
 
@@ -28,8 +29,8 @@ _thread = threading.local()
 def backend(name: str) -> Iterator[None]:
     """Force one of `ENGINES` on every op called in this thread, or `"fused"`: any engine but the reference.
 
-    An op that has no such engine on its device raises a RuntimeError with the reason instead of running slowly. A backward pass takes
-    the engine that is forced where it runs, not where its forward pass ran.
+    An op that has no such engine on its device raises a RuntimeError with the reason instead of running slowly. A backward pass
+    takes the engine that is forced where it runs, not where its forward pass ran.
     """
     require(name in (*ENGINES, "fused"), "backend", f"one of {', '.join(ENGINES)}, fused", name)
     outer, _thread.forced = forced(), name

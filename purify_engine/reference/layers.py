@@ -1,4 +1,4 @@
-"""The layers of the networks that have kernels: GroupNorm + scale-shift + SiLU with its gradient, and attention (docs/math.md E4, E5)."""
+"""The layers that have kernels: GroupNorm + scale-shift + SiLU with its gradient, attention (docs/math.md E17, E18)."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def group_norm_silu_backward(
 
     The gradient of a scale or shift that is not there is an empty tensor. Differentiable itself: its own gradient is autograd's.
     """
-    dtype, spatial = x.dtype, (2, 3)
-    grouped = x.reshape(x.shape[0], num_groups, -1)
-    centred = grouped - grouped.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + norm_eps)
-    normed = (centred * rstd).reshape(x.shape)
+    dtype, spatial, group = x.dtype, (2, 3), (2, 3, 4)
+    grouped = x.unflatten(1, (num_groups, -1))
+    centred = grouped - grouped.mean(group, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(group, keepdim=True) + norm_eps)
+    normed = (centred * rstd).flatten(1, 2)
     affine = normed * _per_channel(weight, dtype) + _per_channel(bias, dtype)
     gain = 1 if scale is None else 1 + _per_channel(scale, dtype)
     grad = grad_out.to(dtype)
@@ -78,10 +78,11 @@ def group_norm_silu_backward(
     grad_weight = (grad * normed).sum((0, *spatial)).to(weight.dtype)
     grad_bias = grad.sum((0, *spatial)).to(bias.dtype)
 
-    towards_x = (grad * _per_channel(weight, dtype)).reshape(grouped.shape)
-    along = (towards_x * normed.reshape(grouped.shape)).mean(-1, keepdim=True)
-    grad_x = rstd * (towards_x - towards_x.mean(-1, keepdim=True) - normed.reshape(grouped.shape) * along)
-    return _in_layout_of(x, grad_x.reshape(x.shape)), grad_weight, grad_bias, grad_scale, grad_shift
+    normed = centred * rstd
+    towards_x = (grad * _per_channel(weight, dtype)).unflatten(1, (num_groups, -1))
+    along = (towards_x * normed).mean(group, keepdim=True)
+    grad_x = rstd * (towards_x - towards_x.mean(group, keepdim=True) - normed * along)
+    return _in_layout_of(x, grad_x.flatten(1, 2)), grad_weight, grad_bias, grad_scale, grad_shift
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Counter-based noise: Philox 4x32-10 (Salmon et al. 2011) and Box-Muller normals (docs/math.md E3).
+"""Counter-based noise: Philox 4x32-10 (Salmon et al. 2011) and Box-Muller normals (docs/math.md E5).
 
-A number depends on (seed, image id, step, element) and on nothing else: not on the batch, its layout, the device, or what was drawn
-before. `element` is the NCHW index inside one image. The key of the block cipher is the seed; its counter is
+A number depends on (seed, image id, step, element) and on nothing else: not on the batch, its layout, the device, or earlier
+draws. `element` is the NCHW index inside one image. The key of the block cipher is the seed; its counter is
 (element // 4, step, id low word, id high word); word k of the output serves element 4 * (element // 4) + k.
 """
 

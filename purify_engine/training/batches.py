@@ -55,6 +55,6 @@ def check_training_set(images: Images, labels: Labels | None, in_channels: int) 
     require(images.shape[1] == in_channels, "images", f"of {in_channels} channels, as the network's", tuple(images.shape))
     require(images.is_floating_point(), "images", "float in [0, 1] (divide uint8 by 255)", images.dtype)
     low, high = float(images.min()), float(images.max())
-    require(0 <= low and high <= 1, "images", "in [0, 1]", (low, high))
+    require(low >= 0 and high <= 1, "images", "in [0, 1]", (low, high))
     if labels is not None:
         require(labels.shape == images.shape[:1], "labels", f"one an image, [{len(images)}]", tuple(labels.shape))

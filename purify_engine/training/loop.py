@@ -18,7 +18,7 @@ from purify_engine.training.checkpoint import load_checkpoint, save_checkpoint
 from purify_engine.training.progress import Meter, Progress
 from purify_engine.types import Images, Labels
 
-Loss = Callable[[Images, Labels | None], Tensor]
+Loss = Callable[[Images, Any], Tensor]  # (a batch, its labels or None) -> mean loss
 
 
 @dataclass(kw_only=True)

@@ -32,8 +32,8 @@ def accuracy(classifier: nn.Module, images: Images, labels: Labels, batch_size: 
     """Share of the images that `classifier`, in eval mode, labels rightly."""
     classifier.eval()
     with torch.no_grad():
-        right = [(classifier(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
-    return float(sum(right)) / len(images)
+        predicted = torch.cat([classifier(batch).argmax(1) for batch in images.split(batch_size)])
+    return float((predicted == labels).double().mean())
 
 
 def robust_accuracy(classifier: nn.Module, images: Images, labels: Labels, attack: Perturbation, seed: int = 0) -> float:

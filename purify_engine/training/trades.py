@@ -1,4 +1,4 @@
-"""The guide: a classifier trained by TRADES (Zhang et al. 2019), optionally on images as noisy as those it will look at."""
+"""The guide: a classifier trained by TRADES (docs/math.md E20), optionally on images as noisy as those it looks at."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train_trades(
         config=config,
         optimizer=momentum_sgd(model, config),
         rate=lambda step: 1.0 if step < config.drop_at * config.steps else 0.1,
-        loss=lambda x, y: trades_loss(model, x, cast(Tensor, y), config, schedule),
+        loss=lambda x, y: trades_loss(model, x, y, config, schedule),
         out_dir=out_dir,
     )
     loop.run(images, labels, resume=resume, progress=progress)
@@ -124,6 +124,6 @@ def _card(
         config=config,
         figures=figures,
         use=f"Guiding a purifier. It was trained on {seen}, perturbed in {config.attack.norm} up to {config.attack.epsilon:.3g}.",
-        limits="Robust accuracy here is against the one attack named, on this network alone: an upper bound. Outside the radius, the "
-        "norm and the noise levels it was trained on, nothing was measured.",
+        limits="Robust accuracy here is against the one attack named, on this network alone: an upper bound. "
+        "Outside the radius, the norm and the noise levels it was trained on, nothing was measured.",
     )

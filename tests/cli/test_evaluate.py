@@ -50,6 +50,7 @@ def test_an_attack_of_ones_own(norm, gradient, labelled, tmp_path, command, smal
         (["--attacks", "magic"], "attacks must be of standard, "),
         (["--defences", "hope"], "defences must be of undefended, DiffPure, GDMP, ours"),
         (["--limit", 0], "limit must be at least 1, got 0"),
+        (["--workers", 0], "workers must be at least 1, got 0"),
         (["--attack.kind", "square", "--attack.norm", "l2"], "norm must be one of linf for kind='square'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",

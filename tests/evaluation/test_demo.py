@@ -15,7 +15,7 @@ def demonstration():
     purifier = ToyPurifier(guided(1.0))
     purifier.guide = classifier
     stages: list[str] = []
-    return run_demo(purifier, classifier, images, labels, BUDGET, pixel_scale=2.0, on_stage=stages.append), stages
+    return run_demo(purifier, classifier, images, labels, BUDGET, training_images=images, on_stage=stages.append), stages
 
 
 def test_demo_compares_five_defences_in_three_columns():
@@ -44,7 +44,7 @@ def test_rows_differ_in_guidance_alone():
             built.append(changes)
             return super().configured(**changes)
 
-    run_demo(Recorded(guided(1.0)), classifier, images, labels, BUDGET, pixel_scale=2.0)
+    run_demo(Recorded(guided(1.0)), classifier, images, labels, BUDGET, training_images=images)
     guidance = [changes["guidance"] for changes in built if set(changes) == {"guidance"}]
     assert [(item.kind, item.scale) for item in guidance] == [("none", 0.0), ("pixel", 2.0)]
 

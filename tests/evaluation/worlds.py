@@ -44,7 +44,7 @@ class ToyPurifier(nn.Module):
     def forward(self, images: Tensor, *, ids: Tensor | None = None, draw: int | None = None) -> Tensor:
         assert ids is not None and draw is not None
         self.draws.append(draw)
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(draw)).to(images)
+        noise = torch.randn(64, *images.shape[1:], generator=torch.Generator().manual_seed(draw))[ids].to(images)  # by id
         value = images + self.spread * noise
         if self.masked and self.config.gradient == "exact":
             return value.detach() + (images - images.detach()) * noise.sign()

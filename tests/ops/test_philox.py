@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_reference import assert_matches_reference
 from scipy import stats
 
 from purify_engine import ops
 from purify_engine.ops import cpp
 from purify_engine.reference import philox
 from purify_engine.testing.cases import cases
+from tests.ops.against_reference import assert_matches_reference
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
 KNOWN = (

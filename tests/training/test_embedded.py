@@ -7,6 +7,7 @@ import pytest
 import purify_engine
 from purify_engine.data import digits
 from purify_engine.models import Classifier, UNet, load_safetensors
+from purify_engine.purifier import GuidedPurifier
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.training import embedded
 from purify_engine.training.diffusion import denoising_error
@@ -54,7 +55,8 @@ def test_the_guide_reads_held_out_digits_and_resists():
 def test_the_cards_print_what_can_be_measured_again():
     images, labels = digits("test")
     classifier, unet = load(Classifier(embedded.CLASSIFIER), "classifier"), load(UNet(embedded.UNET), "unet")
-    assert float(printed("classifier")["held-out: standard accuracy"]) == pytest.approx(accuracy(classifier, images, labels), abs=1e-3)
+    right = accuracy(classifier, images, labels)
+    assert float(printed("classifier")["held-out: standard accuracy"]) == pytest.approx(right, abs=1e-3)
     error = denoising_error(unet, images, make_schedule(embedded.UNET_TRAINING.schedule), index=149)
     # The noise comes from a seed, but its float rounding and the convolutions' differ between machines.
     assert float(printed("unet")["held-out: RMSE of the denoised image at timestep 149"]) == pytest.approx(error, rel=1e-2)
@@ -72,6 +74,15 @@ def test_the_cards_print_the_configurations_in_force():
         assert all(rows[field] == str(value) for field, value in vars(network).items() if isinstance(value, (int, str)))
 
 
+def test_the_purifier_is_configured_as_its_maker_says():
+    images, _ = digits("train")
+    purifier = GuidedPurifier.from_pretrained("digits")
+    scale = purifier.config.guidance.scale
+    assert purifier.config == replace(embedded.PURIFIER, guidance=replace(embedded.PURIFIER.guidance, scale=scale))
+    # The last of four digits may round the other way on another machine.
+    assert embedded.calibrated_scale(images, WEIGHTS) == pytest.approx(scale, rel=2e-3)
+
+
 def test_all_three_are_trained_and_finished_ones_are_kept(monkeypatch, tmp_path):
     for name in ("UNET_TRAINING", "GUIDE_TRAINING", "CLASSIFIER_TRAINING"):
         monkeypatch.setattr(embedded, name, replace(getattr(embedded, name), steps=1, batch_size=4))
@@ -83,3 +94,4 @@ def test_all_three_are_trained_and_finished_ones_are_kept(monkeypatch, tmp_path)
     trained = []
     embedded.train_embedded(images, labels, tmp_path, resume=True, progress=lambda report: trained.append(report["network"]))
     assert set(trained) == {"guide"}
+    assert GuidedPurifier.from_pretrained(tmp_path).config.guidance.scale > 0

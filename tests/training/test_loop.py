@@ -1,4 +1,6 @@
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,33 +12,34 @@ from purify_engine.training.diffusion import train_diffusion
 from purify_engine.training.loop import Average, initialised, warmup_cosine
 from purify_engine.training.trades import train_trades
 
-PACE = dict(steps=20, batch_size=12, shift=1, report_every=10, checkpoint_every=10)
 ATTACK = Perturbation(epsilon=0.1, step_size=0.05, num_steps=2)
 
 
-class Interrupted(Exception):
+def pace(steps):
+    """Twelve images a step; a report and a checkpoint half-way and at the end."""
+    return {"steps": steps, "batch_size": 12, "shift": 1, "report_every": steps // 2, "checkpoint_every": steps // 2}
+
+
+class Stop(Exception):  # noqa: N818 (a signal, no error)
     pass
 
 
 def interrupt(report):
-    raise Interrupted
+    raise Stop
 
 
 @pytest.fixture(params=["unet", "unet with dropout", "guide", "classifier"])
-def trainer(request, tiny_unet, tiny_classifier, stripes, tmp_path):
-    """One of the trainers as a function (out_dir, **options) -> model, tiny and quick."""
+def trainer(request, tiny_unet, tiny_classifier, stripes):
+    """One of the trainers as a function (out_dir, steps, **options) -> model, tiny and quick."""
     images, labels = stripes
-    if request.param.startswith("unet"):
-        from dataclasses import replace
-
-        network = replace(tiny_unet, dropout=0.2 if "dropout" in request.param else 0.0)
-        config = DiffusionTraining(**PACE, warmup_steps=5, learning_rate=1e-3)
-        return lambda out, **options: train_diffusion(images, network, config, out, **options)
     if request.param == "guide":
-        config = TradesTraining(**PACE, attack=ATTACK, t_star=100)
-        return lambda out, **options: train_trades(images, labels, tiny_classifier, config, out, **options)
-    config = ClassifierTraining(**PACE, attack=ATTACK)
-    return lambda out, **options: train_classifier(images, labels, tiny_classifier, config, out, **options)
+        train, config = partial(train_trades, images, labels, tiny_classifier), partial(TradesTraining, attack=ATTACK, t_star=100)
+    elif request.param == "classifier":
+        train, config = partial(train_classifier, images, labels, tiny_classifier), partial(ClassifierTraining, attack=ATTACK)
+    else:
+        network = replace(tiny_unet, dropout=0.2 if "dropout" in request.param else 0.0)
+        train, config = partial(train_diffusion, images, network), partial(DiffusionTraining, warmup_steps=5, learning_rate=1e-3)
+    return lambda out, steps, **options: train(config(**pace(steps)), out, **options)
 
 
 def assert_same_weights(one, other):
@@ -45,45 +48,45 @@ def assert_same_weights(one, other):
 
 
 def test_ten_steps_and_ten_resumed_equal_twenty_bit_for_bit(trainer, tmp_path):
-    straight = trainer(tmp_path / "straight")
-    with pytest.raises(Interrupted):
-        trainer(tmp_path / "broken", progress=interrupt)
+    straight = trainer(tmp_path / "straight", 20)
+    with pytest.raises(Stop):
+        trainer(tmp_path / "broken", 20, progress=interrupt)
     seen = []
-    resumed = trainer(tmp_path / "broken", resume=True, progress=seen.append)
+    resumed = trainer(tmp_path / "broken", 20, resume=True, progress=seen.append)
     assert [report["step"] for report in seen if "step" in report] == [20], "it did not start from step 10"
     assert_same_weights(straight, resumed)
 
 
 def test_a_finished_run_leaves_weights_and_card_only(trainer, tmp_path):
-    trainer(tmp_path)
+    trainer(tmp_path, 2)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".md", ".safetensors"]
 
 
 def test_reports_are_json_and_count_up(trainer, tmp_path):
     seen = []
-    trainer(tmp_path, progress=seen.append)
+    trainer(tmp_path, 2, progress=seen.append)
     assert json.loads(json.dumps(seen)) == seen
-    assert [report.get("step") for report in seen] == [10, 20, None]
+    assert [report.get("step") for report in seen] == [1, 2, None]
     assert {"network", "steps", "loss", "learning_rate", "images_per_second", "seconds_left"} <= seen[0].keys()
     assert {"network", "figures", "weights"} == seen[-1].keys()
 
 
 def test_the_callers_random_numbers_are_left_alone(trainer, tmp_path):
     before = torch.get_rng_state()
-    trainer(tmp_path)
+    trainer(tmp_path, 2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_changed_configuration_does_not_resume(tiny_classifier, stripes, tmp_path):
-    with pytest.raises(Interrupted):
-        train_classifier(*stripes, tiny_classifier, ClassifierTraining(**PACE), tmp_path, progress=interrupt)
-    changed = ClassifierTraining(**{**PACE, "batch_size": 8})
+    with pytest.raises(Stop):
+        train_classifier(*stripes, tiny_classifier, ClassifierTraining(**pace(4)), tmp_path, progress=interrupt)
+    changed = ClassifierTraining(**{**pace(4), "batch_size": 8})
     with pytest.raises(ValueError, match=r"'batch_size': \(12, 8\)"):
         train_classifier(*stripes, tiny_classifier, changed, tmp_path, resume=True)
 
 
 def test_a_diverging_run_says_what_to_do(tiny_classifier, stripes, tmp_path):
-    config = ClassifierTraining(**PACE, learning_rate=1e30)
+    config = ClassifierTraining(**pace(20), learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train_classifier(*stripes, tiny_classifier, config, tmp_path)
 

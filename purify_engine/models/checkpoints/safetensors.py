@@ -23,6 +23,7 @@ def save_safetensors(module: nn.Module, path: str | os.PathLike[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         save_file({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, partial)
+        partial.chmod(0o644)  # the library writes for the owner alone
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""Every dataclass a user fills in. Free of torch, so that the command line can show its help at once.
+
+Immutable and printable: the log line is the experiment. Each field is an argument of the API, an option of the command line, and
+a key of the JSON configuration; an impossible value is refused here, with the argument, the allowed range and the value.
+"""
+
+from purify_engine.config.checks import one_of, require
+from purify_engine.config.evaluation import (
+    AttackConfig,
+    AttackKind,
+    AttackLoss,
+    AttackNorm,
+    AttackStart,
+    AttackSurface,
+    DemoConfig,
+    EvaluationConfig,
+)
+from purify_engine.config.networks import (
+    Activation,
+    ClassifierArchitecture,
+    ClassifierConfig,
+    DecoderAttention,
+    Padding,
+    Resample,
+    Sinusoid,
+    TimeInjection,
+    UNetConfig,
+)
+from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
+from purify_engine.config.purification import (
+    GradientMode,
+    GuidanceConfig,
+    GuidanceForm,
+    GuidanceInput,
+    GuideKind,
+    NoiseMode,
+    PseudoLabel,
+    PurifierConfig,
+    Sampler,
+    ScheduleConfig,
+)
+from purify_engine.config.training import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining, Training
+
+__all__ = [
+    "Activation",
+    "AttackConfig",
+    "AttackKind",
+    "AttackLoss",
+    "AttackNorm",
+    "AttackStart",
+    "AttackSurface",
+    "ClassifierArchitecture",
+    "ClassifierConfig",
+    "ClassifierTraining",
+    "DecoderAttention",
+    "DemoConfig",
+    "DiffusionTraining",
+    "EvaluationConfig",
+    "GradientMode",
+    "GuidanceConfig",
+    "GuidanceForm",
+    "GuidanceInput",
+    "GuideKind",
+    "NoiseMode",
+    "Padding",
+    "Perturbation",
+    "PseudoLabel",
+    "PurifierConfig",
+    "Resample",
+    "SCHEMA_VERSION",
+    "Sampler",
+    "ScheduleConfig",
+    "Sinusoid",
+    "TimeInjection",
+    "TradesTraining",
+    "Training",
+    "UNetConfig",
+    "from_dict",
+    "one_of",
+    "require",
+    "to_dict",
+]

@@ -1,0 +1,92 @@
+"""How to attack and how to measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from purify_engine.config.checks import one_of, require
+from purify_engine.config.purification import GradientMode
+
+AttackKind = Literal["none", "pgd", "square", "stadv"]
+AttackNorm = Literal["linf", "l2", "spatial"]
+AttackLoss = Literal["cross_entropy", "margin", "dlr", "joint", "features"]
+AttackStart = Literal["clean", "random", "guide"]
+AttackSurface = Literal["defence", "guide"]
+_NORMS_OF_KIND = {"none": ("linf", "l2", "spatial"), "pgd": ("linf", "l2"), "square": ("linf",), "stadv": ("spatial",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """One attack: what it may do, and how hard it tries. `name` is its column in every table."""
+
+    name: str
+    kind: AttackKind = "pgd"  # none re-scores the clean images
+    norm: AttackNorm = "linf"
+    epsilon: float = 0.15  # the ball's radius in [0, 1] units; for norm="spatial" the largest shift, in pixels
+    step_size: float | None = None  # None: 2.5 * epsilon / num_steps (Madry et al. 2018)
+    num_steps: int = 20  # gradient steps, or queries of the Square attack
+    num_eot: int = 4  # noise draws averaged a step
+    loss: AttackLoss = "cross_entropy"
+    start: AttackStart = "random"  # guide: start from the adversarial example of the guide alone
+    surface: AttackSurface = "defence"  # guide: attack the guide alone, and hope that it transfers
+    gradient: GradientMode = "exact"  # blind: attack the classifier as if nothing stood before it
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, AttackKind)
+        one_of("norm", self.norm, AttackNorm)
+        one_of("loss", self.loss, AttackLoss)
+        one_of("start", self.start, AttackStart)
+        one_of("surface", self.surface, AttackSurface)
+        one_of("gradient", self.gradient, GradientMode)
+        norms = _NORMS_OF_KIND[self.kind]
+        require(self.norm in norms, "norm", f"one of {', '.join(norms)} for kind={self.kind!r}", self.norm)
+        require(self.epsilon >= 0, "epsilon", "at least 0", self.epsilon)
+        require(self.step_size is None or self.step_size > 0, "step_size", "positive or None", self.step_size)
+        require(1 <= self.num_steps <= 4096, "num_steps", "in [1, 4096]", self.num_steps)
+        require(1 <= self.num_eot <= 256, "num_eot", "in [1, 256]", self.num_eot)
+        require(0 <= self.seed < 512, "seed", "in [0, 512)", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How hard to evaluate. The defaults are those of the handwritten digits, 8 by 8 pixels."""
+
+    epsilon: float = 0.15  # l_inf radius, [0, 1] units
+    epsilon_l2: float = 0.75  # l_2 radius, [0, 1] units
+    max_shift: float = 0.3  # spatial attack: the largest shift, in pixels
+    num_steps: int = 20  # of the main attacks
+    num_eot: int = 3  # of the main attacks
+    num_queries: int = 100  # of the Square attack
+    num_draws: int = 10  # K: fresh noise draws to pick each image's worst attack by, and K others to score it with
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "epsilon_l2", "max_shift"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("num_steps", "num_eot", "num_queries", "num_draws"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(0 < self.confidence < 1, "confidence", "in (0, 1)", self.confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """How much `purify-engine demo` does: at most two minutes on two cores by default."""
+
+    epsilon: float = 0.15  # l_inf radius, [0, 1] units
+    transfer_steps: int = 40  # of the attack on the bare classifier
+    num_adaptive: int = 64  # images that the adaptive attack is run on; a fixed choice
+    adaptive_steps: int = 10
+    num_eot: int = 2
+    num_draws: int = 4  # fresh noise draws that every image is scored with
+    num_exhibits: int = 12  # images of the contact sheet
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.epsilon >= 0, "epsilon", "at least 0", self.epsilon)
+        for name in ("transfer_steps", "num_adaptive", "adaptive_steps", "num_eot", "num_draws", "num_exhibits"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(0 < self.confidence < 1, "confidence", "in (0, 1)", self.confidence)

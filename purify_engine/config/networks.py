@@ -1,0 +1,101 @@
+"""What the networks look like: the U-Net, and the classifiers and guides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from purify_engine.config.checks import one_of, require
+
+TimeInjection = Literal["additive", "scale_shift"]
+Resample = Literal["conv", "pool", "residual"]
+Padding = Literal["symmetric", "asymmetric"]
+DecoderAttention = Literal["every_block", "last_block"]
+Sinusoid = Literal["sin_first", "cos_first"]
+ClassifierArchitecture = Literal["resnet", "cifar_resnet", "wide_resnet"]
+Activation = Literal["relu", "silu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """One U-Net for the three published families: DDPM, DDPM++ (score_sde VP) and ADM (guided-diffusion).
+
+    The defaults are the CIFAR-10 network of Ho et al. 2020 (35,746,307 parameters).
+    """
+
+    image_size: int = 32  # pixels a side
+    in_channels: int = 3
+    base_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)  # in pixels
+    num_heads: int = 1  # ignored where num_head_channels is given
+    num_head_channels: int | None = None
+    time_embedding: TimeInjection = "additive"
+    resample: Resample = "conv"  # up and down: strided conv, average pool / nearest, residual block
+    downsample_padding: Padding = "asymmetric"  # asymmetric: (0, 1, 0, 1), as Ho et al.
+    resample_shortcut: bool = False  # DDPM++: resampling residual blocks have a 1x1 shortcut even at equal width
+    decoder_attention: DecoderAttention = "every_block"  # DDPM++ attends once a level, after its last block
+    skip_rescale: bool = False  # DDPM++: (x + h) / sqrt(2)
+    learned_variance: bool = False  # twice the output channels; the second half is dropped by the denoiser
+    sinusoid: Sinusoid = "sin_first"
+    sinusoid_endpoint: bool = True  # frequencies divide by half - 1 (True) or half (False)
+    time_scale: float = 1.0  # network time = (t + time_offset) * time_scale, t the timestep index from 0
+    time_offset: float = 0.0  # score_sde's labels are (t + 1) * 999 / 1000
+    norm_groups: int = 32
+    norm_eps: float = 1e-6
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 1, "image_size", "at least 1", self.image_size)
+        require(self.in_channels >= 1, "in_channels", "at least 1", self.in_channels)
+        base = self.base_channels
+        require(base >= 4 and base % 4 == 0, "base_channels", "a positive multiple of 4", base)
+        require(
+            bool(self.channel_mult) and min(self.channel_mult) >= 1,
+            "channel_mult",
+            "positive integers",
+            self.channel_mult,
+        )
+        require(self.num_res_blocks >= 1, "num_res_blocks", "at least 1", self.num_res_blocks)
+        one_of("time_embedding", self.time_embedding, TimeInjection)
+        one_of("resample", self.resample, Resample)
+        one_of("downsample_padding", self.downsample_padding, Padding)
+        one_of("decoder_attention", self.decoder_attention, DecoderAttention)
+        one_of("sinusoid", self.sinusoid, Sinusoid)
+        factor = 2 ** (len(self.channel_mult) - 1)
+        require(
+            self.image_size % factor == 0,
+            "image_size",
+            f"a multiple of {factor} for this channel_mult",
+            self.image_size,
+        )
+        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A classifier or a guide: residual networks as published for CIFAR, at any depth and width."""
+
+    architecture: ClassifierArchitecture = "resnet"  # ResNet-18 | He et al. 6n+2, option A | Zagoruyko
+    depth: int = 18  # resnet: 10, 18 or 34; cifar_resnet: 6n + 2; wide_resnet: 6n + 4
+    width: int = 64  # channels of the first stage; for wide_resnet the widening factor
+    num_classes: int = 10
+    in_channels: int = 3
+    activation: Activation = "relu"  # silu: smooth, so that second derivatives exist everywhere
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # input normalisation, inside the network
+    std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+
+    def __post_init__(self) -> None:
+        one_of("architecture", self.architecture, ClassifierArchitecture)
+        one_of("activation", self.activation, Activation)
+        allowed, ok = {
+            "resnet": ("10, 18 or 34", self.depth in (10, 18, 34)),
+            "cifar_resnet": ("6n + 2 for n of at least 1", self.depth >= 8 and self.depth % 6 == 2),
+            "wide_resnet": ("6n + 4 for n of at least 1", self.depth >= 10 and self.depth % 6 == 4),
+        }[self.architecture]
+        require(ok, "depth", f"{allowed} for {self.architecture}", self.depth)
+        require(self.width >= 1, "width", "at least 1", self.width)
+        require(self.num_classes >= 2, "num_classes", "at least 2", self.num_classes)
+        require(len(self.mean) == self.in_channels, "mean", f"{self.in_channels} numbers", self.mean)
+        require(len(self.std) == self.in_channels, "std", f"{self.in_channels} numbers", self.std)

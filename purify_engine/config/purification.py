@@ -1,0 +1,90 @@
+"""How to purify: the noise schedule, the guidance, the walk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from purify_engine.config.checks import one_of, require
+
+Sampler = Literal["ddpm", "ddpm_large", "ddim", "vp_sde"]
+GuidanceForm = Literal["score", "mean"]
+GuideKind = Literal["none", "adversarial", "pixel"]
+PseudoLabel = Literal["pseudo", "none", "soft"]
+GuidanceInput = Literal["xt", "x0"]
+GradientMode = Literal["exact", "surrogate", "bpda", "blind", "straight_through", "detached_guidance"]
+NoiseMode = Literal["fresh", "fixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The noise schedule of the diffusion model (docs/math.md E1, E2)."""
+
+    kind: Literal["linear", "cosine"] = "linear"
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4  # linear only
+    beta_end: float = 2e-2  # linear only
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("linear", "cosine"), "kind", "one of linear, cosine", self.kind)
+        require(self.num_timesteps >= 1, "num_timesteps", "at least 1", self.num_timesteps)
+        require(
+            0 < self.beta_start <= self.beta_end < 1, "beta_start", f"in (0, beta_end={self.beta_end}]", self.beta_start
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """What pulls the reverse process (docs/math.md E10 to E13)."""
+
+    kind: GuideKind = "adversarial"
+    scale: float = (
+        0.0  # s; 0 runs the unguided plan and never the guide. With normalised=True this is the ratio r itself
+    )
+    form: GuidanceForm = "score"
+    label_weight: float = 1.0  # w_y
+    latent_weight: float = 1.0  # w_d
+    pseudo_label: PseudoLabel = "pseudo"
+    look_at: GuidanceInput = "xt"  # where the guide looks: the noisy x_t, or the Tweedie estimate x0
+    normalised: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        one_of("kind", self.kind, GuideKind)
+        one_of("form", self.form, GuidanceForm)
+        one_of("pseudo_label", self.pseudo_label, PseudoLabel)
+        one_of("look_at", self.look_at, GuidanceInput)
+        require(self.scale >= 0, "scale", "at least 0", self.scale)
+        require(self.norm_eps > 0, "norm_eps", "positive", self.norm_eps)
+        require(self.label_weight >= 0, "label_weight", "at least 0", self.label_weight)
+        require(self.latent_weight >= 0, "latent_weight", "at least 0", self.latent_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifierConfig:
+    """How to purify. Immutable and printable: the log line is the experiment."""
+
+    t_star: int = 70  # noising steps; larger washes out more attack, and more image
+    sampler: Sampler = "ddpm"
+    num_steps: int | None = None  # reverse steps, evenly strided over t_star; None walks every timestep
+    eta: float = 0.0  # ddim only: 0 deterministic, 1 DDPM
+    guidance: GuidanceConfig = GuidanceConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    cycles: int = 1  # repeat noising and denoising
+    seed: int = 0
+    noise: NoiseMode = "fresh"
+    gradient: GradientMode = "exact"
+    surrogate_steps: int = 5  # steps of the shorter loop that gradient="surrogate" differentiates
+
+    def __post_init__(self) -> None:
+        one_of("sampler", self.sampler, Sampler)
+        one_of("noise", self.noise, NoiseMode)
+        one_of("gradient", self.gradient, GradientMode)
+        last = self.schedule.num_timesteps
+        require(1 <= self.t_star <= last, "t_star", f"in [1, {last}]", self.t_star)
+        steps = self.t_star if self.num_steps is None else self.num_steps
+        require(1 <= steps <= self.t_star, "num_steps", f"in [1, t_star={self.t_star}]", self.num_steps)
+        require(0 <= self.eta <= 1, "eta", "in [0, 1]", self.eta)
+        require(self.cycles >= 1, "cycles", "at least 1", self.cycles)
+        require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
+        require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)

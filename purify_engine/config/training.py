@@ -1,0 +1,116 @@
+"""How to train: the diffusion model, the plain classifier, the guide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from purify_engine.config.checks import require
+from purify_engine.config.purification import ScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """A projected-gradient search inside a ball around each image; the defaults are those of TRADES on CIFAR-10."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = 8 / 255  # radius, in [0, 1] image units
+    step_size: float = 0.007
+    num_steps: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.norm in ("linf", "l2"), "norm", "one of linf, l2", self.norm)
+        require(self.epsilon >= 0, "epsilon", "at least 0", self.epsilon)
+        require(self.step_size > 0, "step_size", "positive", self.step_size)
+        require(self.num_steps >= 1, "num_steps", "at least 1", self.num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every trainer needs to know. Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one."""
+
+    steps: int = 100_000
+    batch_size: int = 128
+    learning_rate: float = 1e-1
+    weight_decay: float = 0.0
+    shift: int = 0  # augmentation: a random shift by up to so many pixels, zeros coming in
+    flip: bool = False  # augmentation: mirror half of the images
+    seed: int = 0
+    report_every: int = 100  # steps
+    checkpoint_every: int = 1000  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        require(self.shift >= 0, "shift", "at least 0", self.shift)
+        require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTraining(Training):
+    """How a U-Net learns to predict noise; the defaults are those of Ho et al. 2020 on CIFAR-10."""
+
+    steps: int = 800_000
+    learning_rate: float = 2e-4
+    flip: bool = True
+    warmup_steps: int = 5000  # linear; a half cosine down to 0 follows
+    gradient_clip: float = 1.0  # largest norm of a step's gradient
+    ema_decay: float = 0.9999  # the weights that are saved are an exponential moving average
+    t_max: int | None = (
+        None  # trains on timesteps [0, t_max) only: a purifier never goes beyond t_star; None trains on all
+    )
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = self.schedule.num_timesteps
+        require(self.t_max is None or 1 <= self.t_max <= last, "t_max", f"in [1, {last}]", self.t_max)
+        require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
+        require(self.gradient_clip > 0, "gradient_clip", "positive", self.gradient_clip)
+        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTraining(Training):
+    """How a plain classifier is trained: SGD with momentum, a half cosine down to 0."""
+
+    steps: int = 78_000  # 200 epochs of CIFAR-10
+    weight_decay: float = 5e-4
+    shift: int = 4
+    flip: bool = True
+    momentum: float = 0.9
+    attack: Perturbation = Perturbation(num_steps=20)  # for the model card's robust accuracy; training sees no attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradesTraining(Training):
+    """How a guide is trained against attacks (Zhang et al. 2019), optionally on images as noisy as the purifier's x_t."""
+
+    steps: int = 30_000  # 76 epochs of CIFAR-10
+    weight_decay: float = 2e-4
+    shift: int = 4
+    flip: bool = True
+    momentum: float = 0.9
+    attack: Perturbation = Perturbation()
+    trade_off: float = 6.0  # lambda: weight of the robust term
+    drop_at: float = 0.9  # share of the steps after which the learning rate falls to a tenth
+    t_star: int = (
+        0  # noise-aware: images are noised to timesteps [0, t_star), the same noise on both sides; 0 leaves them clean
+    )
+    clean_share: float = 0.0  # noise-aware: share of the images left clean, as the guide sees the purifier's input
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = self.schedule.num_timesteps
+        require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        require(self.trade_off >= 0, "trade_off", "at least 0", self.trade_off)
+        require(0 <= self.drop_at <= 1, "drop_at", "in [0, 1]", self.drop_at)
+        require(0 <= self.t_star <= last, "t_star", f"in [0, {last}]", self.t_star)
+        require(0 <= self.clean_share <= 1, "clean_share", "in [0, 1]", self.clean_share)

@@ -1,0 +1,82 @@
+"""The socket: who runs an op, and what happens when somebody is forced to."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from purify_engine import ops
+from purify_engine.ops import registry
+from purify_engine.ops.capability import capability, engines
+
+ARGUMENTS = (torch.tensor(1), torch.arange(2), torch.tensor(0), 5)
+
+
+@pytest.mark.parametrize("op", registry.OPS.values(), ids=lambda op: op.name)
+def test_every_op_has_each_engine_or_a_reason_for_doing_without(op):
+    assert set(op.engines) == set(registry.ENGINES)
+    assert callable(op.engines["reference"])
+    for engine in op.engines.values():
+        assert callable(engine) or len(engine.split()) > 5
+
+
+def test_a_cpu_chooses_cpp_where_an_op_has_it():
+    assert registry.OPS["guided_step"].choose("cpu") == "cpp"
+    assert registry.OPS["attention"].choose("cpu") == "reference"
+    assert registry.OPS["guided_step"].choose("mps") == "reference"
+
+
+def test_forcing_holds_inside_the_block_and_nests():
+    op = registry.OPS["philox"]
+    with ops.backend("reference"):
+        assert op.choose("cpu") == "reference"
+        with ops.backend("cpp"):
+            assert op.choose("cpu") == "cpp"
+        assert op.choose("cpu") == "reference"
+    assert op.choose("cpu") == "cpp"
+
+
+def test_forcing_ends_with_an_error_too():
+    with pytest.raises(KeyError), ops.backend("reference"):
+        raise KeyError
+    assert registry.forced() is None
+
+
+def test_forcing_belongs_to_its_thread():
+    seen = []
+    with ops.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(registry.forced()))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_forcing_an_engine_of_another_device_is_an_error(name):
+    with ops.backend(name), pytest.raises(RuntimeError, match=f"purify::philox has no {name} engine for cpu tensors"):
+        ops.philox(*ARGUMENTS)
+
+
+def test_fused_takes_a_kernel_or_raises_with_the_reason():
+    q = torch.randn(1, 1, 2, 4)
+    with ops.backend("fused"):
+        ops.philox(*ARGUMENTS)
+        with pytest.raises(RuntimeError, match="no fused engine for cpu tensors; cpp: its two matrix products"):
+            ops.attention(q, q, q)
+
+
+def test_an_unknown_engine_is_refused():
+    sentence = "backend must be one of reference, cpp, cuda, triton, fused, got 'fast'"
+    with pytest.raises(ValueError, match=sentence), ops.backend("fast"):
+        pass
+
+
+def test_capability_says_what_this_machine_offers():
+    offered = capability()
+    assert offered.cpp
+    assert offered.instruction_set == offered.instruction_sets[0]
+    assert offered.threads == torch.get_num_threads()
+    assert engines("cpu")["attention"] == "reference"
+    assert engines("cpu")["guided_step"] == "cpp"
