@@ -2,9 +2,9 @@
 
 The metric. A purifier is random, so the score of one image under one attack is the share of K fresh noise draws whose
 verdict is right; its mean over images is the expected accuracy of a single draw. Votes over draws are another metric
-and are not used. The headline picks each image's worst attack by K draws and scores that pick on K others: a minimum
-over noisy scores is itself biased downwards, the more so the noisier the defence, and would compare random defences
-with deterministic ones unfairly.
+and are not used. Scores are drawn twice, K draws each. The headline is the minimum over attacks of all 2K draws: it never
+exceeds a column of the table, and leans low for random defences, because a minimum over noise finds the unlucky draws. The
+two sets apart tell how much: the worst attack is picked by one and scored on the other (see summary.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """One defence under one attack; `scores[i]` is image i's, `selection[i]` the same on K other draws."""
+    """One defence under one attack; `scores[i]` is image i's on K draws, `selection[i]` the same on K others."""
 
     defence: str
     attack: str
@@ -46,9 +46,14 @@ class Cell:
     config: dict[str, Any]
 
     @property
+    def pooled(self) -> tuple[float, ...]:
+        """Each image's score over all 2K draws."""
+        return tuple((one + other) / 2 for one, other in zip(self.scores, self.selection, strict=True))
+
+    @property
     def accuracy(self) -> float:
         """Expected accuracy of a single draw."""
-        return sum(self.scores) / len(self.scores)
+        return sum(self.pooled) / len(self.pooled)
 
     def to_json(self) -> str:
         return json.dumps({**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)})

@@ -10,7 +10,15 @@ from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.protocol import Cell, evaluate, fingerprint, read_cells, score
 from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
-from purify_engine.evaluation.summary import HEADLINE, UNION, compare, minimum_scores, summarise, unmasked_by
+from purify_engine.evaluation.summary import (
+    HEADLINE,
+    UNION,
+    compare,
+    fresh_minimum_scores,
+    minimum_scores,
+    summarise,
+    unmasked_by,
+)
 from tests.evaluation.worlds import ToyPurifier, guided, linear_world
 
 CONFIG = EvaluationConfig(num_draws=5, num_steps=4, num_eot=2, num_queries=6)
@@ -79,7 +87,9 @@ def test_every_line_of_results_holds_scores_settings_seconds_and_seed(tmp_path):
     line = json.loads((tmp_path / "r.jsonl").read_text())
     assert len(line["scores"]) == len(line["selection"]) == 40
     assert line["config"]["attack"]["seed"] == 0 and line["config"]["num_draws"] == 5
-    assert line["seconds"] >= 0 and line["accuracy"] == pytest.approx(sum(line["scores"]) / 40, abs=1e-6)
+    assert line["seconds"] >= 0 and line["accuracy"] == pytest.approx(
+        (sum(line["scores"]) + sum(line["selection"])) / 80, abs=1e-6
+    )
 
 
 def test_fingerprint_changes_with_whatever_decides_the_scores():
@@ -117,17 +127,24 @@ def test_headline_is_the_minimum_by_image_and_not_the_minimum_of_averages():
 
 def test_worst_attack_is_picked_on_some_draws_and_scored_on_others():
     cells = [cell("d", "a", [0.9], selection=[0.2]), cell("d", "b", [0.3], selection=[0.8])]
-    assert minimum_scores(cells) == (0.9,)
+    assert fresh_minimum_scores(cells) == (0.9,)
 
 
-def test_a_minimum_over_noise_alone_is_not_biased_downwards():
+def test_a_minimum_over_noise_alone_leans_low_unless_it_is_scored_afresh():
     generator = torch.Generator().manual_seed(0)
 
     def noisy():
         return (torch.rand(2000, 20, generator=generator) < 0.7).double().mean(dim=1).tolist()
 
     cells = [cell("d", str(k), noisy(), noisy()) for k in range(12)]
-    assert sum(minimum_scores(cells)) / 2000 == pytest.approx(0.7, abs=0.01)  # the plain minimum would be 0.54
+    assert sum(fresh_minimum_scores(cells)) / 2000 == pytest.approx(0.7, abs=0.01)
+    assert sum(minimum_scores(cells)) / 2000 < 0.6
+
+
+def test_the_headline_never_exceeds_an_attack():
+    cells = [cell("d", "a", [1.0, 0.2], selection=[0.8, 0.2]), cell("d", "b", [0.0, 0.6], selection=[1.0, 1.0])]
+    assert minimum_scores(cells) == (0.5, 0.2)
+    assert sum(minimum_scores(cells)) / 2 <= min(found.accuracy for found in cells)
 
 
 def test_masked_gradient_is_detected_and_never_headlined():
