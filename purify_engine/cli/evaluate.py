@@ -24,7 +24,6 @@ Named = TypeVar("Named", "Defence", AttackConfig)
 
 CHECK_FAILED = 4
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
-OURS, BASELINES = "ours", ("DiffPure", "GDMP", "undefended", "ours, latent", "the guide alone")
 
 Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
 
@@ -156,10 +155,11 @@ def _write_report(path: Path, cells: list[Cell], self_test: dict[str, Any], sett
 
 
 def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
+    from purify_engine.evaluation.defences import OURS, RIVALS
     from purify_engine.evaluation.summary import compare
 
     attacked = {cell.defence for cell in cells if cell.norm == "linf"}
-    return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
+    return compare(cells, OURS, [name for name in RIVALS if name in attacked], confidence) if OURS in attacked else []
 
 
 def _say(cells: list[Cell], self_test: dict[str, Any] | None, confidence: float, *, as_json: bool) -> None:

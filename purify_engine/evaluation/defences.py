@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Logits
 
 OURS, LATENT, GUIDE_ALONE = "ours", "ours, latent", "the guide alone"
+RIVALS = ("DiffPure", "GDMP", "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
 LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0, "pseudo_label": "none"}
 

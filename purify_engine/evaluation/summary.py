@@ -89,8 +89,8 @@ def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence:
     fresh = {name: fresh_minimum_scores(own) for name, own in linf.items()}
 
     def against(b: str) -> Comparison:
-        gaps = (paired_difference(scores[a], scores[b], confidence) for scores in (minima, fresh))
-        return Comparison(a, b, *gaps, mcnemar(minima[a], minima[b]))
+        pooled, afresh = (paired_difference(scores[a], scores[b], confidence) for scores in (minima, fresh))
+        return Comparison(a, b, pooled, afresh, mcnemar(minima[a], minima[b]))
 
     return [against(b) for b in baselines if b in minima]
 

@@ -2,8 +2,8 @@ import dataclasses
 
 import torch
 
-from purify_engine.config import DemoConfig
-from purify_engine.evaluation.defences import calibrated
+from purify_engine.config import DemoConfig, GuidanceConfig
+from purify_engine.evaluation.defences import calibrated, standard_defences
 from purify_engine.evaluation.demo import run_demo
 from tests.evaluation.worlds import ToyPurifier, guided, linear_world
 
@@ -36,17 +36,16 @@ def test_demo_shows_the_attack_working_and_repeats_itself():
 
 
 def test_rows_differ_in_guidance_alone():
-    classifier, images, labels = linear_world(20)
-    built: list = []
-
-    class Recorded(ToyPurifier):
-        def configured(self, **changes):
-            built.append(changes)
-            return super().configured(**changes)
-
-    run_demo(Recorded(guided(1.0)), classifier, images, labels, BUDGET, training_images=images)
-    guidance = [changes["guidance"] for changes in built if set(changes) == {"guidance"}]
-    assert [(item.kind, item.scale) for item in guidance] == [("none", 0.0), ("pixel", 2.0)]
+    classifier, images, _ = linear_world(20)
+    purifier = ToyPurifier(guided(1.0))
+    purifier.guide = classifier
+    rows = standard_defences(purifier, classifier, images)
+    configs = {row.name: row.purifier.config for row in rows if row.purifier is not None}
+    assert len({dataclasses.replace(config, guidance=GuidanceConfig()) for config in configs.values()}) == 1
+    kinds = {name: (config.guidance.kind, config.guidance.scale > 0) for name, config in configs.items()}
+    assert kinds["DiffPure"] == ("none", False) and kinds["GDMP"] == ("pixel", True)
+    assert kinds["ours"] == kinds["ours, latent"] == ("adversarial", True)
+    assert configs["ours, latent"].guidance.label_weight == 0
 
 
 def test_calibrated_sibling_carries_the_scale_of_its_ratio():
