@@ -42,7 +42,13 @@ def main() -> None:
             if callable(OPS[case.op].engines[engine]):
                 median, spread = timed(case, engine)
                 shape = "x".join(map(str, case.shape))
-                record = {"machine": machine, "case": f"{case.op} {shape}", "engine": engine, "median": median, "spread": spread}
+                record = {
+                    "machine": machine,
+                    "case": f"{case.op} {shape}",
+                    "engine": engine,
+                    "median": median,
+                    "spread": spread,
+                }
                 lines.append(json.dumps({**record, "threads": torch.get_num_threads(), "torch": torch.__version__}))
                 print(f"{record['case']:<40} {engine:<10} {1e6 * median:10.1f} µs ± {1e6 * spread:.1f}", flush=True)
     RESULTS.mkdir(exist_ok=True)

@@ -10,6 +10,9 @@ from purify_engine.evaluation.defences import Defence
 CLEAN = AttackConfig(name="standard", kind="none", epsilon=0.0)
 TRANSFERRED, EXACT = "transferred", "exact"
 
+# Attacks whose only view of the purifier is its exact gradient: no evidence where that is masked.
+BY_EXACT_GRADIENT = (EXACT, "exact, margin", "exact, l2", "StAdv")
+
 # Attacks that do not use the exact gradient. One of them beating `exact` shows that the exact gradient is masked.
 UNMASKING = (TRANSFERRED, "straight-through", "BPDA", "surrogate", "square", "transfer from the guide")
 
@@ -26,7 +29,9 @@ def attack_suite(config: EvaluationConfig) -> tuple[AttackConfig, ...]:
     light = replace(main, num_steps=max(1, config.num_steps // 2), num_eot=(config.num_eot + 1) // 2)
     cheap = replace(main, num_steps=4 * config.num_steps)
     square = replace(main, name="square", kind="square", loss="margin", num_steps=config.num_queries, num_eot=1)
+    l2 = replace(main, name="exact, l2", norm="l2", epsilon=config.epsilon_l2, num_eot=light.num_eot)
     spatial = replace(light, name="StAdv", kind="stadv", norm="spatial", epsilon=config.max_shift)
+    from_guide = replace(cheap, name="transfer from the guide", surface="guide")
     return (
         CLEAN,
         replace(cheap, name=TRANSFERRED, gradient="blind"),
@@ -38,10 +43,12 @@ def attack_suite(config: EvaluationConfig) -> tuple[AttackConfig, ...]:
         replace(light, name="joint", loss="joint", gradient="straight_through"),
         replace(light, name="guide start", start="guide", gradient="straight_through"),
         replace(cheap, name="feature matching", loss="features"),
-        replace(cheap, name="transfer from the guide", surface="guide"),
+        from_guide,
         square,
-        replace(main, name="exact, l2", norm="l2", epsilon=config.epsilon_l2, num_eot=light.num_eot),
+        l2,
+        replace(from_guide, name="transfer from the guide, l2", norm="l2", epsilon=config.epsilon_l2),
         spatial,
+        replace(spatial, name="transfer from the guide, StAdv", surface="guide", num_steps=cheap.num_steps),
     )
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from purify_engine.evaluation.protocol import Cell
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference, mcnemar, paired_difference, wilson
-from purify_engine.evaluation.suite import CLEAN, EXACT, UNMASKING
+from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMASKING
 
 HEADLINE, UNION = "minimum, linf", "minimum, all norms"
 
 NOTES = (
     "A figure is the expected accuracy of a single noise draw; beside it its Wilson interval over images.",
     "minimum: each image under its worst attack; over noisy scores it leans low. The one over l_inf attacks is the headline.",
-    "masked: an attack without the exact gradient beats it by more than the paired interval; that figure is no evidence.",
+    "masked: an attack without the exact gradient beats `exact` by more than the paired interval: no evidence of robustness.",
     "l2 and StAdv are other threat models; neither the guide nor the guidance was made for them.",
 )
 
@@ -47,14 +47,13 @@ def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
     for defence, own in by_defence(cells).items():
         columns = {CLEAN.name: wilson(own[CLEAN.name].pooled, confidence)} if CLEAN.name in own else {}
         attacked = [cell for cell in own.values() if cell.attack != CLEAN.name]
+        masked = bool(unmasked_by(own, confidence))
         for name, norms in ((HEADLINE, ("linf",)), (UNION, ("linf", "l2", "spatial"))):
             if minimum := minimum_scores([cell for cell in attacked if cell.norm in norms]):
                 columns[name] = wilson(minimum, confidence)
         for cell in attacked:
             estimate = wilson(cell.pooled, confidence)
-            columns[cell.attack] = dataclasses.replace(
-                estimate, masked=cell.attack == EXACT and bool(unmasked_by(own, confidence))
-            )
+            columns[cell.attack] = dataclasses.replace(estimate, masked=masked and cell.attack in BY_EXACT_GRADIENT)
         rows.append(Row(defence, columns))
     return rows
 

@@ -226,7 +226,8 @@ def test_suite_is_fitted_to_what_a_defence_has():
         }.items()
     }
     assert names["guided"] == {item.name for item in SUITE}
-    guide_attacks = {"straight-through", "joint", "guide start", "feature matching", "transfer from the guide"}
+    guide_attacks = {"straight-through", "joint", "guide start", "feature matching"}
+    guide_attacks |= {f"transfer from the guide{norm}" for norm in ("", ", l2", ", StAdv")}
     assert names["unguided"] == names["guided"] - guide_attacks
     assert names["undefended"] == names["unguided"] - {"BPDA", "surrogate"}
 

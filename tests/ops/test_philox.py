@@ -57,4 +57,5 @@ def test_registration_is_sound():
     # without the trace of a gradient: there is none
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.purify.philox.default, (key, ids, step, 10), test_utils=checks)
-    torch.library.opcheck(torch.ops.purify.philox_normal.default, (key, ids, step, 10), {"dtype": torch.float64}, test_utils=checks)
+    normal, keywords = torch.ops.purify.philox_normal.default, {"dtype": torch.float64}
+    torch.library.opcheck(normal, (key, ids, step, 10), keywords, test_utils=checks)
