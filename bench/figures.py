@@ -18,7 +18,7 @@ from pathlib import Path
 
 from purify_engine.evaluation.defences import GUIDE_ALONE, OURS, RIVALS
 from purify_engine.evaluation.protocol import Cell, read_cells
-from purify_engine.evaluation.report import column_names, figure, render_table
+from purify_engine.evaluation.report import figure, render_by_attack, render_table
 from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
 from purify_engine.evaluation.summary import HEADLINE, UNION, compare, summarise
@@ -37,11 +37,7 @@ def digits_headline() -> str:
 
 def digits_attacks() -> str:
     """Every attack on every defence: a row an attack."""
-    rows = summarise(digits_cells())
-    lines = [f"| attack | {' | '.join(row.defence for row in rows)} |", "|---|" + "---:|" * len(rows)]
-    for name in column_names(rows):
-        lines.append(f"| {name} | {' | '.join(figure(row.columns.get(name)) for row in rows)} |")
-    return "\n".join(lines)
+    return render_by_attack(summarise(digits_cells()))
 
 
 def digits_comparisons() -> str:

@@ -163,14 +163,14 @@ def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
 
 
 def _say(cells: list[Cell], self_test: dict[str, Any] | None, confidence: float, *, as_json: bool) -> None:
-    from purify_engine.evaluation.report import terminal_table
+    from purify_engine.evaluation.report import terminal_by_attack
     from purify_engine.evaluation.summary import summarise, to_json
 
     rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
     if as_json:
         say(to_json(rows, comparisons, self_test=self_test), "", as_json=True)
         return
-    show(terminal_table(rows, "Accuracy, percent, with its interval"))
+    show(terminal_by_attack(rows, f"Accuracy on {len(cells[0].scores)} images, percent, with its interval"))
     for item in comparisons:
         gap, chance = item.difference, item.mcnemar.p_value
         span = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"

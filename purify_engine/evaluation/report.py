@@ -83,6 +83,29 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
+def by_attack(rows: Sequence[Row]) -> list[list[str]]:
+    """The same the other way round, for many attacks: a header, then a line an attack with a figure a defence."""
+    lines = [["attack", *(row.defence for row in rows)]]
+    return lines + [[name, *(figure(row.columns.get(name)) for row in rows)] for name in column_names(rows)]
+
+
+def render_by_attack(rows: Sequence[Row]) -> str:
+    """`by_attack` as a markdown table."""
+    header, *lines = by_attack(rows)
+    return "\n".join(map(_line, [header, ["---", *("---:" for _ in rows)], *lines]))
+
+
+def terminal_by_attack(rows: Sequence[Row], title: str) -> Table:
+    """`by_attack` for a rich console."""
+    header, *lines = by_attack(rows)
+    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
 def figure(estimate: Estimate | None) -> str:
     """`87.3 (82.1–91.2)`, in percent; a masked figure says so, since it flatters the defence."""
     if estimate is None:

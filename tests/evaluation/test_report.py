@@ -10,7 +10,16 @@ from rich.console import Console
 
 from purify_engine.evaluation.contact_sheet import data_uri, exhibits
 from purify_engine.evaluation.defences import Defence
-from purify_engine.evaluation.report import figure, flattened, render_table, terminal_table, write_report
+from purify_engine.evaluation.report import (
+    by_attack,
+    figure,
+    flattened,
+    render_by_attack,
+    render_table,
+    terminal_by_attack,
+    terminal_table,
+    write_report,
+)
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference
 from purify_engine.evaluation.summary import Comparison, Row
 from tests.evaluation.worlds import ToyPurifier, guided, linear_world
@@ -146,3 +155,15 @@ def test_exhibits_judge_each_stage_by_the_classifier():
 def test_nested_settings_are_flattened_for_reading():
     assert flattened({"a": {"b": 1, "c": [1, 2]}, "d": guided(2.0)})["d.guidance.scale"] == "2.0"
     assert flattened({"a": {"b": 1, "c": [1, 2]}}) == {"a.b": "1", "a.c": "[1, 2]"}
+
+
+def test_many_attacks_are_shown_a_line_each():
+    header, *lines = by_attack(ROWS)
+    assert header == ["attack", *(row.defence for row in ROWS)]
+    assert [line[0] for line in lines] == list(dict.fromkeys(name for row in ROWS for name in row.columns))
+    for name, *figures in lines:
+        assert figures == [figure(row.columns.get(name)) for row in ROWS]
+    assert render_by_attack(ROWS).count("\n") == len(lines) + 1
+    console = Console(file=io.StringIO(), width=120)
+    console.print(terminal_by_attack(ROWS, "Digits"))
+    assert all(text in console.file.getvalue() for text in lines[0])
