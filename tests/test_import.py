@@ -16,10 +16,17 @@ PACKAGE = Path(purify_engine.__file__).parent
 STEP = "from purify_engine import ops; ops.philox(torch.tensor(1), torch.arange(64), torch.tensor(0), 4096)"
 OPENMP = "print(len({line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}))"
 
+# An editable install has a finder of its own, which would find the extension wherever the package lies.
+FIND_BY_PATH = (
+    "import sys\n"
+    "sys.meta_path[:] = [found for found in sys.meta_path if '__editable__' not in getattr(found, '__module__', '')]\n"
+)
+
 
 def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd="/", timeout=120)
+    command = [sys.executable, "-c", FIND_BY_PATH + code]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=120)
 
 
 def checkout_with(folder: Path, extension: str | None) -> str:
