@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine import presets
-from purify_engine.config import GradientMode, PurifierConfig, require
+from purify_engine.config import PurifierConfig, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
@@ -156,10 +156,6 @@ class GuidedPurifier(nn.Module):
     def configured(self, **changes: Any) -> GuidedPurifier:
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
         return GuidedPurifier(self.denoiser, self.guide, dataclasses.replace(self.config, **changes))
-
-    def with_gradient(self, gradient: GradientMode) -> GuidedPurifier:
-        """A sibling that differentiates in another mode."""
-        return self.configured(gradient=gradient)
 
     def reseed(self, seed: int) -> GuidedPurifier:
         """Start the noise anew from `seed`, in [0, 2**63)."""

@@ -33,7 +33,7 @@ class ReversePlan:
     rows: Rows  # float64 [N, 4]: a, b, d, c
     times: Tensor  # float64 [N]: what the network is told at each step
     marginals: Tensor  # float64 [N, 2]: (sqrt(alpha_bar_i), sqrt(1 - alpha_bar_i)) of each step's input
-    guided: bool  # False: no row has a guidance coefficient, and the guide never runs
+    guided: bool  # whether any row has a guidance coefficient
     net_dtype: torch.dtype | None = None  # what the networks read; None: the images' own
     forward_step: Tensor = field(
         init=False
