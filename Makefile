@@ -49,8 +49,9 @@ evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes 
 train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits
 
-figures: $(STAMP) ## write the tables of README.md and docs/ from bench/results
+figures: $(STAMP) ## write the tables of README.md and docs/ from bench/results, and README's picture
 	"$(PY)" -m bench.figures
+	"$(PY)" -m bench.contact_sheet
 
 clean: ## remove the virtual environment and what the build left
 	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so

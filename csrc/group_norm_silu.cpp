@@ -1,7 +1,7 @@
 // purify::group_norm_silu and its gradient on CPUs, NCHW. Specification: purify_engine/reference/layers.py.
 //
 // A group of an image is contiguous and stays in cache, so its statistics are taken in two passes over it (no cancellation), and the
-// third writes. Sums run in double: they cost less than the exponential of SiLU.
+// third writes. Sums run wider than the data: they cost less than the exponential of SiLU.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -10,18 +10,18 @@
 
 namespace purify::PURIFY_ISA {
 
-constexpr int kWide = 16;  // partial sums, so that a sum is a few vectors wide
+constexpr int kPartial = 16;  // partial sums, so that a sum is a few vectors wide
 
-// The sum over i < n of term(i), term giving a float or a double.
-template <typename Term>
-double sum(int64_t n, Term term) {
-  double partial[kWide] = {};
+// The sum over i < n of term(i), in W.
+template <typename W, typename Term>
+W sum(int64_t n, Term term) {
+  W partial[kPartial] = {};
   int64_t i = 0;
-  for (; i + kWide <= n; i += kWide)
-    for (int lane = 0; lane < kWide; ++lane) partial[lane] += term(i + lane);
-  double total = 0;
+  for (; i + kPartial <= n; i += kPartial)
+    for (int lane = 0; lane < kPartial; ++lane) partial[lane] += term(i + lane);
+  W total = 0;
   for (; i < n; ++i) total += term(i);
-  for (int lane = 0; lane < kWide; ++lane) total += partial[lane];
+  for (int lane = 0; lane < kPartial; ++lane) total += partial[lane];
   return total;
 }
 
@@ -50,26 +50,28 @@ inline T sigmoid(T x) {
 }
 
 // Mean and reciprocal standard deviation of a group of n elements.
+template <typename T>
 struct Moments {
-  double mean, rstd;
+  Wide<T> mean, rstd;
 };
 
 template <typename T>
-Moments moments(const T* x, int64_t n, double norm_eps) {
-  const double count = static_cast<double>(std::max<int64_t>(n, 1));  // of nothing, the mean is 0
-  const double mean = sum(n, [=](int64_t i) { return x[i]; }) / count;
-  const double variance = sum(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / count;
+Moments<T> moments(const T* x, int64_t n, double norm_eps) {
+  using W = Wide<T>;
+  const W count = static_cast<W>(std::max<int64_t>(n, 1));  // of nothing, the mean is 0
+  const W mean = sum<W>(n, [=](int64_t i) { return x[i]; }) / count;
+  const W variance = sum<W>(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / count;
   return {mean, 1 / std::sqrt(variance + norm_eps)};
 }
 
 template <typename T>
-double gain_of(const Norm<T>& norm, int64_t image, int64_t channel) {
-  return norm.scale ? 1.0 + norm.scale[image * norm.channels + channel] : 1.0;
+Wide<T> gain_of(const Norm<T>& norm, int64_t image, int64_t channel) {
+  return norm.scale ? Wide<T>(1) + norm.scale[image * norm.channels + channel] : Wide<T>(1);
 }
 
 template <typename T>
-double shift_of(const Norm<T>& norm, int64_t image, int64_t channel) {
-  return norm.shift ? norm.shift[image * norm.channels + channel] : 0.0;
+T shift_of(const Norm<T>& norm, int64_t image, int64_t channel) {
+  return norm.shift ? norm.shift[image * norm.channels + channel] : T(0);
 }
 
 // The layer on one channel of one image is the line (x - centre) * slope + offset: `centre` is the mean as a T, what it lost to rounding
@@ -82,11 +84,11 @@ struct Line {
 };
 
 template <typename T>
-Line<T> line_of(const Moments& m, const Norm<T>& norm, int64_t image, int64_t channel) {
-  const double gain = gain_of(norm, image, channel);
-  const double slope = m.rstd * norm.weight[channel] * gain;
+Line<T> line_of(const Moments<T>& m, const Norm<T>& norm, int64_t image, int64_t channel) {
+  const Wide<T> gain = gain_of(norm, image, channel);
+  const Wide<T> slope = m.rstd * norm.weight[channel] * gain;
   const T centre = static_cast<T>(m.mean);
-  const double offset = norm.bias[channel] * gain + shift_of(norm, image, channel) - (m.mean - centre) * slope;
+  const Wide<T> offset = norm.bias[channel] * gain + shift_of(norm, image, channel) - (m.mean - centre) * slope;
   return {centre, static_cast<T>(slope), static_cast<T>(offset)};
 }
 
@@ -126,40 +128,41 @@ void through_silu(T* grad, const T* grad_out, const T* x, Line<T> line, int64_t 
 }
 
 // Over the pixels of one channel of one image: the sum of the gradient through SiLU, and of its product with the normed input.
+template <typename T>
 struct ChannelSums {
-  double grad, grad_normed;
+  Wide<T> grad, grad_normed;
 };
 
-// Writes grad_x of one group and the sums of its channels. In between, grad_x holds the gradient to the normed input: its mean is taken
-// of the rounded values it holds, so that a group of one element, whose gradient is 0, gets 0.
+// Writes grad_x of one group and the sums of its channels. In between, grad_x holds the gradient through SiLU. What is left of it after
+// the two means are taken away is rounded once: in a group of one element, whose gradient is 0, they cancel to 0.
 template <typename T>
-void backward_group(T* grad_x, ChannelSums* sums, const T* grad_out, const Norm<T>& norm, int64_t image, int64_t group) {
-  const int64_t width = norm.channels / norm.groups, pixels = norm.pixels;
-  const int64_t first = image * norm.channels + group * width;
-  const Moments m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
-  const T centre = static_cast<T>(m.mean);
-  const double lost = m.mean - centre;  // by rounding: put right after each sum
-  double mean_grad = 0, mean_grad_normed = 0;
+void backward_group(T* grad_x, ChannelSums<T>* sums, const T* grad_out, const Norm<T>& norm, int64_t image, int64_t group) {
+  using W = Wide<T>;
+  const int64_t width = norm.channels / norm.groups, pixels = norm.pixels, first = image * norm.channels + group * width;
+  const Moments<T> m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
+  const auto slope_of = [&](int64_t k) {  // as a T: its product with another is exact in W, with a fused multiply-add and without
+    return static_cast<T>(norm.weight[group * width + k] * gain_of(norm, image, group * width + k));
+  };
+  W level = 0, tilt = 0;  // the means over the group of the gradient to the normed input, and of its product with that
   for (int64_t k = 0; k < width; ++k) {
-    const int64_t channel = group * width + k, at = (first + k) * pixels;
-    const T* x = norm.x + at;
-    T* grad = grad_x + at;
-    through_silu(grad, grad_out + at, x, line_of(m, norm, image, channel), pixels, norm.silu);
-    ChannelSums& channel_sums = sums[first + k];
-    channel_sums.grad = sum(pixels, [=](int64_t i) { return grad[i]; });
-    const double grad_centred = sum(pixels, [=](int64_t i) { return static_cast<double>(grad[i]) * (x[i] - centre); });
-    channel_sums.grad_normed = m.rstd * (grad_centred - lost * channel_sums.grad);
-    const double slope = norm.weight[channel] * gain_of(norm, image, channel);
-    for (int64_t i = 0; i < pixels; ++i) grad[i] *= static_cast<T>(slope);
-    mean_grad += sum(pixels, [=](int64_t i) { return grad[i]; });
-    mean_grad_normed += slope * channel_sums.grad_normed;
+    const int64_t at = (first + k) * pixels;
+    const T *x = norm.x + at, *grad = grad_x + at;
+    through_silu(grad_x + at, grad_out + at, x, line_of(m, norm, image, group * width + k), pixels, norm.silu);
+    ChannelSums<T>& of = sums[first + k];
+    of.grad = sum<W>(pixels, [=](int64_t i) { return grad[i]; });
+    of.grad_normed = m.rstd * sum<W>(pixels, [=](int64_t i) { return grad[i] * (x[i] - m.mean); });
+    level += slope_of(k) * of.grad;
+    tilt += slope_of(k) * of.grad_normed;
   }
-  const double count = static_cast<double>(std::max<int64_t>(width * pixels, 1)), slope = m.rstd * mean_grad_normed / count;
-  const T level = static_cast<T>(mean_grad / count - lost * slope), tilt = static_cast<T>(slope);
-  const T rstd = static_cast<T>(m.rstd);
-  const T* x = norm.x + first * pixels;
-  T* grad = grad_x + first * pixels;
-  for (int64_t i = 0; i < width * pixels; ++i) grad[i] = rstd * (grad[i] - level - (x[i] - centre) * tilt);
+  const W count = static_cast<W>(std::max<int64_t>(width * pixels, 1));
+  level /= count;
+  tilt *= m.rstd / count;
+  for (int64_t k = 0; k < width; ++k) {
+    const T* x = norm.x + (first + k) * pixels;
+    T* grad = grad_x + (first + k) * pixels;
+    const W slope = slope_of(k);
+    for (int64_t i = 0; i < pixels; ++i) grad[i] = static_cast<T>(m.rstd * (slope * grad[i] - level - (x[i] - m.mean) * tilt));
+  }
 }
 
 template <typename T>
@@ -167,7 +170,7 @@ void group_norm_silu(T* y, const Norm<T>& norm) {
   const int64_t width = norm.channels / norm.groups, pixels = norm.pixels;
   for_each_group(norm, [=](int64_t image, int64_t group) {
     const int64_t first = image * norm.channels + group * width;
-    const Moments m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
+    const Moments<T> m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
     for (int64_t k = 0; k < width; ++k) {
       const int64_t at = (first + k) * pixels;
       forward_channel(y + at, norm.x + at, line_of(m, norm, image, group * width + k), pixels, norm.silu);
@@ -178,17 +181,17 @@ void group_norm_silu(T* y, const Norm<T>& norm) {
 template <typename T>
 void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, const Norm<T>& norm) {
   const int64_t channels = norm.channels;
-  std::vector<ChannelSums> storage(norm.images * channels);
-  ChannelSums* sums = storage.data();
+  std::vector<ChannelSums<T>> storage(norm.images * channels);
+  ChannelSums<T>* sums = storage.data();
   for_each_group(norm, [=](int64_t image, int64_t group) { backward_group(grads.x, sums, grad_out, norm, image, group); });
   for (int64_t channel = 0; channel < channels; ++channel) {
-    double weight = 0, bias = 0;  // in the order of the images, whoever computed their sums
+    Wide<T> weight = 0, bias = 0;  // in the order of the images, whoever computed their sums
     for (int64_t image = 0; image < norm.images; ++image) {
-      const ChannelSums& of = sums[image * channels + channel];
-      const double gain = gain_of(norm, image, channel);
+      const ChannelSums<T>& of = sums[image * channels + channel];
+      const Wide<T> gain = gain_of(norm, image, channel);
       weight += gain * of.grad_normed;
       bias += gain * of.grad;
-      const double along_scale = norm.weight[channel] * of.grad_normed + norm.bias[channel] * of.grad;
+      const Wide<T> along_scale = norm.weight[channel] * of.grad_normed + norm.bias[channel] * of.grad;
       if (grads.scale) grads.scale[image * channels + channel] = static_cast<T>(along_scale);
       if (grads.shift) grads.shift[image * channels + channel] = static_cast<T>(of.grad);
     }

@@ -7,6 +7,18 @@
 
 namespace purify {
 
+// What sums of T run in, to be rounded to T once.
+template <typename T>
+struct WiderThan {
+  using type = double;
+};
+template <>
+struct WiderThan<double> {
+  using type = long double;
+};
+template <typename T>
+using Wide = typename WiderThan<T>::type;
+
 // The images of a batch and the noise they get: one id an image, `numel` elements each, in NCHW order.
 struct Batch {
   int64_t images, numel;

@@ -38,7 +38,7 @@ NORM_SHAPES = (
     ((2, 4, 0, 3), 2),
     ((1, 1, 1, 1), 1),
     ((2, 6, 1, 1), 3),
-    ((2, 5, 7, 1), 5),
+    ((2, 5, 3, 1), 5),
     ((3, 4, 1, 9), 1),
     ((1, 8, 5, 5), 4),
     ((2, 32, 4, 4), 32),
@@ -47,6 +47,16 @@ NORM_SHAPES = (
     ((2, 8, 31, 17), 2),
     ((3, 16, 16, 16), 8),
     ((1, 96, 3, 5), 32),
+)
+# Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
+RANDOM123 = (
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 )
 
 

@@ -6,20 +6,10 @@ import pytest
 import torch
 
 from purify_engine.reference.philox import derive_seed, philox, philox_block, philox_normal
-
-# Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
-KNOWN = (
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    (
-        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-        (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
-    ),
-)
+from purify_engine.testing.cases import RANDOM123
 
 
-@pytest.mark.parametrize(("counter", "key", "words"), KNOWN)
+@pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
 def test_known_answers_of_random123(counter, key, words):
     drawn = philox_block(tuple(map(torch.tensor, counter)), tuple(map(torch.tensor, key)))
     assert tuple(word.item() for word in drawn) == words
