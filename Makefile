@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check check-slow check-system bench gpu evaluate-digits train-digits figures clean
@@ -10,37 +11,46 @@ STAMP := $(VENV)/.installed
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: $(STAMP) ## make $(VENV) and install everything into it, at the versions of constraints.txt
+setup: $(TOOLS) ## make $(VENV) and install everything into it, at the versions of constraints.txt
 
-# PIP_CONSTRAINT holds the isolated build to the same pins; the editable install builds the extension in place.
-$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+# PIP_CONSTRAINT holds the isolated build to the same pins; the editable install builds the extensions in place.
+SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/cuda/*)
+INSTALL = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 "$(PY)" -m pip install --quiet -c constraints.txt
+SAY = @echo "installing into $(VENV): a few minutes, most of it PyTorch"
+
+$(STAMP): $(SOURCES) # what using it takes
 	$(PYTHON) -m venv "$(VENV)"
-	@echo "installing into $(VENV): a few minutes, most of it PyTorch"
-	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 \
-	  "$(PY)" -m pip install --quiet -c constraints.txt -e '.[digits,dev]'
+	$(SAY)
+	$(INSTALL) -e '.[digits]'
 	touch "$@"
+
+$(TOOLS): $(SOURCES) # and what testing it takes
+	$(PYTHON) -m venv "$(VENV)"
+	$(SAY)
+	$(INSTALL) -e '.[digits,dev,kernels]'
+	touch "$(STAMP)" "$@"
 
 demo: $(STAMP) ## attack, purify and compare on held-out digits; writes report.html
 	"$(PY)" -m purify_engine demo
 
-test: $(STAMP) check ## set up, then check: what CI runs
+test: $(TOOLS) check ## set up, then check: what CI runs
 
-check: $(STAMP) ## architecture, lint, types, and every test that needs nothing but Python, gcc and make
+check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing but Python, gcc and make
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
 	"$(PY)" -m pytest -m "not system and not slow" --durations=10
 
-check-slow: $(STAMP) ## the tests that take minutes
+check-slow: $(TOOLS) ## the tests that take minutes
 	"$(PY)" -m pytest -m "slow and not system" --durations=10
 
-check-system: $(STAMP) ## the tests that need other tools; a missing tool is a failure
+check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
 	"$(PY)" -m pytest -m system --durations=10
 
-bench: $(STAMP) ## time every op and the whole purifier; appends to bench/results
+bench: $(TOOLS) ## time every op and the whole purifier; appends to bench/results
 	"$(PY)" -m bench.bench_ops
 
-gpu: $(STAMP) ## what a GPU would run, and what is missing for it
+gpu: $(TOOLS) ## what a GPU would run, and what is missing for it
 	@"$(PY)" -m purify_engine doctor --gpu
 
 evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes bench/results/digits.jsonl
@@ -49,7 +59,7 @@ evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes 
 train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits
 
-figures: $(STAMP) ## write the tables of README.md and docs/ from bench/results, and README's picture
+figures: $(TOOLS) ## write the tables of README.md and docs/ from bench/results, and README's picture
 	"$(PY)" -m bench.figures
 	"$(PY)" -m bench.contact_sheet
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
 
 # -fno-math-errno and -fno-trapping-math let loops with a square root or a choice become vectors; results stay IEEE.
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
@@ -48,4 +48,9 @@ def extension() -> Pybind11Extension:
 
 
 ParallelCompile().install()
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+setup(
+    packages=[*find_packages(include=["purify_engine*"], exclude=["purify_engine.kernels*"]), "purify_engine.kernels"],
+    package_dir={"purify_engine.kernels": "kernels"},
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension},
+)

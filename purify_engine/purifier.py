@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purify_engine import presets
+from purify_engine import ops, presets
 from purify_engine.config import PurifierConfig, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
@@ -90,7 +90,7 @@ class GuidedPurifier(nn.Module):
         for cycle in range(self.config.cycles):
             key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
             x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end)
-        return ((x + 1) / 2).clamp(0, 1).to(images.dtype)
+        return ops.to_images(x, images.dtype)
 
     def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         plan, guide = self.plan(x.dtype), self._guide()

@@ -53,7 +53,7 @@ def installed(archive) -> Path:
 def test_the_source_archive_has_everything_a_build_needs(archive):
     with tarfile.open(archive) as opened:
         names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
-    patterns = ("csrc/**/*", "purify_engine/weights/**/*", "purify_engine/**/*.j2")
+    patterns = ("csrc/**/*", "kernels/*.py", "purify_engine/weights/**/*", "purify_engine/**/*.j2")
     ours = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
     assert {path.relative_to(ROOT).as_posix() for path in ours} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "purify_engine/py.typed"} <= names
@@ -110,7 +110,7 @@ def test_every_dependency_is_pinned_exactly():
     pins = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
     assert all("==" in pin for pin in pins if pin)
     pinned = {normal(pin.split("==")[0]) for pin in pins if pin}
-    assert needed(["purify-engine[digits,dev]"]) - {"purify-engine"} <= pinned
+    assert needed(["purify-engine[digits,dev,kernels]"]) - {"purify-engine"} <= pinned
 
 
 def needed(roots: list[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Intervals for accuracies, and paired comparisons of two defences on the same images (docs/math.md E21).
+"""Intervals for accuracies, and paired comparisons of two defences on the same images (docs/math.md E22).
 
 A score is one image's share of noise draws classified correctly, in [0, 1]; 0 or 1 for a deterministic defence.
 """

@@ -1,4 +1,4 @@
-"""From cells to conclusions: rows with intervals, masked figures, per-image minima (docs/math.md E22), comparisons."""
+"""From cells to conclusions: rows with intervals, masked figures, per-image minima (docs/math.md E23), comparisons."""
 
 from __future__ import annotations
 

@@ -69,6 +69,30 @@ class GroupNormSiLU(nn.Module):
         return ops.group_norm_silu(x, self.weight, self.bias, scale, shift, self.num_groups, self.norm_eps, silu=self.silu)
 
 
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution with what stands around it, in one op: a norm before it, an embedding, a residual and a gain after it."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        norm: GroupNormSiLU | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        temb: Tensor | None = None,
+        residual: Tensor | None = None,
+        gain: float = 1.0,
+        upsample: bool = False,
+    ) -> Tensor:
+        after = (scale, shift, temb, residual)
+        if norm is None:
+            return ops.conv3x3(x, self.weight, self.bias, None, None, *after, gain=gain, upsample=upsample)
+        settings = (norm.num_groups, norm.norm_eps, gain, upsample)
+        return ops.conv3x3(x, self.weight, self.bias, norm.weight, norm.bias, *after, *settings)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, (resize), conv, time embedding, norm, SiLU, conv; plus the shortcut.
 
@@ -80,27 +104,31 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, config: UNetConfig, resize: Direction | None = None) -> None:
         super().__init__()
         self.scale_shift = config.time_embedding == "scale_shift"
-        self.resize = RESIZE[resize] if resize else nn.Identity()
-        self.rescale = config.skip_rescale
+        self.direction = resize
+        self.gain = math.sqrt(0.5) if config.skip_rescale else 1.0
         self.norm1 = GroupNormSiLU(channels, config)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.embedding_width = out_channels * (2 if self.scale_shift else 1)
         self.norm2 = GroupNormSiLU(out_channels, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv2 = zero_init(Conv3x3(out_channels, out_channels))
         projected = channels != out_channels or (resize is not None and config.resample_shortcut)
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if projected else nn.Identity()
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
         row = embeddings[self.index]
-        h = self.conv1(self.resize(self.norm1(x)))
-        if self.scale_shift:
-            scale, shift = row.expand(len(x), -1).chunk(2, dim=1)
-            h = self.norm2(h, scale, shift)
-        else:
-            h = self.norm2(h + row[:, :, None, None])
-        h = self.conv2(self.dropout(h))
-        return add(self.shortcut(self.resize(x)), h, self.rescale)
+        scale, shift = row.expand(len(x), -1).chunk(2, dim=1) if self.scale_shift else (None, None)
+        h = self._first(x, None if self.scale_shift else row)
+        shortcut = self.shortcut(RESIZE[self.direction](x) if self.direction else x)
+        if self.training and self.dropout.p > 0:
+            h = self.dropout(self.norm2(h, scale, shift))
+            return self.conv2(h, residual=shortcut, gain=self.gain)
+        return self.conv2(h, self.norm2, scale, shift, residual=shortcut, gain=self.gain)
+
+    def _first(self, x: Tensor, temb: Tensor | None) -> Tensor:
+        if self.direction == "down":
+            return self.conv1(average_pool(self.norm1(x)), temb=temb)
+        return self.conv1(x, self.norm1, temb=temb, upsample=self.direction == "up")
 
 
 def head_count(channels: int, config: UNetConfig) -> int:
@@ -163,10 +191,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if config.resample == "conv" else nn.Identity()
+        self.conv = Conv3x3(channels, channels) if config.resample == "conv" else None
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
-        return self.conv(nearest(x))
+        return nearest(x) if self.conv is None else self.conv(x, upsample=True)
 
 
 def resampler(direction: Direction, channels: int, config: UNetConfig) -> nn.Module:

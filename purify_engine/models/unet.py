@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from purify_engine.config import UNetConfig
-from purify_engine.models.blocks import GroupNormSiLU, ResBlock, Stage, resampler, zero_init
+from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, resampler, zero_init
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Images, Timesteps
 
@@ -26,13 +26,13 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths = [config.base_channels * mult for mult in config.channel_mult]
-        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.conv_in = Conv3x3(config.in_channels, config.base_channels)
         self.encoder, skips = _encoder(widths, config)
         self.middle = nn.ModuleList(Stage(widths[-1], widths[-1], config, attention) for attention in (True, False))
         self.decoder = _decoder(widths, skips, config)
         self.norm_out = GroupNormSiLU(widths[0], config)
         out_channels = config.in_channels * (2 if config.learned_variance else 1)
-        self.conv_out = zero_init(nn.Conv2d(widths[0], out_channels, 3, padding=1))
+        self.conv_out = zero_init(Conv3x3(widths[0], out_channels))
 
         blocks = [module for module in self.modules() if isinstance(module, ResBlock)]  # in the order an image meets them
         for index, block in enumerate(blocks):
@@ -59,7 +59,7 @@ class UNet(nn.Module):
             if isinstance(layer, Stage):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = layer(x, embeddings)
-        return self.conv_out(self.norm_out(x))
+        return self.conv_out(x, self.norm_out)
 
 
 def _encoder(widths: list[int], config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from purify_engine.ops import composed, flops  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
 from purify_engine.ops.registry import backend
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
 __all__ = [
     "attention",
+    "attention_backward",
     "backend",
+    "conv3x3",
     "group_norm_silu",
     "group_norm_silu_backward",
     "guided_step",
     "philox",
     "philox_normal",
     "q_sample",
+    "to_images",
 ]
 
 
@@ -101,3 +105,41 @@ def group_norm_silu_backward(
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim]. Differentiable, any number of times."""
     return torch.ops.purify.attention(q, k, v)
+
+
+def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of `attention`: (grad_q, grad_k, grad_v)."""
+    return torch.ops.purify.attention_backward(grad_out, q, k, v)
+
+
+def conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    temb: Tensor | None = None,
+    residual: Images | None = None,
+    num_groups: int = 1,
+    norm_eps: float = 1e-5,
+    gain: float = 1.0,
+    upsample: bool = False,
+) -> Images:
+    """gain (residual + conv(up(norm(x))) + bias + temb): a 3x3 convolution with what surrounds it in a U-Net (docs/math.md E19).
+
+    x [B, C, H, W], `weight` [K, C, 3, 3], `bias` [K]; `norm_weight` to `shift`, `num_groups` and `norm_eps` as for
+    `group_norm_silu`, none where nothing is to be normed; `temb` [B or 1, K]; `residual` of the result's shape; `upsample`
+    repeats every pixel 2x2 first.
+    Differentiable in every tensor, any number of times; where autograd records, its parts run and nothing is computed twice.
+    """
+    tensors = (x, weight, bias, norm_weight, norm_bias, scale, shift, temb, residual)
+    recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    conv = composed.conv3x3 if recorded else torch.ops.purify.conv3x3
+    return conv(*tensors, num_groups, norm_eps, gain, upsample)
+
+
+def to_images(x: Images, dtype: torch.dtype) -> Images:
+    """Model space [-1, 1] to images: floats in [0, 1], or uint8 in [0, 255] (docs/math.md E9)."""
+    return torch.ops.purify.to_images(x, dtype)

@@ -95,6 +95,49 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> None:
         _refuse("v", f"like k, {_kind(k)}", v)
 
 
+def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """attention_backward: what attention accepts, and a gradient of the shape of q."""
+    attention(q, k, v)
+    _like("grad_out", grad_out, q, q.shape)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    temb: Tensor | None = None,
+    residual: Tensor | None = None,
+    num_groups: int = 1,
+    norm_eps: float = 1e-5,
+    gain: float = 1.0,
+    upsample: bool = False,
+) -> None:
+    """conv3x3: x [B, C, H, W], weight [K, C, 3, 3], the rest to match; norm_weight and norm_bias together."""
+    if not x.is_floating_point() or x.dim() != 4:
+        _refuse("x", "float images [B, C, H, W]", x)
+    if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
+        _refuse("weight", f"float [K, {x.shape[1]}, 3, 3]", weight)
+    if norm_weight is not None or norm_bias is not None:
+        require(norm_weight is not None and norm_bias is not None, "norm_bias", "given with norm_weight", norm_bias)
+        group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)  # type: ignore[arg-type]
+    batch, _, height, width = x.shape
+    channels, zoom = weight.shape[0], 2 if upsample else 1
+    _like("bias", bias, x, (channels,))
+    _like("temb", temb, x, (channels,) if temb is None else (1 if temb.shape[0] == 1 else batch, channels))
+    _like("residual", residual, x, (batch, channels, zoom * height, zoom * width))
+
+
+def to_images(x: Tensor, dtype: torch.dtype) -> None:
+    """to_images: float x, to a float dtype or uint8."""
+    if not x.is_floating_point():
+        _refuse("x", "float images", x)
+    require(dtype.is_floating_point or dtype == torch.uint8, "dtype", "a floating point dtype or torch.uint8", dtype)
+
+
 def _images(name: str, x: Tensor, net_dtype: torch.dtype | None) -> None:
     if x.dtype not in _EXACT or x.dim() != 4:
         _refuse(name, "float32 or float64 images [B, C, H, W]", x)

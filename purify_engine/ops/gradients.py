@@ -18,6 +18,11 @@ def differentiate_by_reference(op: Op) -> None:
     """The generic rule: the gradient of an op is the gradient of its reference, recomputed from the inputs."""
     reference = op.engines["reference"]
     assert callable(reference)
+    differentiate_by(op, reference)
+
+
+def differentiate_by(op: Op, reference: Launcher) -> None:
+    """The gradient of an op is that of `reference`, a differentiable function with the op's own arguments."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
@@ -100,17 +105,18 @@ def _joined(ctx: Any, grad_x: Tensor, grad_x_net: Tensor) -> Tensor:
     return grad_x + grad_x_net.to(grad_x.dtype) if ctx.has_network_copy else grad_x
 
 
-def differentiate_group_norm_silu(op: Op, backward_op: Op) -> None:
-    """The gradient of group_norm_silu is an op of its own, so that it has kernels too."""
+def differentiate_by_op(op: Op, backward_op: Op) -> None:
+    """The gradient is an op of its own, (grad_out, *inputs) -> the tensors' gradients, so that it has kernels too."""
     launch = getattr(torch.ops.purify, backward_op.name)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.num_groups, ctx.norm_eps, ctx.silu = inputs
+        tensors = [value for value in inputs if value is None or isinstance(value, Tensor)]
+        ctx.others = inputs[len(tensors) :]  # the schema puts the tensors first
         ctx.save_for_backward(*tensors)
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        grads = launch(grad_out, *ctx.saved_tensors, ctx.num_groups, ctx.norm_eps, ctx.silu)
+        grads = launch(grad_out, *ctx.saved_tensors, *ctx.others)
         wanted = ctx.needs_input_grad
-        return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None, None, None
+        return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), *(None for _ in ctx.others)
 
     torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)

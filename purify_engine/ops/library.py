@@ -5,24 +5,39 @@
 
 from __future__ import annotations
 
-from purify_engine.ops import checks, cpp
+import importlib
+import importlib.util
+from typing import Any
+
+from purify_engine.ops import checks, composed, cpp
 from purify_engine.ops.gradients import (
+    differentiate_by,
+    differentiate_by_op,
     differentiate_by_reference,
-    differentiate_group_norm_silu,
     differentiate_guided_step,
     differentiate_q_sample,
 )
 from purify_engine.ops.registry import Launcher, define
 from purify_engine.reference import layers, philox, process
 
-_NO_GPU = {
-    "triton": "this release has no Triton kernels: on a GPU the reference runs",
-    "cuda": "this release has no CUDA kernels: on a GPU the reference runs",
-}
+_NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; the matrix kernels are Triton's, or PyTorch's own"
+_TWO_PRODUCTS = "its matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU"
+_ONE_CALL = "a few elementwise calls of PyTorch, once in a purification"
 
 
 def _cpp(launcher: Launcher) -> Launcher | str:
     return launcher if cpp.room else "purify_engine._C is not built; build it with `pip install -e .` and a C++ compiler"
+
+
+def _triton(stem: str, name: str | None = None) -> Launcher | str:
+    """The host function of `kernels/<stem>.py`, whose room is entered on the first call."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; `pip install triton` brings it"
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(f"purify_engine.kernels.{stem}"), name or stem)(*args, **kwargs)
+
+    return launch
 
 
 philox_words = define(
@@ -30,7 +45,8 @@ philox_words = define(
     philox.philox,
     check=checks.noise,
     cpp=_cpp(cpp.philox),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("philox"),
 )
 
 philox_normal = define(
@@ -38,7 +54,8 @@ philox_normal = define(
     philox.philox_normal,
     check=checks.noise,
     cpp=_cpp(cpp.philox_normal),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("philox", "philox_normal"),
 )
 
 q_sample = define(
@@ -47,7 +64,8 @@ q_sample = define(
     process.q_sample,
     check=checks.q_sample,
     cpp=_cpp(cpp.q_sample),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("q_sample"),
 )
 differentiate_q_sample(q_sample)
 
@@ -57,7 +75,8 @@ guided_step = define(
     process.guided_step,
     check=checks.guided_step,
     cpp=_cpp(cpp.guided_step),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("guided_step"),
 )
 differentiate_guided_step(guided_step)
 
@@ -67,7 +86,8 @@ group_norm_silu_backward = define(
     layers.group_norm_silu_backward,
     check=checks.group_norm_silu_backward,
     cpp=_cpp(cpp.group_norm_silu_backward),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("group_norm_silu", "group_norm_silu_backward"),
 )
 differentiate_by_reference(group_norm_silu_backward)
 
@@ -77,15 +97,49 @@ group_norm_silu = define(
     layers.group_norm_silu,
     check=checks.group_norm_silu,
     cpp=_cpp(cpp.group_norm_silu),
-    **_NO_GPU,
+    cuda=_NO_CUDA,
+    triton=_triton("group_norm_silu"),
 )
-differentiate_group_norm_silu(group_norm_silu, group_norm_silu_backward)
+differentiate_by_op(group_norm_silu, group_norm_silu_backward)
+
+attention_backward = define(
+    "attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
+    layers.attention_backward,
+    check=checks.attention_backward,
+    cpp=_TWO_PRODUCTS,
+    cuda=_NO_CUDA,
+    triton=_triton("attention", "attention_backward"),
+)
+differentiate_by_reference(attention_backward)
 
 attention = define(
     "attention(Tensor q, Tensor k, Tensor v) -> Tensor",
     layers.attention,
     check=checks.attention,
-    cpp="its two matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU",
-    **_NO_GPU,
+    cpp=_TWO_PRODUCTS,
+    cuda=_NO_CUDA,
+    triton=_triton("attention"),
 )
-differentiate_by_reference(attention)
+differentiate_by_op(attention, attention_backward)
+
+conv3x3 = define(
+    "conv3x3(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm_weight=None, Tensor? norm_bias=None, Tensor? scale=None,"
+    " Tensor? shift=None, Tensor? temb=None, Tensor? residual=None, int num_groups=1, float norm_eps=1e-5, float gain=1.0,"
+    " bool upsample=False) -> Tensor",
+    layers.conv3x3,
+    check=checks.conv3x3,
+    cpp=composed.conv3x3,
+    cuda=composed.conv3x3,
+    triton=_triton("conv3x3"),
+)
+differentiate_by(conv3x3, composed.conv3x3)
+
+to_images = define(
+    "to_images(Tensor x, ScalarType dtype) -> Tensor",
+    process.to_images,
+    check=checks.to_images,
+    cpp=_ONE_CALL,
+    cuda=_ONE_CALL,
+    triton=_triton("to_images"),
+)
+differentiate_by_reference(to_images)

@@ -1,11 +1,12 @@
 """Which engine runs an op: by device and silently, or the one that `backend` forces.
 
 Every op has the reference. Each of the other engines is a launcher, a function of the reference's own signature, or the sentence
-that says why the op does without it.
+that says why the op does without it. A launcher that returns NotImplemented leaves the call to the next engine in order.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from purify_engine.config import require
 ENGINES = ("reference", "cpp", "cuda", "triton")
 # The first that an op has runs; on any other device, the reference.
 ORDER = {"cpu": ("cpp", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+# Triton's interpreter runs kernels on CPU tensors: slowly, for tests, and only where `backend("triton")` asks for it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 Launcher = Callable[..., Any]
 
@@ -57,25 +61,37 @@ class Op:
         """The kernel that torch's dispatcher calls. Every engine is entered through this one check, with autocast off."""
         self.check(*args, **kwargs)
         device = args[0].device.type
-        launch = self.engines[self.choose(device)]
-        assert callable(launch)
         if not torch.is_autocast_enabled(device):  # entering the context costs more than a small op
-            return launch(*args, **kwargs)
+            return self._launch(device, args, kwargs)
         with torch.autocast(device, enabled=False):
-            return launch(*args, **kwargs)
+            return self._launch(device, args, kwargs)
+
+    def _launch(self, device: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for engine in self._candidates(device):
+            launch = self.engines[engine]
+            assert callable(launch)
+            result = launch(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        raise RuntimeError(f"purify::{self.name} has no {forced()} kernel for these arguments on {device}")
 
     def choose(self, device: str) -> str:
         """The engine to run on `device` ("cpu", "cuda", ...): the forced one, else the first of `ORDER`."""
-        order = ORDER.get(device, ("reference",))
-        name = forced()
+        return self._candidates(device)[0]
+
+    def _candidates(self, device: str) -> list[str]:
+        """The engines to ask, in order."""
+        order, name = ORDER.get(device, ("reference",)), forced()
         if name == "fused":
             order = tuple(engine for engine in order if engine != "reference")
+        elif name == "triton" and device == "cpu" and INTERPRETED:
+            order = ("triton",)
         elif name is not None:
             order = (name,) if name in order else ()
-        for engine in order:
-            if callable(self.engines[engine]):
-                return engine
-        raise RuntimeError(f"purify::{self.name} has no {name} engine for {device} tensors{self._reasons(order)}")
+        found = [engine for engine in order if callable(self.engines[engine])]
+        if not found:
+            raise RuntimeError(f"purify::{self.name} has no {name} engine for {device} tensors{self._reasons(order)}")
+        return found
 
     def _reasons(self, order: tuple[str, ...]) -> str:
         return "".join(f"; {engine}: {self.engines[engine]}" for engine in order)

@@ -1,4 +1,4 @@
-"""The layers that have kernels: GroupNorm + scale-shift + SiLU with its gradient, attention (docs/math.md E17, E18)."""
+"""The layers that have kernels: GroupNorm + SiLU, attention, 3x3 convolution (docs/math.md E17, E18, E19)."""
 
 from __future__ import annotations
 
@@ -89,3 +89,57 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim] (Vaswani et al. 2017)."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
     return torch.softmax(scores, dim=-1) @ v
+
+
+def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of `attention` at (q, k, v): (grad_q, grad_k, grad_v). Differentiable itself."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    weights = torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
+    towards = grad_out @ v.transpose(-2, -1)
+    grad_scores = weights * (towards - (towards * weights).sum(-1, keepdim=True)) * scale
+    return grad_scores @ k, grad_scores.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad_out
+
+
+def conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    temb: Tensor | None = None,
+    residual: Images | None = None,
+    num_groups: int = 1,
+    norm_eps: float = 1e-5,
+    gain: float = 1.0,
+    upsample: bool = False,
+) -> Images:
+    """A 3x3 convolution, padding 1, with what a U-Net puts around it: gain (residual + conv(up(norm(x))) + bias + temb).
+
+    x [B, C, H, W], `weight` [K, C, 3, 3], `bias` [K]. `norm_weight` to `shift` are the arguments of `group_norm_silu`; without
+    them nothing is normed. `upsample` repeats every pixel 2x2 first. `temb` is [B, K] or [1, K], `residual` the result's shape.
+    """
+    if norm_weight is not None:
+        assert norm_bias is not None
+        x = group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
+    return convolved(x, weight, bias, temb, residual, gain, upsample)
+
+
+def convolved(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None,
+    temb: Tensor | None,
+    residual: Images | None,
+    gain: float,
+    upsample: bool,
+) -> Images:
+    """`conv3x3` after its norm."""
+    h = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
+    y = F.conv2d(h, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    if temb is not None:
+        y = y + _per_channel(temb, x.dtype)
+    if residual is not None:
+        y = residual.to(x.dtype) + y
+    return y if gain == 1 else y * gain

@@ -1,4 +1,4 @@
-"""The forward process in one shot, and one guided reverse step (docs/math.md E4 and E7)."""
+"""The forward process in one shot, one guided reverse step, and the way back to images (docs/math.md E4, E7, E9)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ def guided_step(
     grad = None if grad is None else grad.to(x_t.dtype)
     row = rows.index_select(0, step).squeeze(0)
     return _with_network_copy(update(x_t, eps, grad, _noise_like(x_t, step, key, ids), row), net_dtype)
+
+
+def to_images(x: Images, dtype: torch.dtype) -> Images:
+    """Model space [-1, 1] to images: floats in [0, 1], or uint8 in [0, 255], rounded to the nearest (E9)."""
+    images = ((x + 1) / 2).clamp(0, 1)
+    return images.mul(255).round().to(dtype) if dtype == torch.uint8 else images.to(dtype)
 
 
 def _noise_like(x: Images, step: Step, key: Key, ids: Ids) -> Images:

@@ -48,6 +48,24 @@ NORM_SHAPES = (
     ((3, 16, 16, 16), 8),
     ((1, 96, 3, 5), 32),
 )
+# Shape and groups: odd sizes, one pixel, channels that are no multiple of anything.
+CONV_SHAPES = (
+    ((0, 4, 3, 3), 2),
+    ((1, 1, 1, 1), 1),
+    ((2, 3, 5, 7), 3),
+    ((1, 8, 4, 4), 2),
+    ((2, 20, 9, 6), 4),
+    ((1, 32, 16, 16), 8),
+)
+CONV_VARIANTS = (
+    "plain",
+    "bias-temb",
+    "norm-bias-shared-temb",
+    "norm-scale-bias-residual-gain",
+    "bias-up",
+    "norm-bias-up-residual",
+)
+
 # Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
 RANDOM123 = (
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -164,6 +182,34 @@ def _attention(case: Case) -> tuple[Any, ...]:
     return tuple(case.floats(generator) for _ in range(3))
 
 
+def _attention_backward(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    return tuple(case.floats(generator) for _ in range(4))
+
+
+def _conv3x3(case: Case) -> tuple[Any, ...]:
+    """Variants name what surrounds the convolution: norm, scale, bias, temb, residual, up. K is 2 C, or C beside a residual."""
+    generator = case.generator()
+    batch, channels, height, width = case.shape
+    out_channels, zoom = channels * (1 if "residual" in case.variant else 2), 2 if "up" in case.variant else 1
+    x, weight = case.floats(generator), case.floats(generator, (out_channels, channels, 3, 3)) / (3 * channels**0.5)
+
+    def optional(part: str, shape: Sequence[int]) -> Tensor | None:
+        return case.floats(generator, shape) if part in case.variant else None
+
+    per_channel = [optional(part, (channels,)) for part in ("norm", "norm")]
+    modulation = [optional("scale", (batch, channels)), optional("scale", (batch, channels))]
+    temb = optional("temb", (1 if "shared" in case.variant else batch, out_channels))
+    residual = optional("residual", (batch, out_channels, zoom * height, zoom * width))
+    gain = 0.5**0.5 if "gain" in case.variant else 1.0
+    around = (*per_channel, *modulation, temb, residual, case.num_groups, 1e-5, gain, zoom == 2)
+    return x, weight, optional("bias", (out_channels,)), *around
+
+
+def _to_images(case: Case) -> tuple[Any, ...]:
+    return case.floats(case.generator()), {"uint8": torch.uint8, "float16": torch.float16}.get(case.variant, case.dtype)
+
+
 _BUILDERS = {
     "philox": _philox,
     "philox_normal": _philox,
@@ -172,6 +218,9 @@ _BUILDERS = {
     "group_norm_silu": _group_norm_silu,
     "group_norm_silu_backward": _group_norm_silu_backward,
     "attention": _attention,
+    "attention_backward": _attention_backward,
+    "conv3x3": _conv3x3,
+    "to_images": _to_images,
 }
 _TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand among the arguments
 
@@ -192,9 +241,16 @@ def cases(op: str) -> list[Case]:
     if op == "guided_step":
         variants = ("guided", "unguided", "guided-bfloat16-eps")
         return [Case(op, *rest, keywords={"net_dtype": torch.float32}) for rest in product(SHAPES, DTYPES, LAYOUTS, variants)]
-    if op == "attention":
+    if op.startswith("attention"):
         shapes = ((0, 2, 3, 4), (1, 1, 1, 1), (2, 1, 16, 8), (1, 4, 9, 5))
         return [Case(op, *rest) for rest in product(shapes, DTYPES, LAYOUTS)]
+    if op == "conv3x3":
+        return [
+            Case(op, shape, dtype, layout, variant, groups)
+            for (shape, groups), dtype, layout, variant in product(CONV_SHAPES, DTYPES, LAYOUTS, CONV_VARIANTS)
+        ]
+    if op == "to_images":
+        return [Case(op, *rest) for rest in product(SHAPES, DTYPES, LAYOUTS, ("plain", "float16", "uint8"))]
     variants = ("plain", "scale-shift", "shift-linear")
     return [
         Case(op, shape, dtype, layout, variant, groups)

@@ -1,4 +1,4 @@
-"""The noise predictor: epsilon-prediction with L_simple (docs/math.md E19; Ho et al. 2020), saved as a moving average."""
+"""The noise predictor: epsilon-prediction with L_simple (docs/math.md E20; Ho et al. 2020), saved as a moving average."""
 
 from __future__ import annotations
 

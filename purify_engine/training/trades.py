@@ -1,4 +1,4 @@
-"""The guide: a classifier trained by TRADES (docs/math.md E20), optionally on images as noisy as those it looks at."""
+"""The guide: a classifier trained by TRADES (docs/math.md E21), optionally on images as noisy as those it looks at."""
 
 from __future__ import annotations
 

@@ -24,6 +24,16 @@ def test_first_and_second_gradients_are_right():
     assert torch.autograd.gradgradcheck(ops.attention, arguments)
 
 
+@pytest.mark.parametrize("case", cases("attention_backward"), ids=str)
+def test_gradient_is_that_of_pytorch(case):
+    grad_out, q, k, v = (tensor.double() for tensor in case.arguments())
+    leaves = [tensor.requires_grad_() for tensor in (q, k, v)]
+    truth = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), leaves, grad_out)
+    for got, true in zip(ops.attention_backward(*case.arguments()), truth, strict=True):
+        # sums of products of sums, each of at most 16 terms
+        torch.testing.assert_close(got.double(), true, rtol=0, atol=64 * torch.finfo(case.dtype).eps)
+
+
 def test_registration_is_sound():
     torch.library.opcheck(torch.ops.purify.attention.default, Case("attention", (1, 2, 3, 4)).differentiable())
 

@@ -54,8 +54,25 @@ def test_forcing_belongs_to_its_thread():
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_forcing_an_engine_of_another_device_is_an_error(name):
+def test_forcing_an_engine_of_another_device_is_an_error(name, monkeypatch):
+    monkeypatch.setattr(registry, "INTERPRETED", False)
     with ops.backend(name), pytest.raises(RuntimeError, match=f"purify::philox has no {name} engine for cpu tensors"):
+        ops.philox(*ARGUMENTS)
+
+
+def test_triton_takes_cpu_tensors_under_its_interpreter_only(monkeypatch):
+    monkeypatch.setattr(registry, "INTERPRETED", True)
+    assert registry.OPS["philox"].choose("cpu") == "cpp"
+    with ops.backend("triton"):
+        assert registry.OPS["philox"].choose("cpu") == "triton"
+
+
+def test_an_engine_that_declines_leaves_the_call_to_the_next(monkeypatch):
+    asked = []
+    monkeypatch.setitem(registry.OPS["philox"].engines, "cpp", lambda *given: asked.append(given) or NotImplemented)
+    assert ops.philox(*ARGUMENTS).shape == (2, 5)
+    assert len(asked) == 1
+    with ops.backend("cpp"), pytest.raises(RuntimeError, match="purify::philox has no cpp kernel for these arguments on cpu"):
         ops.philox(*ARGUMENTS)
 
 
@@ -63,7 +80,7 @@ def test_fused_takes_a_kernel_or_raises_with_the_reason():
     q = torch.randn(1, 1, 2, 4)
     with ops.backend("fused"):
         ops.philox(*ARGUMENTS)
-        with pytest.raises(RuntimeError, match="no fused engine for cpu tensors; cpp: its two matrix products"):
+        with pytest.raises(RuntimeError, match="no fused engine for cpu tensors; cpp: its matrix products"):
             ops.attention(q, q, q)
 
 
