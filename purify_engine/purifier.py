@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from purify_engine import ops, presets
-from purify_engine.config import PurifierConfig, require
+from purify_engine.config import PurifierConfig, one_of, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
+from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
+from purify_engine.engine.graph import GraphRunner, PurifierGraphs
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
 from purify_engine.engine.loop import OnStepEnd, reverse_loop
 from purify_engine.engine.plan import ReversePlan, make_plan
@@ -20,6 +23,8 @@ from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.reference.philox import derive_seed
 from purify_engine.types import Ids, Images, Key, NoiseKey
+
+Execution = Literal["auto", "loop", "graph"]
 
 DRAWS, CYCLES = 2**32, 2**33  # first seed streams of the independent draws, and of the cycles within one draw
 ROUNDING = 1e-4  # how far outside [0, 1] a float image may lie before it is not an image
@@ -34,20 +39,27 @@ class GuidedPurifier(nn.Module):
 
     denoiser: the diffusion model. guide: the auxiliary network of adversarial guidance, a classifier of [0, 1] images;
     None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.
+    execution: "graph" replays captured CUDA graphs, "loop" runs step by step, "auto" takes graphs where they can be had and says
+    in `execution_reason` why not. The images are the same.
     """
 
     seed: Tensor
 
-    def __init__(self, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig) -> None:
+    def __init__(
+        self, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, *, execution: Execution = "auto"
+    ) -> None:
         super().__init__()
+        one_of("execution", execution, Execution)
         needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
         require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
         self.denoiser = denoiser
         self.guide = guide
         self.config = config
+        self.execution = execution
         self.register_buffer("seed", torch.tensor(config.seed), persistent=False)
         self._draws = 0
         self._plans: dict[Any, ReversePlan] = {}
+        self._graphs = PurifierGraphs()
         self.requires_grad_(False).train(False)
 
     def train(self, mode: bool = True) -> GuidedPurifier:
@@ -55,7 +67,17 @@ class GuidedPurifier(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        return repr(self.config)
+        reason = self.execution_reason
+        return f"{self.config!r}, execution={f'loop ({reason})' if reason else 'graph'}"
+
+    @property
+    def execution_reason(self) -> str | None:
+        """Why calls run step by step; None where they replay captured graphs."""
+        if self.execution == "loop":
+            return "as asked for"
+        if not self.seed.is_cuda:
+            return f"CUDA graphs need a GPU, the networks are on {self.seed.device}"
+        return self._graphs.refused
 
     @torch.compiler.disable
     def forward(
@@ -94,10 +116,28 @@ class GuidedPurifier(nn.Module):
 
     def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         plan, guide = self.plan(x.dtype), self._guide()
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            surrogate = self.plan(x.dtype, self.config.surrogate_steps)
+            settings: dict[str, Any] = {"mode": self.config.gradient, "surrogate": surrogate}
+            return self._run(lambda graphs: purify(x, plan, self.denoiser, guide, noise, **settings, graphs=graphs))
+        if on_step_end is not None:  # it wants to see every step
             return reverse_loop(x, plan, self.denoiser, guide, noise, on_step_end)
-        surrogate = self.plan(x.dtype, self.config.surrogate_steps)
-        return purify(x, plan, self.denoiser, guide, noise, mode=self.config.gradient, surrogate=surrogate)
+        return self._run(
+            lambda graphs: graphs.run(x, plan, noise) if graphs else reverse_loop(x, plan, self.denoiser, guide, noise)
+        )
+
+    def _run(self, walk: Callable[[GraphRunner | None], Images]) -> Images:
+        """`walk` with graphs where they may be had; where a capture fails and nobody insists, without."""
+        if self.execution_reason is not None and self.execution != "graph":
+            return walk(None)
+        try:
+            key = self.config.guidance, self.config.gradient == "straight_through"
+            return walk(self._graphs.runner(self.denoiser, key, self._guide))
+        except CaptureError as failed:
+            if self.execution == "graph":
+                raise
+            self._graphs.refused = str(failed)
+            return walk(None)
 
     def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None) -> ReversePlan:
         """The reverse plan on this purifier's device, for images of `dtype`; `num_steps` gives it another number of steps."""
@@ -155,7 +195,8 @@ class GuidedPurifier(nn.Module):
 
     def configured(self, **changes: Any) -> GuidedPurifier:
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
-        return GuidedPurifier(self.denoiser, self.guide, dataclasses.replace(self.config, **changes))
+        config = dataclasses.replace(self.config, **changes)
+        return GuidedPurifier(self.denoiser, self.guide, config, execution=self.execution)
 
     def reseed(self, seed: int) -> GuidedPurifier:
         """Start the noise anew from `seed`, in [0, 2**63)."""

@@ -17,13 +17,14 @@ class _PullMeter:
 
     def __init__(self, guide: Guide) -> None:
         self.guide = guide
+        self.reads_eps = guide.reads_eps
         self.ratios: list[Tensor] = []
 
     def target(self, x: Images) -> tuple[Tensor, ...]:
         return self.guide.target(x)
 
     def grad(
-        self, x_t: Images, eps: Images, target: tuple[Tensor, ...], plan: ReversePlan, step: Step, noise: NoiseKey
+        self, x_t: Images, eps: Images | None, target: tuple[Tensor, ...], plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images | None:
         grad = self.guide.grad(x_t, eps, target, plan, step, noise)
         if grad is not None:

@@ -26,26 +26,36 @@ PIXEL_NOISE = 1  # stream of the seed that the pixel guide's own noise is derive
 
 
 class Guide(Protocol):
-    """The two verbs of a guide."""
+    """The two verbs of a guide, and whether it reads the noise prediction: if not, the networks may run side by side."""
+
+    @property
+    def reads_eps(self) -> bool: ...
 
     def target(self, x: Images) -> Target:
         """What to stay near, read off the un-noised `x` in [-1, 1]."""
         ...
 
     def grad(
-        self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
+        self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images | None:
-        """grad G at `x_t`, unscaled; differentiable once more where autograd records. None: no pull."""
+        """grad G at `x_t`, unscaled; differentiable once more where autograd records. None: no pull.
+
+        `eps` may be None where the guide does not read it.
+        """
         ...
 
 
 class NoGuide:
     """Plain diffusion purification (Nie et al. 2022, DiffPure)."""
 
+    reads_eps = False
+
     def target(self, x: Images) -> Target:
         return ()
 
-    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> None:
+    def grad(
+        self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
+    ) -> None:
         return None
 
 
@@ -55,10 +65,14 @@ class PixelGuide:
     Per image, where the published code averages over the batch and so guides less the larger the batch.
     """
 
+    reads_eps = False
+
     def target(self, x: Images) -> Target:
         return (x,)
 
-    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> Images:
+    def grad(
+        self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
+    ) -> Images:
         key = derive_seed(noise.key, PIXEL_NOISE)
         target_t, _ = ops.q_sample(target[0].to(x_t.dtype), plan.marginal(step), step, key, noise.ids)
         return guidance.pixel_gradient(x_t, target_t)
@@ -80,7 +94,7 @@ class AdversarialGuide(nn.Module):
     def target(self, x: Images) -> Target:
         """(features [B, F], label distribution [B, K]) of the un-noised input."""
         dtype = next(self.network.parameters()).dtype
-        features, logits = self.network.features_and_logits((x.to(dtype) + 1) / 2)
+        features, logits = self.network.frozen().features_and_logits((x.to(dtype) + 1) / 2)
         return features, self._label(logits)
 
     def _label(self, logits: Tensor) -> Tensor:
@@ -90,18 +104,25 @@ class AdversarialGuide(nn.Module):
         hard = guidance.one_hot(logits.argmax(dim=1), logits)
         return hard + (soft - soft.detach()) if self.straight_through else hard
 
-    def grad(self, x_t: Images, eps: Images, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey) -> Images:
+    @property
+    def reads_eps(self) -> bool:
+        return self.config.look_at == "x0"
+
+    def grad(
+        self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
+    ) -> Images:
         marginal = plan.marginal(step)
         if self.config.look_at == "xt":
             pull = input_gradient(lambda view: self.objective(view, target), x_t)
         else:
+            assert eps is not None
             x_start = guidance.tweedie(x_t, eps, marginal)
             pull = input_gradient(lambda view: self.objective(view, target), x_start) / marginal[0].to(x_t.dtype)
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
 
     def objective(self, x: Images, target: Target) -> Tensor:
         """G summed over the batch, at model-space images."""
-        features, logits = self.network.features_and_logits((x + 1) / 2)
+        features, logits = self.network.frozen().features_and_logits((x + 1) / 2)
         wanted_features, wanted_label = target
         value = self.config.latent_weight * guidance.latent_objective(features, wanted_features)
         if self.config.pseudo_label != "none":

@@ -7,15 +7,18 @@ Parameters carry the names of the published weights: ResNet and WideResNet those
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine.config import ClassifierConfig
+from purify_engine.models.folding import Folding
 from purify_engine.types import Features, Images, Logits
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+Folds = tuple[tuple[str, str], ...]  # the convolutions that feed a batch norm and nothing else (folding.py)
 RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -38,6 +41,8 @@ class PadShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """conv, norm, activation, conv, norm, plus the shortcut, activation (He et al. 2016)."""
 
+    folds: Folds = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, channels: int, out_channels: int, stride: int, config: ClassifierConfig) -> None:
         super().__init__()
         self.conv1 = conv3x3(channels, out_channels, stride)
@@ -50,6 +55,7 @@ class BasicBlock(nn.Module):
             self.shortcut = PadShortcut(out_channels - channels)
         elif stride != 1 or channels != out_channels:
             self.shortcut = nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+            self.folds = (*self.folds, ("shortcut.0", "shortcut.1"))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.activation(self.bn1(self.conv1(x)))
@@ -58,6 +64,8 @@ class BasicBlock(nn.Module):
 
 class PreActivationBlock(nn.Module):
     """norm, activation, conv, twice, plus the shortcut (Zagoruyko & Komodakis 2016)."""
+
+    folds: Folds = (("conv1", "bn2"),)
 
     def __init__(self, channels: int, out_channels: int, stride: int, config: ClassifierConfig) -> None:
         super().__init__()
@@ -132,6 +140,8 @@ class Classifier(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
         *self._trunk, self._head = layers
+        self.folds: Folds = () if config.architecture == "wide_resnet" else (("conv1", "bn1"),)
+        self._folding = Folding()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
@@ -146,3 +156,7 @@ class Classifier(nn.Module):
             x = self.get_submodule(name)(x)
         features = x.mean(dim=(2, 3))
         return features, self.get_submodule(self._head)(features)
+
+    def frozen(self) -> Classifier:
+        """The same function with its batch norms folded away; this network itself where a parameter may want a gradient."""
+        return cast(Classifier, self._folding.of(self))

@@ -32,3 +32,7 @@ class Denoiser(nn.Module):
     def forward(self, x_net: Images, plan: HasTimes, step: Step) -> Images:
         embeddings = self.table.row(self.unet.time_embedding, plan.times, step)
         return self.unet.decode(x_net, embeddings)[:, : self.unet.config.in_channels]
+
+    def prepare(self, plan: HasTimes) -> None:
+        """Bring what is kept for `plan` up to date: called before a captured graph that reads it is replayed."""
+        self.table.table(self.unet.time_embedding, plan.times)

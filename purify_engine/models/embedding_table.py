@@ -1,8 +1,7 @@
 """The time embeddings of a whole plan, computed once: they depend on the timestep alone, never on the image.
 
-A table is valid for the parameters it was made from. It is keyed by their (data_ptr, version, device, dtype) and keeps their
-storage alive, so that no address can come to mean another weight. An optimizer step, `load_state_dict` or `.to` makes a new
-table; only writing into `parameter.data` goes unseen, by PyTorch's version counter and so by us.
+A table is valid for the parameters and the timesteps it was made from (derived.py), and keeps the parameters' storage alive, so
+that no address can come to mean another weight. It is refilled in place where it can be: a captured graph goes on reading it.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from purify_engine.models.derived import Key, is_frozen, key_of
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Step, Timesteps
 
-Key = tuple[tuple[int, int, torch.device, torch.dtype], ...]
 
-
-@dataclass(frozen=True)
+@dataclass
 class _Table:
     key: Key
     rows: Tensor  # [N, sum of n]: the projections of all residual blocks, side by side
@@ -45,18 +43,23 @@ class EmbeddingTable:
 
         Where a gradient to its parameters may be wanted, or their changes are not counted, nothing is kept.
         """
-        parameters = list(embedding.parameters())
-        if any(parameter.requires_grad or parameter.is_inference() for parameter in parameters):
+        table = self.table(embedding, times)
+        if table is None:
             return embedding(times.index_select(0, step.reshape(1)))
-        table = self._tables.get(times)
-        key = _key([*parameters, times])
-        if table is None or table.key != key:
-            table = self._tables[times] = _build(embedding, times, key, parameters)
         return table.rows.index_select(0, step.reshape(1)).split(table.widths, dim=1)
 
-
-def _key(tensors: list[Tensor]) -> Key:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
+    def table(self, embedding: TimeEmbedding, times: Timesteps) -> _Table | None:
+        """The table for `times`, up to date; None where none may be kept."""
+        parameters = list(embedding.parameters())
+        if not is_frozen(parameters):
+            return None
+        key, table = key_of([*parameters, times]), self._tables.get(times)
+        if table is None or table.key != key:
+            fresh = _build(embedding, times, key, parameters)
+            if table is not None and _alike(table.rows, fresh.rows):
+                fresh.rows = table.rows.copy_(fresh.rows)
+            table = self._tables[times] = fresh
+        return table
 
 
 def _build(embedding: TimeEmbedding, times: Timesteps, key: Key, parameters: list[Any]) -> _Table:
@@ -64,3 +67,7 @@ def _build(embedding: TimeEmbedding, times: Timesteps, key: Key, parameters: lis
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(times.device.type, enabled=False):
         projections = embedding(times)
         return _Table(key, torch.cat(projections, dim=1), [p.shape[1] for p in projections], [p.detach() for p in parameters])
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

@@ -30,11 +30,13 @@ class GaussianWorld:
         signal, sigma = plan.marginal(step).to(x_net.dtype)
         return sigma * (x_net - signal * self.mean) / (signal**2 * self.var + sigma**2)
 
+    reads_eps = False
+
     def target(self, x: Images) -> tuple[Tensor, ...]:
         return ()
 
     def grad(
-        self, x_t: Images, eps: Images, target: tuple[Tensor, ...], plan: Any, step: Step, noise: NoiseKey
+        self, x_t: Images, eps: Images | None, target: tuple[Tensor, ...], plan: Any, step: Step, noise: NoiseKey
     ) -> Images:
         """The quadratic guide's gradient: a world is its own guide."""
         return -self.pull * (x_t - self.towards)

@@ -1,0 +1,71 @@
+"""Recording work on a CUDA device once, and two branches of it side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+One = TypeVar("One")
+Other = TypeVar("Other")
+
+WARM_UP = 3  # runs before the recording: cuDNN chooses its algorithms, Triton compiles, cuBLAS takes its workspace
+
+
+class CaptureError(RuntimeError):
+    """Work that cannot be recorded, and why."""
+
+
+class Capture(Protocol):
+    """Records `work` and returns what replays it. `work` reads and writes tensors that outlive it, and nothing on the host."""
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]: ...
+
+
+class CudaCapture:
+    """CUDA graphs in one memory pool, warmed up and recorded on a stream of their own. Replays must not overlap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            self._warm_up(work)
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                work()
+        except RuntimeError as error:
+            raise CaptureError(f"the step could not be captured as a CUDA graph: {error}") from error
+        return graph.replay
+
+    def _warm_up(self, work: Callable[[], None]) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            for _ in range(WARM_UP):
+                work()
+        current.wait_stream(self.stream)
+
+
+class Branches:
+    """Two independent pieces of work: on two streams of a CUDA device, one after the other elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, one: Callable[[], One], other: Callable[[], Other]) -> tuple[One, Other]:
+        """(one(), other())."""
+        if self.side is None:
+            return one(), other()
+        current = torch.cuda.current_stream(self.side.device)
+        self.side.wait_stream(current)
+        with torch.cuda.stream(self.side):
+            theirs = other()
+        ours = one()
+        current.wait_stream(self.side)
+        if isinstance(theirs, torch.Tensor):
+            theirs.record_stream(current)  # its memory is the side stream's, and is read on this one
+        return ours, theirs

@@ -1,0 +1,88 @@
+"""A frozen classifier without its batch norms: in evaluation they are fixed lines, and merge into the convolutions before them.
+
+PyTorch differentiates batch norm twice by taking it apart; a guide's exact gradient is spared that, and a kernel for every norm.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from purify_engine.models.derived import Key, Watched, is_frozen, key_of
+
+
+class Line(nn.Module):
+    """slope x + offset in every channel: a batch norm in evaluation mode."""
+
+    slope: Tensor
+    offset: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        slope, offset = line_of(norm)
+        self.register_buffer("slope", slope.to(norm.weight.dtype)[:, None, None])
+        self.register_buffer("offset", offset.to(norm.weight.dtype)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.offset, x, self.slope)
+
+
+class Folding:
+    """The folded twin of a classifier, made on first use and again when a weight has changed. Copies and pickles start empty."""
+
+    def __init__(self) -> None:
+        self._watched: Watched | None = None
+        self._key: Key = ()
+        self._alive: list[Tensor] = []  # an address in the key means what it meant
+        self._twin: nn.Module | None = None
+
+    def __reduce__(self) -> tuple[type[Folding], tuple[()]]:
+        return Folding, ()
+
+    def of(self, network: nn.Module) -> nn.Module:
+        """The twin; `network` itself where it trains or a gradient to its parameters may be wanted."""
+        if self._watched is None:
+            self._watched = Watched(network)
+        tensors = self._watched.tensors()
+        if network.training or not is_frozen(tensors):
+            return network
+        key = key_of(tensors)
+        if self._twin is None or key != self._key:
+            self._twin, self._key, self._alive = folded(network), key, [tensor.detach() for tensor in tensors]
+        return self._twin
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into lines.
+
+    A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        twin = copy.deepcopy(network).eval().requires_grad_(False)
+        for module in list(twin.modules()):
+            for conv, norm in getattr(module, "folds", ()):
+                _merge(module.get_submodule(conv), module.get_submodule(norm))
+                module.set_submodule(norm, nn.Identity())
+        for module in list(twin.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, Line(child))
+    return twin
+
+
+def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(slope, offset) of every channel, float64."""
+    assert norm.running_mean is not None and norm.running_var is not None, "a batch norm without statistics is no line"
+    slope = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+    return slope, norm.bias.double() - norm.running_mean.double() * slope
+
+
+def _merge(conv: nn.Module, norm: nn.Module) -> None:
+    """slope (W x + b) + offset as one convolution; computed in float64, rounded once."""
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    slope, offset = line_of(norm)
+    bias = offset if conv.bias is None else offset + slope * conv.bias.double()
+    conv.weight.copy_((conv.weight.double() * slope[:, None, None, None]).to(conv.weight.dtype))
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)

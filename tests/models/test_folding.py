@@ -1,0 +1,88 @@
+"""A folded classifier is the same function, has no batch norm left, and never outlives the weights it was made from."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from purify_engine.config import ClassifierConfig
+from purify_engine.models.classifiers import Classifier
+from purify_engine.models.folding import Line
+
+CONFIGS = {
+    "resnet": ClassifierConfig(architecture="resnet", depth=10, width=4, in_channels=1, mean=(0.3,), std=(0.4,)),
+    "cifar_resnet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=4, in_channels=1, mean=(0.3,), std=(0.4,)),
+    "wide_resnet": ClassifierConfig(architecture="wide_resnet", depth=10, width=1, in_channels=1, mean=(0.3,), std=(0.4,)),
+}
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def classifier(name: str) -> Classifier:
+    """Frozen, in float64, with statistics and affine parameters of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Classifier(CONFIGS[name]).double()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                    tensor.uniform_(0.5, 1.5)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_is_the_same_function_without_batch_norms(name):
+    network = classifier(name)
+    twin = network.frozen()
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+    assert torch.allclose(twin(IMAGES), network(IMAGES), rtol=1e-12, atol=1e-12)
+    # only where a nonlinearity stands before the norm is it left, as a line
+    assert any(isinstance(module, Line) for module in twin.modules()) == (name == "wide_resnet")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_has_the_same_first_and_second_gradients(name):
+    def second(network):
+        x = IMAGES.clone().requires_grad_()
+        features, logits = network.features_and_logits(x)
+        (first,) = torch.autograd.grad(logits.log_softmax(1)[:, 0].sum() - features.square().sum(), x, create_graph=True)
+        return first.detach(), torch.autograd.grad(first.square().sum(), x)[0]
+
+    network = classifier(name)
+    for plain, folded in zip(second(network), second(network.frozen()), strict=True):
+        assert torch.allclose(folded, plain, rtol=1e-10, atol=1e-10 * plain.abs().max().item())
+
+
+def test_is_made_once_and_again_when_a_weight_changes():
+    network = classifier("cifar_resnet")
+    twin = network.frozen()
+    assert network.frozen() is twin
+    others = classifier("cifar_resnet").state_dict()
+    for change in (lambda: network.bn1.running_mean.add_(1), lambda: network.load_state_dict(others)):
+        change()
+        assert network.frozen() is not twin
+        twin = network.frozen()
+        assert torch.allclose(twin(IMAGES), network(IMAGES), rtol=1e-12, atol=1e-12)
+
+
+def test_serves_only_what_is_frozen_and_evaluated():
+    network = classifier("resnet")
+    network.linear.bias.requires_grad_()
+    assert network.frozen() is network
+    network.requires_grad_(False).train()
+    assert network.frozen() is network
+
+
+def test_stays_out_of_state_dict_copies_and_pickles():
+    network = classifier("resnet")
+    names = set(network.state_dict())
+    network.frozen()
+    assert set(network.state_dict()) == names
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        other.bn1.bias.add_(1)
+        assert torch.allclose(other.frozen()(IMAGES), other(IMAGES), rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(other(IMAGES), network(IMAGES))
