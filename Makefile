@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-slow check-system bench gpu evaluate-digits train-digits figures clean
+.PHONY: help setup demo test check check-slow check-system bench gpu gpu-carry aot evaluate-digits train-digits figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,11 +47,26 @@ check-slow: $(TOOLS) ## the tests that take minutes
 check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
 	"$(PY)" -m pytest -m system --durations=10
 
-bench: $(TOOLS) ## time every op and the whole purifier; appends to bench/results
+bench: $(TOOLS) ## time every op and guided steps beside plain PyTorch; appends to bench/results
 	"$(PY)" -m bench.bench_ops
+	"$(PY)" -m bench.bench_loop
 
-gpu: $(TOOLS) ## what a GPU would run, and what is missing for it
-	@"$(PY)" -m purify_engine doctor --gpu
+# On a machine with a GPU: the virtual environment where there is one, else a Python that has PyTorch and Triton, with what was carried there.
+GPU_PYTHON ?= $(if $(wildcard $(TOOLS)),$(PY),python3)
+CARRY := build/carry
+CARRIED := jaxtyping wadler_lindig safetensors
+CARRY_FOR := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+
+gpu: ## check and time everything on a GPU, a dry run where there is none; PART=probe|ops|graph|gradient|bench|peers
+	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" "$(GPU_PYTHON)" -m bench.gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)")
+
+gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network
+	rm -rf "$(CARRY)"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(CARRY)" --no-deps --only-binary=:all: $(CARRY_FOR) \
+	  -c constraints.txt $(CARRIED)
+
+aot: $(TOOLS) ## compile every kernel ahead of time and look at what came out; needs no GPU
+	"$(PY)" -m tests.kernels.aot
 
 evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes bench/results/digits.jsonl
 	"$(PY)" -m purify_engine evaluate digits --workers 2 --output bench/results/digits.jsonl
@@ -64,4 +79,4 @@ figures: $(TOOLS) ## write the tables of README.md and docs/ from bench/results,
 	"$(PY)" -m bench.contact_sheet
 
 clean: ## remove the virtual environment and what the build left
-	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so
+	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so purify_engine/_cuda*.so

@@ -1,26 +1,42 @@
-"""The C++ extension, `purify_engine._C`. Everything else about the package is in pyproject.toml.
+"""The extensions: `purify_engine._C` in C++, `purify_engine._cuda` in CUDA C++. All else about the package is in pyproject.toml.
 
-It needs a C++17 compiler with OpenMP and pybind11, and neither torch nor a GPU. Where it cannot be built the package installs
-without it and runs on the reference in plain PyTorch; `purify-engine doctor` says which.
+The first needs a C++17 compiler with OpenMP, and pybind11. The second is built where there is an nvcc besides (in CUDA_HOME,
+CUDA_PATH or on PATH), for every GPU of ARCHITECTURES that it knows; PURIFY_ENGINE_CUDA=0 leaves it out. Building needs neither
+torch nor a GPU. Where one cannot be built the package installs without it and runs on what it has; `purify-engine doctor` says
+which.
 """
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.errors import CompileError
 
 # -fno-math-errno and -fno-trapping-math let loops with a square root or a choice become vectors; results stay IEEE.
 FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
 AVX2_FLAGS = ["-mavx2", "-mfma"]  # for `*_avx2.cpp` only: chosen at run time, never because of the machine that builds
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 
+# Machine code of 8.0 runs on 8.6 and 8.9 as it is; for what is not listed, or is to come, the driver compiles the PTX of 8.0. All
+# machine code is made from that PTX: the kernels use nothing that came later, and one front end is a third of the work.
+ARCHITECTURES = (80, 90, 100)
+# Without fused multiply-adds, but where one is spelt out, sums are rounded alike in every kernel, on every GPU, by any compiler.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+# PyTorch brings a CUDA runtime of its own along, of another version maybe: this one must keep its symbols to itself.
+NVCC_LINK_FLAGS = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"]
+
 
 class BuildExtension(build_ext):
-    """Compiles every `*_avx2.cpp` with the flags of its instruction set."""
+    """Compiles every `*_avx2.cpp` with the flags of its instruction set, and the CUDA extension by nvcc."""
 
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
@@ -31,9 +47,49 @@ class BuildExtension(build_ext):
         self.compiler._compile = compile_for_its_instruction_set
         super().build_extensions()
 
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != "purify_engine._cuda":
+            super().build_extension(ext)
+            return
+        nvcc, library = str(find_nvcc()), Path(self.get_ext_fullpath(ext.name))
+        objects = {source: Path(self.build_temp, "cuda", Path(source).name).with_suffix(".o") for source in ext.sources}
+        for folder in {library.parent, *(object.parent for object in objects.values())}:
+            folder.mkdir(parents=True, exist_ok=True)
+        includes = [f"-I{folder}" for folder in (pybind11.get_include(), *self.include_dirs)]
+        compile_flags = [*NVCC_FLAGS, *targets(nvcc), *includes]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            commands = ([nvcc, *compile_flags, "-c", source, "-o", str(object)] for source, object in objects.items())
+            list(pool.map(run, commands))
+        run([nvcc, *NVCC_LINK_FLAGS, *map(str, objects.values()), "-o", str(library)])
 
-def extension() -> Pybind11Extension:
-    """The extension, with the sources that this processor's family can use."""
+
+def run(command: list[str]) -> None:
+    """A step of the build; what it complains of is what a failed build of an optional extension reports."""
+    print(" ".join(command), flush=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CompileError(f"{command[0]} does not run: {error}") from error
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+
+
+def find_nvcc() -> Path | None:
+    """CUDA's compiler, if there is one."""
+    homes = (os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH"))
+    found = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes if home] or [shutil.which("nvcc")]
+    return next((Path(path) for path in found if path), None)
+
+
+def targets(nvcc: str) -> list[str]:
+    """nvcc's arguments for those of ARCHITECTURES that it knows."""
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout.split()
+    code = [f"sm_{number}" for number in ARCHITECTURES if f"compute_{number}" in known]
+    return [f"-gencode=arch=compute_80,code=[{','.join(['compute_80', *code])}]"]
+
+
+def cpp_extension() -> Extension:
+    """`_C`, with the sources that this processor's family can use."""
     sources = [str(path) for path in sorted(Path("csrc").glob("*.cpp")) if IS_X86 or not path.stem.endswith("_avx2")]
     return Pybind11Extension(
         "purify_engine._C",
@@ -47,10 +103,19 @@ def extension() -> Pybind11Extension:
     )
 
 
-ParallelCompile().install()
-setup(
-    packages=[*find_packages(include=["purify_engine*"], exclude=["purify_engine.kernels*"]), "purify_engine.kernels"],
-    package_dir={"purify_engine.kernels": "kernels"},
-    ext_modules=[extension()],
-    cmdclass={"build_ext": BuildExtension},
-)
+def cuda_extensions() -> list[Extension]:
+    """`_cuda` where it is wanted and nvcc is there."""
+    if os.environ.get("PURIFY_ENGINE_CUDA") == "0" or find_nvcc() is None:
+        return []
+    sources = [str(path) for path in sorted(Path("csrc/cuda").iterdir()) if path.suffix in (".cu", ".cpp")]
+    return [Extension("purify_engine._cuda", sources, optional=True)]
+
+
+if __name__ == "__main__":
+    ParallelCompile().install()
+    setup(
+        packages=[*find_packages(include=["purify_engine*"], exclude=["purify_engine.kernels*"]), "purify_engine.kernels"],
+        package_dir={"purify_engine.kernels": "kernels"},
+        ext_modules=[cpp_extension(), *cuda_extensions()],
+        cmdclass={"build_ext": BuildExtension},
+    )

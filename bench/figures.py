@@ -9,13 +9,13 @@ A block stands between `<!-- generated:NAME -->` and `<!-- /generated:NAME -->`;
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from bench import report
 from purify_engine.evaluation.defences import GUIDE_ALONE, OURS, RIVALS
 from purify_engine.evaluation.protocol import Cell, read_cells
 from purify_engine.evaluation.report import figure, render_by_attack, render_table
@@ -69,23 +69,18 @@ def digits_guide_alone() -> str:
     )
 
 
-def ops_table() -> str:
-    """Every timed case: median and spread, a row a machine, case and engine."""
-    lines = ["| machine | case | engine | median | spread |", "|---|---|---|---:|---:|"]
-    for record in op_records():
-        median, spread = 1e6 * record["median"], 1e6 * record["spread"]
-        lines.append(
-            f"| {record['machine']} | {record['case']} | {record['engine']} | {median:,.1f} µs | {spread:,.1f} µs |"
-        )
-    return "\n".join(lines)
-
-
 FIGURES: dict[str, Callable[[], str]] = {
     "digits-headline": digits_headline,
     "digits-attacks": digits_attacks,
     "digits-comparisons": digits_comparisons,
     "digits-guide-alone": digits_guide_alone,
-    "ops": ops_table,
+    "ops": report.ops,
+    "cpu-steps": report.cpu_steps,
+    "gpu-targets": report.gpu_targets,
+    "gpu-steps": report.gpu_steps,
+    "gpu-ops": report.gpu_ops,
+    "gpu-probe": report.gpu_probe,
+    "gpu-checks": report.gpu_checks,
 }
 
 
@@ -95,14 +90,6 @@ def digits_cells() -> list[Cell]:
     if not path.exists():
         raise FileNotFoundError(f"{path.relative_to(ROOT)} is missing: `make evaluate-digits` writes it")
     return read_cells(path)
-
-
-def op_records() -> list[dict]:
-    """The timings of ops, from every machine."""
-    lines = [line for path in sorted(RESULTS.glob("ops-*.jsonl")) for line in path.read_text().splitlines()]
-    if not lines:
-        raise FileNotFoundError("bench/results/ops-*.jsonl is missing: `make bench` writes it")
-    return [json.loads(line) for line in lines]
 
 
 def filled(text: str) -> str:

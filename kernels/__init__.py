@@ -1,7 +1,7 @@
 """The Triton room: one file an op, `<stem>.py`, whose host function has the arguments of the specification.
 
-Imports torch and Triton and nothing of ours. Nothing is autotuned: `_tiles.py` says which block sizes run, so that a kernel is the
-same in the interpreter, compiled ahead of time, inside a captured graph, and twice in a row.
+Imports torch and Triton and nothing of ours. Nothing is autotuned: `_tiles.py` says which block sizes run, so that a kernel is
+the same in the interpreter, compiled ahead of time, inside a captured graph, and twice in a row.
 """
 
 if __name__ != "purify_engine.kernels":

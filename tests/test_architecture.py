@@ -21,14 +21,17 @@ FLOOR = {
     "models": 2,
     "engine": 3,
     "purifier": 4, "presets": 4, "weights": 4,
-    "data": 5, "training": 5, "evaluation": 5,
+    "data": 5, "training": 5, "evaluation": 5, "benchmark": 5,
     "cli": 6,
 }  # fmt: skip
-SIBLINGS = ({"data", "training", "evaluation"}, {"ops", "testing"})
+SIBLINGS = ({"data", "training", "evaluation", "benchmark"}, {"ops", "testing"})
 TESTING_MAY_READ = {"types", "config", "reference", "ops", "testing"}
 FACADE = "purify_engine"  # `from purify_engine import __version__`: the package itself imports nothing
 
+KERNELS = ROOT / "kernels"
+
 FILE_LINES, FUNCTION_LINES, LINE_LENGTH = 300, 40, 130
+KERNEL_FILE_LINES, KERNEL_LINES = 400, 90
 BANNED_FILES = ("utils", "helpers", "misc", "common")
 
 
@@ -155,6 +158,22 @@ def test_file_keeps_its_budget(path):
     assert not [number for number, line in enumerate(lines, 1) if len(line) > LINE_LENGTH]
     functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     assert not {node.name: length for node in functions if (length := body_lines(node)) > FUNCTION_LINES}
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: f"kernels/{path.name}")
+def test_kernels_know_nothing_of_ours_and_keep_their_budget(path):
+    assert ast.get_docstring(tree(path))
+    nodes = list(ast.walk(tree(path)))
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    ours = {name for name in named if name.split(".")[0] not in ("torch", "triton", *sys.stdlib_module_names)}
+    assert not ours, "torch, Triton, the standard library, and siblings by relative import"
+    assert "autotune" not in path.read_text().replace("autotuned", ""), "block sizes stand in _tiles.py"
+    lines = path.read_text().splitlines()
+    assert len(lines) <= KERNEL_FILE_LINES
+    assert not [number for number, line in enumerate(lines, 1) if len(line) > LINE_LENGTH]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
+    assert not [f.name for f in functions if body_lines(f) > (KERNEL_LINES if f.decorator_list else FUNCTION_LINES)]
 
 
 def body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

@@ -29,15 +29,15 @@ def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=120)
 
 
-def checkout_with(folder: Path, extension: str | None) -> str:
-    """A copy of the package made of links, its extension replaced: what to put on the path."""
+def checkout_with(folder: Path, extension: str | None, name: str = "_C") -> str:
+    """A copy of the package made of links, an extension replaced: what to put on the path."""
     package = folder / "purify_engine"
     package.mkdir()
     for entry in PACKAGE.iterdir():
-        if not entry.name.startswith("_C."):
+        if not entry.name.startswith(f"{name}."):
             (package / entry.name).symlink_to(entry)
     if extension is not None:
-        (package / "_C.py").write_text(extension)
+        (package / f"{name}.py").write_text(extension)
     return str(folder)
 
 
@@ -76,9 +76,10 @@ def test_forcing_a_missing_extension_says_how_to_build_it(tmp_path):
     ("extension", "complaint"),
     [("raise ImportError('undefined symbol: omp_get_num_threads')", "does not load"), ("INTERFACE = 0", "another version")],
 )
-def test_a_broken_extension_is_an_error_that_says_how_to_repair_it(tmp_path, extension, complaint):
-    result = run("import purify_engine.ops", PYTHONPATH=checkout_with(tmp_path, extension))
+@pytest.mark.parametrize("name", ["_C", "_cuda"])
+def test_a_broken_extension_is_an_error_that_says_how_to_repair_it(tmp_path, extension, complaint, name):
+    result = run("import purify_engine.ops", PYTHONPATH=checkout_with(tmp_path, extension, name))
     last_line = result.stderr.strip().splitlines()[-1]
-    assert last_line.startswith("ImportError: purify_engine._C")
+    assert last_line.startswith(f"ImportError: purify_engine.{name} ")
     assert complaint in last_line
     assert "rebuild it with `pip install -e .`" in last_line

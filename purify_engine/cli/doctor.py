@@ -39,7 +39,7 @@ def doctor(*, gpu: bool = False, json: Annotated[bool, Parameter(negative="")] =
     Parameters
     ----------
     gpu:
-        Say what a GPU would run, and fail where something is missing for it.
+        Say what a GPU would run, and fail where something is missing for it. `make gpu` in a checkout runs and times it.
     json:
         Print the result as one JSON line.
     """
@@ -146,8 +146,9 @@ def gpu_findings() -> Iterator[Finding]:
     found = torch.cuda.is_available()
     yield Finding("device", torch.cuda.get_device_name() if found else "PyTorch finds no GPU on this machine", found)
     for op in OPS.values():
-        kernels = [engine for engine in ("triton", "cuda") if callable(op.engines[engine])]
-        yield Finding(op.name, ", ".join(kernels) if kernels else str(op.engines["triton"]), bool(kernels))
+        engines = {engine: op.engines[engine] for engine in ("triton", "cuda")}
+        says = (engine if callable(kernel) else f"{engine}: {kernel}" for engine, kernel in engines.items())
+        yield Finding(op.name, "; ".join(says), any(callable(kernel) for kernel in engines.values()))
 
 
 def _mark(finding: Finding) -> str:

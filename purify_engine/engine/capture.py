@@ -24,7 +24,11 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """CUDA graphs in one memory pool, warmed up and recorded on a stream of their own. Replays must not overlap."""
+    """CUDA graphs in one memory pool, warmed up and recorded on a stream of their own. Replays must not overlap.
+
+    cuDNN times its convolution algorithms in the warm-up, as it does with `torch.backends.cudnn.benchmark`, unless that module's
+    `deterministic` is set.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -32,13 +36,16 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
+        graph, benchmark = torch.cuda.CUDAGraph(), torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = benchmark or not torch.backends.cudnn.deterministic
         try:
             self._warm_up(work)
             with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 work()
         except RuntimeError as error:
             raise CaptureError(f"the step could not be captured as a CUDA graph: {error}") from error
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
         return graph.replay
 
     def _warm_up(self, work: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from purify_engine.ops import composed, flops  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
-from purify_engine.ops.registry import backend
+from purify_engine.ops.registry import OPS, backend
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
 __all__ = [
@@ -136,8 +136,12 @@ def conv3x3(
     """
     tensors = (x, weight, bias, norm_weight, norm_bias, scale, shift, temb, residual)
     recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    conv = composed.conv3x3 if recorded else torch.ops.purify.conv3x3
-    return conv(*tensors, num_groups, norm_eps, gain, upsample)
+    op = OPS["conv3x3"]  # where its engine is the composition, the dispatcher is spared it
+    apart = recorded or op.engines[op.choose(x.device.type)] is composed.conv3x3
+    if not apart:
+        return torch.ops.purify.conv3x3(*tensors, num_groups, norm_eps, gain, upsample)
+    op.check(*tensors, num_groups, norm_eps, gain, upsample)
+    return composed.conv3x3(*tensors, num_groups, norm_eps, gain, upsample)
 
 
 def to_images(x: Images, dtype: torch.dtype) -> Images:

@@ -9,7 +9,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from purify_engine.ops import checks, composed, cpp
+from purify_engine.ops import checks, composed, cpp, cuda
 from purify_engine.ops.gradients import (
     differentiate_by,
     differentiate_by_op,
@@ -17,7 +17,7 @@ from purify_engine.ops.gradients import (
     differentiate_guided_step,
     differentiate_q_sample,
 )
-from purify_engine.ops.registry import Launcher, define
+from purify_engine.ops.registry import Launcher, define, forced
 from purify_engine.reference import layers, philox, process
 
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; the matrix kernels are Triton's, or PyTorch's own"
@@ -29,13 +29,18 @@ def _cpp(launcher: Launcher) -> Launcher | str:
     return launcher if cpp.room else "purify_engine._C is not built; build it with `pip install -e .` and a C++ compiler"
 
 
-def _triton(stem: str, name: str | None = None) -> Launcher | str:
-    """The host function of `kernels/<stem>.py`, whose room is entered on the first call."""
+def _cuda(launcher: Launcher) -> Launcher | str:
+    return launcher if cuda.room else "purify_engine._cuda is not built; build it with `pip install -e .` where there is nvcc"
+
+
+def _triton(stem: str, name: str | None = None, unforced: str | None = None) -> Launcher | str:
+    """The host function `name` of `kernels/<stem>.py`, or `unforced` where nobody insists; the first call enters the room."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; `pip install triton` brings it"
 
     def launch(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(f"purify_engine.kernels.{stem}"), name or stem)(*args, **kwargs)
+        chosen = unforced if unforced and forced() != "triton" else name or stem
+        return getattr(importlib.import_module(f"purify_engine.kernels.{stem}"), chosen)(*args, **kwargs)
 
     return launch
 
@@ -45,7 +50,7 @@ philox_words = define(
     philox.philox,
     check=checks.noise,
     cpp=_cpp(cpp.philox),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.philox),
     triton=_triton("philox"),
 )
 
@@ -54,7 +59,7 @@ philox_normal = define(
     philox.philox_normal,
     check=checks.noise,
     cpp=_cpp(cpp.philox_normal),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.philox_normal),
     triton=_triton("philox", "philox_normal"),
 )
 
@@ -64,7 +69,7 @@ q_sample = define(
     process.q_sample,
     check=checks.q_sample,
     cpp=_cpp(cpp.q_sample),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.q_sample),
     triton=_triton("q_sample"),
 )
 differentiate_q_sample(q_sample)
@@ -75,7 +80,7 @@ guided_step = define(
     process.guided_step,
     check=checks.guided_step,
     cpp=_cpp(cpp.guided_step),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.guided_step),
     triton=_triton("guided_step"),
 )
 differentiate_guided_step(guided_step)
@@ -86,7 +91,7 @@ group_norm_silu_backward = define(
     layers.group_norm_silu_backward,
     check=checks.group_norm_silu_backward,
     cpp=_cpp(cpp.group_norm_silu_backward),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.group_norm_silu_backward),
     triton=_triton("group_norm_silu", "group_norm_silu_backward"),
 )
 differentiate_by_reference(group_norm_silu_backward)
@@ -97,7 +102,7 @@ group_norm_silu = define(
     layers.group_norm_silu,
     check=checks.group_norm_silu,
     cpp=_cpp(cpp.group_norm_silu),
-    cuda=_NO_CUDA,
+    cuda=_cuda(cuda.group_norm_silu),
     triton=_triton("group_norm_silu"),
 )
 differentiate_by_op(group_norm_silu, group_norm_silu_backward)
@@ -130,7 +135,7 @@ conv3x3 = define(
     check=checks.conv3x3,
     cpp=composed.conv3x3,
     cuda=composed.conv3x3,
-    triton=_triton("conv3x3"),
+    triton=_triton("conv3x3", unforced="conv3x3_where_it_wins"),
 )
 differentiate_by(conv3x3, composed.conv3x3)
 

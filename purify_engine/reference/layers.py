@@ -86,9 +86,12 @@ def group_norm_silu_backward(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim] (Vaswani et al. 2017)."""
+    """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim] (Vaswani et al. 2017).
+
+    Stored [B, tokens, heads, head_dim], which is what channels_last images are: a U-Net reads it without a copy.
+    """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    return torch.softmax(scores, dim=-1) @ v
+    return (torch.softmax(scores, dim=-1) @ v).transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

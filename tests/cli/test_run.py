@@ -14,7 +14,7 @@ def test_version_is_that_of_the_package(command):
     assert command("--version") == (0, f"{purify_engine.__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", ["demo", "purify", "evaluate", "train", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "purify", "evaluate", "train", "bench", "doctor"])
 def test_every_verb_explains_itself(verb, command):
     code, out, _ = command(verb, "--help")
     assert code == 0 and f"purify-engine {verb}" in out

@@ -1,4 +1,4 @@
-"""One comparison for all ops: the C++ room against the reference, by the yardstick."""
+"""One comparison for all ops: an engine against the reference, by the yardstick."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ from purify_engine.testing.yardstick import assert_within_yardstick
 
 
 def assert_matches_reference(case: Case, op: Callable[..., Any], reference: Callable[..., Any]) -> None:
-    """Values by the yardstick, and dtype, shape and strides exactly. Float64 is held to `testing/extended.py`."""
+    """The C++ room's results, by `assert_agrees`."""
     with ops.backend("cpp"):
         got = op(*case.arguments(), **case.keywords)
+    assert_agrees(case, got, reference)
+
+
+def assert_agrees(case: Case, got: Any, reference: Callable[..., Any]) -> None:
+    """Values by the yardstick, and dtype, shape and strides exactly. Float64 is held to `testing/extended.py`."""
     honest = reference(*case.arguments(), **case.keywords)
     if case.dtype == torch.float64:
         truth = getattr(extended, reference.__name__)(*case.arguments(), **case.keywords)

@@ -1,0 +1,156 @@
+"""The engine on this device: a captured graph against the loop, bit for bit, and the exact gradient against the CPU's.
+
+On a CPU the same code runs with a capture that records nothing and replays by doing the work again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from bench.run import Run
+from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
+from purify_engine.config import PurifierConfig, Sampler
+from purify_engine.engine.graph import GraphRunner
+from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
+from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.plan import ReversePlan, make_plan
+from purify_engine.purifier import GuidedPurifier
+from purify_engine.testing.yardstick import assert_within_yardstick
+from purify_engine.types import NoiseKey
+
+BATCH = 4  # a bucket of its own, so that loop and graph compute on the same batch
+# Seeds, samplers and lengths of the plans that one capture must serve: another seed, another plan, a longer one, a shorter one.
+REPLAYS: tuple[tuple[int, Sampler, int, int], ...] = (
+    (0, "ddpm", 100, 4), (1, "ddpm", 100, 4), (2**62 + 3, "ddim", 70, 2), (3, "vp_sde", 36, 7), (4, "ddpm_large", 150, 3),
+)  # fmt: skip
+CENTRAL, SHARE = 1e-9, 0.05
+
+
+def check_graph(run: Run) -> None:
+    """One capture serves five (seed, plan) pairs; each equals the loop to the bit."""
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    for name, purifier in subjects(run):
+        for kind, guide in guides(purifier).items():
+            for whole_plan in (False, True):
+                mode = "whole plan" if whole_plan else "step"
+                says = graph_fault(purifier, guide, run.device, whole_plan=whole_plan)
+                label = f"graph {name}, {kind} guide, {mode}"
+                run.check(label, not says, says or f"{len(REPLAYS)} replays equal the loop bit for bit")
+    if run.device.type == "cuda":
+        check_door(run)
+    else:
+        run.note("graph", "no GPU: the capture was a stand-in that does the work again; no CUDA graph was recorded")
+
+
+def subjects(run: Run) -> list[tuple[str, GuidedPurifier]]:
+    """Small networks of the three families in both precisions, and the CIFAR-10 network as it is used; in a dry run one."""
+    found = []
+    for name, network in list(TOY_NETWORKS.items())[: 1 if run.toy else None]:
+        purifier = random_purifier(network, TOY_GUIDE, device=run.device, execution="loop")
+        found.append((f"{name} float32", purifier))
+        if run.device.type == "cuda":
+            found.append((f"{name} bfloat16", low_precision(copy.deepcopy(purifier))))
+    if not run.toy:
+        large = random_purifier(NETWORKS["ddpm-cifar10"], GUIDES["resnet18"], device=run.device, execution="loop")
+        found.append(("ddpm-cifar10 bfloat16", low_precision(large)))
+    return found
+
+
+def low_precision(purifier: GuidedPurifier) -> GuidedPurifier:
+    """As a GPU runs it: bfloat16, channels_last."""
+    return purifier.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def guides(purifier: GuidedPurifier) -> dict[str, Guide]:
+    """Every kind of guidance on the purifier's networks."""
+    assert purifier.guide is not None
+    at_noise, at_start = (dataclasses.replace(purifier.config.guidance, look_at=where) for where in ("xt", "x0"))
+    adversarial = {"xt": AdversarialGuide(purifier.guide, at_noise), "x0": AdversarialGuide(purifier.guide, at_start)}
+    return {**adversarial, "pixel": PixelGuide(), "no": NoGuide()}
+
+
+@torch.no_grad()
+def graph_fault(purifier: GuidedPurifier, guide: Guide, device: torch.device, *, whole_plan: bool) -> str:
+    """What differs between replays and the loop; nothing if they agree to the bit."""
+    capture = None if device.type == "cuda" else lambda work: work
+    runner = GraphRunner(purifier.denoiser, guide, capture, whole_plan=whole_plan)
+    network = purifier.denoiser.unet.config
+    shape = BATCH, network.in_channels, network.image_size, network.image_size
+    x = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) - 1
+    for seed, sampler, t_star, num_steps in REPLAYS:
+        plan = plan_for(purifier, sampler, t_star, num_steps)
+        noise = NoiseKey(torch.tensor(seed, device=device), torch.arange(BATCH, device=device))
+        looped, replayed = reverse_loop(x, plan, purifier.denoiser, guide, noise), runner.run(x, plan, noise)
+        if not looped.isfinite().all():
+            return f"seed {seed}, {plan}: the loop itself is not finite"
+        if not looped.equal(replayed):
+            return f"seed {seed}, {plan}: they differ by {float((looped - replayed).abs().max()):.3g} at most"
+    return ""
+
+
+def plan_for(purifier: GuidedPurifier, sampler: Sampler, t_star: int, num_steps: int) -> ReversePlan:
+    """A plan on the purifier's device, for its networks' precision."""
+    parameter = next(purifier.denoiser.parameters())
+    guidance = purifier.config.guidance
+    config = PurifierConfig(t_star=t_star, num_steps=num_steps, sampler=sampler, eta=0.5, guidance=guidance)
+    return make_plan(config).to(parameter.device, None if parameter.dtype == torch.float32 else parameter.dtype)
+
+
+@torch.no_grad()
+def check_door(run: Run) -> None:
+    """GuidedPurifier with execution="graph" against "loop": a full bucket, and one that is padded by its first image."""
+    looped = low_precision(random_purifier(TOY_NETWORKS["toy-ddpm"], TOY_GUIDE, device=run.device, execution="loop"))
+    replayed = GuidedPurifier(looped.denoiser, looped.guide, looped.config, execution="graph").to(run.device)
+    bucket = 2 * BATCH
+    images = torch.rand(bucket, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(run.device)
+    for batch in (bucket, BATCH + 1):
+        ids = torch.arange(bucket, device=run.device)
+        images[batch:], ids[batch:] = images[0], ids[0]
+        expected, got = looped(images, ids=ids)[:batch], replayed(images[:batch], ids=ids[:batch])
+        says = f"they differ by {float((expected - got).abs().max()):.3g} at most"
+        run.check(f"purifier, graph against loop, batch {batch} in a bucket of {bucket}", expected.equal(got), says)
+
+
+def check_gradient(run: Run) -> None:
+    """The exact gradient here against the CPU's: float32 by the yardstick, float64 to nine digits."""
+    for name, network in list(TOY_NETWORKS.items())[: 1 if run.toy else None]:
+        config = PurifierConfig(t_star=100, num_steps=4)
+        single = strongly_guided(random_purifier(network, TOY_GUIDE, config, execution="auto"))
+        double = copy.deepcopy(single).double()
+        truth, honest = gradient(double), gradient(single)
+        blind = gradient(double.configured(gradient="detached_guidance"))
+        share = float((truth - blind).norm() / truth.norm())
+        run.check(f"gradient {name}, the guide matters", share > SHARE, f"its path is {share:.3g} of the gradient")
+        here, here_double = (gradient(copy.deepcopy(each).to(run.device)).cpu() for each in (single, double))
+        try:
+            assert_within_yardstick(here, honest, truth)
+            says = ""
+        except AssertionError as fault:
+            says = str(fault)
+        error = float((here.double() - truth).norm() / truth.norm())
+        run.check(f"gradient {name} float32", not says, says or f"relative error {error:.2g} to float64 on the CPU", error=error)
+        error = float((here_double - truth).norm() / truth.norm())
+        run.check(f"gradient {name} float64", error < CENTRAL, f"relative error {error:.2g} to the CPU", error=error)
+
+
+def strongly_guided(purifier: GuidedPurifier) -> GuidedPurifier:
+    """The purifier with so much guidance that a gradient which forgets it is plainly wrong."""
+    guidance = purifier.config.guidance
+    return purifier.configured(guidance=dataclasses.replace(guidance, scale=10 * guidance.scale))
+
+
+def gradient(purifier: GuidedPurifier) -> Tensor:
+    """Of a fixed linear function of the purified images, in the images; fixed noise."""
+    parameter, network = next(purifier.parameters()), purifier.denoiser.unet.config
+    shape = BATCH, network.in_channels, network.image_size, network.image_size
+    generator = torch.Generator().manual_seed(3)
+    # Mid-grey images: the final clamp to [0, 1] must not cut the gradient off.
+    drawn, towards = (torch.rand(shape, generator=generator, dtype=torch.float64).to(parameter) for _ in range(2))
+    images = (0.4 + 0.2 * drawn).requires_grad_()
+    ids = torch.arange(BATCH, device=parameter.device)
+    (found,) = torch.autograd.grad((purifier(images, ids=ids) * towards).sum(), images)
+    return found

@@ -1,0 +1,204 @@
+"""Which block sizes run, as plain functions of the problem: nothing is tried out at run time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+PROCESSORS = 128  # multiprocessors of a large GPU, to the next power of two: fewer programs leave some idle
+
+
+class NoiseTile(NamedTuple):
+    """Counters that a program draws from, four elements each."""
+
+    quads: int
+    num_warps: int
+
+
+def noise() -> NoiseTile:
+    """One counter a thread, which is 16 bytes of float32: an image of CIFAR-10 is spread over six processors."""
+    return NoiseTile(quads=128, num_warps=4)
+
+
+class FlatTile(NamedTuple):
+    """Elements that a program reads and writes one by one."""
+
+    block: int
+    num_warps: int
+
+
+def elementwise() -> FlatTile:
+    """Eight elements a thread: two accesses of 16 bytes in float32, one in 16 bits."""
+    return FlatTile(block=1024, num_warps=4)
+
+
+REGISTERS = 65536  # bytes of a tile that a program of 16 warps keeps in registers: a quarter of all there are
+SMALL_GROUP = 64  # elements of a group: smaller than any in a published network
+MOST_CHUNKS = 32  # programs that share a group: whoever pools what they found reads as much as that
+
+
+class NormTile(NamedTuple):
+    """[groups * padded, pixels]: the channels of some groups, each group padded to a power of two, by pixels."""
+
+    padded: int
+    groups: int
+    pixels: int
+    blocks: int  # tiles that a program goes through, which are its chunk of the groups
+    wide: bool  # elements are computed in float64
+    num_warps: int
+
+
+def group_norm(channels: int, pixels: int, num_groups: int, itemsize: int, channels_last: bool, tensors: int) -> NormTile:
+    """Groups whole where they fit, else chunks of them by tiles half as large; 64 bytes a channels_last pixel, or what fits.
+
+    A program holds `tensors` such tiles at a time. The batch has no say: it must not change an image's bits.
+    """
+    width = channels // num_groups
+    padded, across, room = power_of_two(width), power_of_two(pixels), REGISTERS // max(itemsize, 4) // tensors
+    groups, blocks = 1, 1
+    while channels_last and groups < num_groups and groups * width * itemsize < 64:
+        groups *= 2
+    if padded * across <= room:
+        while groups * padded * across > room:
+            groups //= 2
+    else:
+        across = max(room // 2 // (groups * padded), 1)
+        blocks = power_of_two(-(-pixels // (across * MOST_CHUNKS)))
+    warps = groups * padded * across * tensors // 512
+    wide = itemsize == 8 or itemsize == 4 and width * pixels < SMALL_GROUP
+    return NormTile(padded, groups, across, blocks, wide, num_warps=min(max(warps, 1), 16))
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that holds `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+class SumTile(NamedTuple):
+    """Images that a program adds up at a time, and the channels it does so for."""
+
+    images: int
+    channels: int
+    num_warps: int
+
+
+def over_images() -> SumTile:
+    """A cache line of float32 channels: there are few, so they are spread out."""
+    return SumTile(images=16, channels=32, num_warps=4)
+
+
+class AttentionTile(NamedTuple):
+    """Rows that a program owns, and how many of the others it meets at a time."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def block(size: int) -> int:
+    """The smallest power of two that holds `size` and is wide enough for the matrix units, which take 16 at a time."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that a program may have on GPUs of this compute capability."""
+    return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(capability, 99) * 1024
+
+
+def attention(
+    heads: int, queries: int, keys: int, head_dim: int, itemsize: int, capability: tuple[int, int]
+) -> AttentionTile:
+    """128 queries a program where that still gives every processor one, else 64: a warpgroup multiplies no fewer at full rate.
+
+    `heads` counts those of all images. Before Hopper both operands sit in registers, which heads of 256 then fill with 64 rows.
+    """
+    width = block(head_dim)
+    if itemsize == 4:
+        return AttentionTile(32, 16, 4 if width <= 128 else 8, 1)  # no matrix unit: the operands sit in registers
+    many = heads * queries >= 128 * PROCESSORS and (width <= 128 or capability >= (9, 0))
+    rows = min(block(queries), 128 if many else 64)
+    fits = (
+        AttentionTile(rows, min(columns, block(keys)), 8 if rows * width >= 128 * 128 else 4, stages)
+        for columns, stages in ((64, 3), (64, 2), (32, 2), (16, 2))
+        if columns <= max(32, width) and (rows + 2 * stages * columns) * width * itemsize <= shared_memory(capability)
+    )
+    return next(fits)
+
+
+def attention_backward(head_dim: int, itemsize: int, capability: tuple[int, int]) -> AttentionTile:
+    """A program holds two tiles of its own side and two of the other's, twice, and accumulates two of its own in float32."""
+    width = block(head_dim)
+    if itemsize == 4:
+        return AttentionTile(32 if width <= 64 else 16, 16, 4 if width <= 128 else 8, 1)
+    fits = (
+        AttentionTile(rows, columns, 4 if width <= 64 else 8, 2)
+        for rows, columns in ((64, 64), (64, 32), (32, 32), (32, 16))
+        if columns * width <= 64 * 128 and 2 * (rows + 2 * columns) * width * itemsize + 1024 <= shared_memory(capability)
+    )
+    return next(fits)
+
+
+class ConvTile(NamedTuple):
+    """[block_m pixels, block_n channels] of a result, block_c terms at a time; `splits` programs share the terms of one tile."""
+
+    block_m: int
+    block_n: int
+    block_c: int
+    splits: int
+    takes_norm: bool  # apply the norm while gathering, where a tile's pixels belong to one image
+    num_warps: int
+    num_stages: int
+
+
+# (pixels of the result, channels, output channels, compute capability) -> the tile with which our convolution is faster than
+# cuDNN's and the norm's own kernel. Filled by measurement alone (bench/tune.py); where it says nothing, cuDNN convolves.
+CONV3X3_WINS: dict[tuple[int, int, int, tuple[int, int]], ConvTile] = {}
+
+
+def conv3x3(pixels: int, channels: int, out_channels: int, capability: tuple[int, int]) -> ConvTile:
+    """The measured tile, else a guess: the largest that gives every processor one, or the smallest, its terms split.
+
+    A wider tile must not compute more channels that are not there. At least eight steps are left to a program, since the sum of
+    the parts is a launch more. Up to 128 x 128, two programs fit a processor. Norms are left to their own kernel below 256
+    channels a tile.
+    """
+    if (known := CONV3X3_WINS.get((pixels, channels, out_channels, capability))) is not None:
+        return known
+    block_c = next((size for size in (64, 32) if channels % size == 0), min(64, block(channels)))
+    narrow = min(64, block(out_channels))
+    for rows, columns in ((128, 256), (128, 128), (64, 128), (64, narrow)):
+        columns = min(columns, block(out_channels))
+        stage, programs = 2 * (rows + columns) * block_c, cdiv(pixels, rows) * cdiv(out_channels, columns)
+        tight = cdiv(out_channels, columns) * columns <= cdiv(out_channels, narrow) * narrow
+        if programs >= PROCESSORS and tight and 3 * stage <= shared_memory(capability):
+            break
+    splits = 1 << (max(1, min(cdiv(PROCESSORS, programs), 9 * cdiv(channels, block_c) // 8)).bit_length() - 1)
+    stages = max(3, min(4, shared_memory(capability) // 2 // stage))
+    warps = 8 if rows * columns > 128 * 128 or channels % 8 else 4  # channels that do not align take an address each
+    return ConvTile(rows, columns, block_c, splits, columns >= 256, warps, stages)
+
+
+def sum_of_parts(out_channels: int) -> tuple[int, int]:
+    """(pixels, channels) that a program adds up: four a thread, 16 bytes of each part."""
+    columns = min(64, power_of_two(out_channels))
+    return 512 // columns, columns
+
+
+class MomentsTile(NamedTuple):
+    """An image in `chunks`, each read in `steps` of `pixels`, by some of its channels."""
+
+    chunks: int
+    steps: int
+    pixels: int
+    channels: int
+
+
+def moments(channels: int, pixels: int) -> MomentsTile:
+    """At most 64 chunks, which one program can pool; 32 elements a thread; 128 bytes of a pixel."""
+    chunks = min(64, power_of_two(cdiv(pixels, 64)))
+    return MomentsTile(chunks, cdiv(pixels, 64 * chunks), pixels=64, channels=min(64, power_of_two(channels)))
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)

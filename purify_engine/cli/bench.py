@@ -1,0 +1,120 @@
+"""`purify-engine bench`: latency and throughput on this machine, the engine beside plain PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from purify_engine.cli.console import Meter, say, show
+from purify_engine.cli.loading import load_purifier, torch_device
+from purify_engine.config import require
+
+if TYPE_CHECKING:
+    from purify_engine.benchmark.throughput import Benchmark, Point
+    from purify_engine.purifier import GuidedPurifier
+
+CPU_BATCHES, GPU_BATCHES = (1, 4, 16), (1, 8, 64, 256)
+RANDOM_STEPS = 10  # of a purifier with random weights: a purification's time is that of a step times its steps
+
+Batches = Annotated[list[int] | None, Parameter(negative_iterable=())]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def bench(
+    *,
+    purifier: str = "digits",
+    batch: Batches = None,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    seconds: float = 60,
+    output: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Time whole purifications at several batch sizes, beside the same written in plain PyTorch on the same networks.
+
+    Every variant is measured in turn, so that a busy machine slows all of them alike. The images are random.
+
+    Parameters
+    ----------
+    purifier:
+        An embedded name, a folder, a Hub id; or a published architecture with random weights: ddpm-cifar10, ddpmpp-cifar10,
+        adm-imagenet256, each guided by a ResNet-18, or by a WRN-28-10 as in ddpm-cifar10+wrn-28-10.
+    batch:
+        Images a call, any number of times; 1, 4, 16 on a CPU and 1, 8, 64, 256 on a GPU by default.
+    device:
+        Where to compute, in PyTorch's words: cpu, cuda, cuda:1.
+    precision:
+        Of the engine's networks; auto is bfloat16 on a GPU, float32 elsewhere.
+    seconds:
+        About how long to measure, all told. What does not fit is left out, and said so.
+    output:
+        Also write a report with charts: one HTML file, no scripts, nothing fetched.
+    json:
+        Print the result as one JSON line.
+    """
+    from purify_engine.benchmark.chart import write_chart
+    from purify_engine.benchmark.throughput import measure
+
+    require(seconds > 0, "seconds", "positive", seconds)
+    where = torch_device(device)
+    on_gpu = where.startswith("cuda")
+    batches = list(batch or (GPU_BATCHES if on_gpu else CPU_BATCHES))
+    require(min(batches) >= 1, "batch", "at least 1", min(batches))
+    ours, done = _prepared(_purifier(purifier, where), precision, on_gpu), 0
+    with Meter("bench") as meter:
+
+        def tell(point: Point) -> None:
+            nonlocal done
+            done += 1
+            meter.update(done, done + 1, batch=point.batch, variant=point.variant)
+
+        found = measure(ours, purifier, batches, seconds, tell)
+        meter.update(done, done)
+    if output is not None:
+        write_chart(output, found)
+    _say(found, output, as_json=json)
+    return 0
+
+
+def _purifier(name: str, device: str) -> GuidedPurifier:
+    from purify_engine.benchmark.networks import named_networks, random_purifier
+    from purify_engine.config import PurifierConfig
+
+    named = named_networks(name)
+    if named is None:
+        return load_purifier(name, device=device)
+    return random_purifier(*named, PurifierConfig(t_star=100, num_steps=RANDOM_STEPS), device=device)
+
+
+def _prepared(purifier: GuidedPurifier, precision: Precision, on_gpu: bool) -> GuidedPurifier:
+    import torch
+
+    if precision == "bfloat16" or (precision == "auto" and on_gpu):
+        return purifier.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return purifier
+
+
+def _say(found: Benchmark, output: Path | None, *, as_json: bool) -> None:
+    if as_json:
+        say({**found.record(), "report": None if output is None else str(output)}, "", as_json=True)
+        return
+    from rich.table import Table
+
+    from purify_engine.benchmark.chart import duration, rate
+
+    title = f"{found.purifier}, {found.steps} steps, {found.precision}, on {found.machine['machine']}"
+    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    for heading in ("batch", "variant", "median", "p90", "p99", "calls", "images/s", "to eager fp32"):
+        table.add_column(heading, justify="left" if heading == "variant" else "right")
+    for point in found.points:
+        if point.timing is None:
+            table.add_row(str(point.batch), f"{point.variant}: {point.note}")
+            continue
+        times = (duration(value) for value in (point.timing.median, point.timing.p90, point.timing.p99))
+        ratio, speed = found.speed_up(point), point.images_per_second or 0.0
+        beside = "–" if ratio is None else f"{ratio:.2f}×"
+        table.add_row(str(point.batch), point.variant, *times, str(point.timing.n), rate(speed), beside)
+    show(table)
+    print(f"engine: {found.execution}" + ("" if output is None else f" · charts in {output}"))

@@ -1,0 +1,173 @@
+"""Every kernel compiled ahead of time, as a GPU would run it, and what its machine code says. No GPU is needed.
+
+`python -m tests.kernels.aot` compiles everything for every architecture and prints what each kernel takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from purify_engine import UNet, UNetConfig, ops
+from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
+from purify_engine.presets import load_networks
+
+ROOT = Path(__file__).parent.parent.parent
+IN_FULL = (9, 0)  # every variant; of the others, one of every kernel
+ARCHITECTURES = (IN_FULL, (8, 0), (8, 9), (10, 0))
+LAYERS = ("attention", "conv3x3", "group_norm_silu")  # the ops of a U-Net
+MATRIX = {(8, 0): r"\bHMMA\.", (8, 9): r"\bHMMA\.", (9, 0): r"\bHGMMA\.", (10, 0): r"\bUTC\w*MMA\b"}
+SMALL_MATRIX = r"\bHMMA\."  # what multiplies fewer than the 64 rows of a warpgroup, on any of them
+
+
+def kernel_files() -> list[str]:
+    """The stems of kernels/*.py that hold kernels."""
+    return sorted(path.stem for path in (ROOT / "kernels").glob("[!_]*.py"))
+
+
+def networks() -> list[tuple[UNetConfig, int]]:
+    """What is shipped and what is benchmarked, with the batches that choose other tiles."""
+    digits = load_networks("digits")[0].unet.config
+    return [(digits, 1), *((net, batch) for net in (DDPM_CIFAR10, DDPMPP_CIFAR10) for batch in (1, 64)), (ADM_IMAGENET256, 1)]
+
+
+def variants(capability: tuple[int, int], in_full: bool) -> list[Any]:
+    """One variant of every kernel for an architecture; in full, all that the files list and the networks launch."""
+    from purify_engine.kernels import _launch
+
+    with mock.patch.object(_launch, "assumed", capability):
+        found = [v for stem in kernel_files() for v in importlib.import_module(f"purify_engine.kernels.{stem}").variants()]
+        if in_full:
+            found += [variant for config, batch in networks() for variant in launched_by(config, batch)]
+            return list({str(variant): variant for variant in found}.values())
+    return list({variant.kernel: variant for variant in reversed(found)}.values())
+
+
+def launched_by(config: UNetConfig, batch: int) -> list[Any]:
+    """The variants that a U-Net in bfloat16, channels_last, launches on `batch` images: its own forward pass, without numbers."""
+    from purify_engine.kernels._launch import Launch
+
+    with torch.device("meta"):
+        unet = UNet(config).eval().to(torch.bfloat16, memory_format=torch.channels_last)
+        x = torch.empty(batch, config.in_channels, config.image_size, config.image_size, dtype=torch.bfloat16)
+        timestep = torch.empty(1)
+    for module in unet.modules():
+        if isinstance(module, nn.Conv2d):  # what cuDNN gives, but the meta device does not
+            module.register_forward_hook(lambda module, inputs, y: y.contiguous(memory_format=torch.channels_last))
+    found: list[Any] = []
+    rooms = {stem: importlib.import_module(f"purify_engine.kernels.{stem}") for stem in LAYERS if stem in kernel_files()}
+    fused = mock.patch.multiple(ops, **{stem: getattr(room, stem) for stem, room in rooms.items()})
+    noted = mock.patch.object(Launch, "run", lambda launch: found.append(launch.variant("network")))
+    with fused, noted, torch.no_grad():
+        unet(x.contiguous(memory_format=torch.channels_last), timestep)
+    return found
+
+
+def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
+    """Compile one variant and read its machine code: its registers, stack, shared memory, seconds, and `faults`."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = variant.kernel.arg_names
+    types = {name: variant.signature[name] for name in names}
+    # Tensors begin on 16 bytes, and so do their views: channels come in multiples of 8.
+    aligned = [place for place, name in enumerate(names) if types[name].startswith("*") or types[name].endswith(":16")]
+    source = ASTSource(
+        fn=variant.kernel,
+        signature={name: kind.removesuffix(":16") for name, kind in types.items()},
+        constexprs=variant.constexprs,
+        attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
+    )
+    began = time.perf_counter()
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+    kernel = triton.compile(source, target=target, options=options)
+    usage, code = machine_code(kernel.asm["cubin"])
+    registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    found = {
+        "kernel": variant.kernel.__name__,
+        "capability": list(capability),
+        "registers": registers,
+        "stack": stack,
+        "shared": kernel.metadata.shared,
+        "seconds": round(time.perf_counter() - began, 1),
+        "variant": str({**variant.constexprs, "num_warps": variant.num_warps, "num_stages": variant.num_stages}),
+    }
+    return {**found, "multiplies": bool(multiplies(kernel)), "faults": list(faults(found, kernel, code, capability))}
+
+
+def faults(found: dict[str, Any], kernel: Any, code: str, capability: tuple[int, int]) -> Iterator[str]:
+    """What must not be: registers spilled to memory, more shared memory than there is, products outside the matrix units."""
+    from purify_engine.kernels import _tiles
+
+    if found["stack"]:  # spills show here; LOCAL stays 0 even then
+        yield f"spills: a stack of {found['stack']} bytes"
+    if found["shared"] > (most := _tiles.shared_memory(capability)):
+        yield f"{found['shared']} bytes of shared memory, of {most}"
+    rows = multiplies(kernel)
+    if rows and not re.search(MATRIX[capability] if min(rows) >= 64 else SMALL_MATRIX, code):
+        yield f"no {MATRIX[capability]} in its code, though it multiplies {min(rows)} rows at a time"
+
+
+def multiplies(kernel: Any) -> list[int]:
+    """The rows of each matrix product of 16-bit operands in a kernel."""
+    return [int(rows) for rows in re.findall(r"= tt\.dot .*: tensor<(\d+)x\d+xb?f16>", kernel.asm["ttir"])]
+
+
+def machine_code(cubin: bytes) -> tuple[str, str]:
+    """(resource usage, disassembly), by the cuobjdump of Triton's wheel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        calls = [[tool, option, file.name] for option in ("--dump-resource-usage", "--dump-sass")]
+        usage, code = (subprocess.run(call, capture_output=True, text=True, check=True).stdout for call in calls)
+    return usage, code
+
+
+def compile_all(cache: Path, architectures: tuple[tuple[int, int], ...], processes: int = 2) -> list[dict[str, Any]]:
+    """A report for every kernel, from processes without the interpreter; what `cache` holds is not compiled again."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    wanted = ",".join(f"{major}.{minor}" for major, minor in architectures)
+    commands = [[sys.executable, "-m", "tests.kernels.aot", wanted, f"{share}/{processes}", "part"] for share in range(processes)]
+    running = [subprocess.Popen(one, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) for one in commands]
+    outputs = [process.communicate()[0] for process in running]
+    for process in running:
+        assert process.returncode == 0, f"the compilation stopped with {process.returncode}"
+    return [json.loads(line) for output in outputs for line in output.splitlines()]
+
+
+def main(wanted: str = "9.0,8.0,8.9,10.0", share: str = "0/1", extent: str = "full") -> int:
+    """Compile one share, one line of JSON a kernel; with `extent` "part", only IN_FULL in full. 1 if anything is at fault."""
+    torch.set_num_threads(1)
+    architectures: list[Any] = [tuple(map(int, name.split("."))) for name in wanted.split(",")]
+    first, processes = map(int, share.split("/"))
+    full = {capability: extent == "full" or capability == IN_FULL for capability in architectures}
+    jobs = [(variant, capability) for capability in architectures for variant in variants(capability, full[capability])]
+    faulty = False
+    for variant, capability in jobs[first::processes]:
+        report = compiled(variant, capability)
+        faulty = faulty or bool(report["faults"])
+        print(json.dumps(report), flush=True)
+    return int(faulty and extent == "full")
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Every kernel compiles for every architecture: no spills, within the shared memory there is, onto matrix units. Needs no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernels import aot
+
+
+@pytest.fixture(scope="module")
+def reports(pytestconfig: pytest.Config) -> list[dict[str, Any]]:
+    """What became of every kernel; what has not changed since the last time is not compiled again."""
+    assert pytestconfig.cache is not None
+    return aot.compile_all(Path(pytestconfig.cache.mkdir("triton")), aot.ARCHITECTURES)
+
+
+@pytest.mark.parametrize("capability", aot.ARCHITECTURES, ids=str)
+def test_kernels_neither_spill_nor_outgrow_the_gpu_nor_leave_its_matrix_units(reports, capability):
+    found = [report for report in reports if tuple(report["capability"]) == capability]
+    assert found
+    assert not [report for report in found if report["faults"]]
+
+
+@pytest.mark.parametrize("capability", aot.ARCHITECTURES, ids=str)
+def test_the_matrix_kernels_are_among_them(reports, capability):
+    found = {report["kernel"] for report in reports if tuple(report["capability"]) == capability and report["multiplies"]}
+    assert found >= {"_attention_kernel", "_attention_queries_kernel", "_attention_keys_kernel", "_conv3x3_kernel"}
+
+
+def test_a_spill_too_much_memory_and_idle_matrix_units_are_seen():
+    """The harness on tiles that nobody would choose; in a process of its own, since this one may hold the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", _BAD_TILES], env=environment, cwd=aot.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    seen = run.stdout.splitlines()
+    assert "spills" in seen[0]
+    assert "shared memory" in seen[1]
+    assert "though it multiplies 16 rows" in seen[2]
+
+
+_BAD_TILES = """
+from unittest import mock
+from tests.kernels import aot
+from purify_engine.kernels import _tiles, attention
+
+for tile in ((64, 32, 4, 2), (64, 128, 8, 3), (16, 16, 4, 2)):
+    with mock.patch.object(_tiles, "attention_backward", lambda *problem: _tiles.AttentionTile(*tile)):
+        keys = next(v for v in attention.variants() if v.kernel is attention._attention_keys_kernel)
+    if tile[0] == 16:
+        aot.SMALL_MATRIX = "FROBNICATE"
+    print(aot.compiled(keys, (9, 0))["faults"])
+"""
