@@ -16,7 +16,7 @@ from tests.ops.against_reference import as_tuple, assert_agrees
 from tests.ops.test_cuda import EVERY_CASE, REFERENCES, Poison, name_of
 
 if cuda.room is None or not torch.cuda.is_available():
-    pytest.skip("needs a GPU and purify_engine._cuda; `make gpu` runs it", allow_module_level=True)
+    pytest.skip("needs a GPU and purify_engine._cuda", allow_module_level=True)
 
 
 def moved(value: Any) -> Any:
