@@ -130,10 +130,13 @@ def attention_backward(head_dim: int, itemsize: int, capability: tuple[int, int]
     width = block(head_dim)
     if itemsize == 4:
         return AttentionTile(32 if width <= 64 else 16, 16, 4 if width <= 128 else 8, 1)
+    room = max(16, (8192 if capability >= (9, 0) else 2048) // width)  # columns for which there are registers
     fits = (
         AttentionTile(rows, columns, 4 if width <= 64 else 8, 2)
         for rows, columns in ((64, 64), (64, 32), (32, 32), (32, 16))
-        if columns * width <= 64 * 128 and 2 * (rows + 2 * columns) * width * itemsize + 1024 <= shared_memory(capability)
+        if columns <= room
+        and rows <= 2 * room
+        and 2 * (rows + 2 * columns) * width * itemsize + 1024 <= shared_memory(capability)
     )
     return next(fits)
 
@@ -164,17 +167,19 @@ def conv3x3(pixels: int, channels: int, out_channels: int, capability: tuple[int
     """
     if (known := CONV3X3_WINS.get((pixels, channels, out_channels, capability))) is not None:
         return known
+    hopper = capability >= (9, 0)  # its matrix units read shared memory; before, registers hold the operands too
     block_c = next((size for size in (64, 32) if channels % size == 0), min(64, block(channels)))
     narrow = min(64, block(out_channels))
     for rows, columns in ((128, 256), (128, 128), (64, 128), (64, narrow)):
         columns = min(columns, block(out_channels))
         stage, programs = 2 * (rows + columns) * block_c, cdiv(pixels, rows) * cdiv(out_channels, columns)
         tight = cdiv(out_channels, columns) * columns <= cdiv(out_channels, narrow) * narrow
-        if programs >= PROCESSORS and tight and 3 * stage <= shared_memory(capability):
+        fits = 3 * stage <= shared_memory(capability) and (hopper or columns <= 128)
+        if programs >= PROCESSORS and tight and fits:
             break
     splits = 1 << (max(1, min(cdiv(PROCESSORS, programs), 9 * cdiv(channels, block_c) // 8)).bit_length() - 1)
     stages = max(3, min(4, shared_memory(capability) // 2 // stage))
-    warps = 8 if rows * columns > 128 * 128 or channels % 8 else 4  # channels that do not align take an address each
+    warps = 8 if rows * columns > 128 * (128 if hopper else 64) or channels % 8 else 4  # unaligned channels take an address each
     return ConvTile(rows, columns, block_c, splits, columns >= 256, warps, stages)
 
 

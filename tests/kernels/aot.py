@@ -1,6 +1,6 @@
 """Every kernel compiled ahead of time, as a GPU would run it, and what its machine code says. No GPU is needed.
 
-`python -m tests.kernels.aot` compiles everything for every architecture and prints what each kernel takes.
+`python -m tests.kernels.aot` compiles everything for every architecture, prints what each takes, and fails where one is at fault.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP
 from purify_engine.presets import load_networks
 
 ROOT = Path(__file__).parent.parent.parent
-IN_FULL = (9, 0)  # every variant; of the others, one of every kernel
-ARCHITECTURES = (IN_FULL, (8, 0), (8, 9), (10, 0))
+ARCHITECTURES = ((9, 0), (8, 0), (8, 9), (10, 0))
 LAYERS = ("attention", "conv3x3", "group_norm_silu")  # the ops of a U-Net
 MATRIX = {(8, 0): r"\bHMMA\.", (8, 9): r"\bHMMA\.", (9, 0): r"\bHGMMA\.", (10, 0): r"\bUTC\w*MMA\b"}
 SMALL_MATRIX = r"\bHMMA\."  # what multiplies fewer than the 64 rows of a warpgroup, on any of them
@@ -44,16 +43,16 @@ def networks() -> list[tuple[UNetConfig, int]]:
     return [(digits, 1), *((net, batch) for net in (DDPM_CIFAR10, DDPMPP_CIFAR10) for batch in (1, 64)), (ADM_IMAGENET256, 1)]
 
 
-def variants(capability: tuple[int, int], in_full: bool) -> list[Any]:
-    """One variant of every kernel for an architecture; in full, all that the files list and the networks launch."""
+def variants(capability: tuple[int, int], everything: bool) -> list[Any]:
+    """What is compiled for an architecture: what the files list and the networks launch, or one of every kernel."""
     from purify_engine.kernels import _launch
 
     with mock.patch.object(_launch, "assumed", capability):
         found = [v for stem in kernel_files() for v in importlib.import_module(f"purify_engine.kernels.{stem}").variants()]
-        if in_full:
-            found += [variant for config, batch in networks() for variant in launched_by(config, batch)]
-            return list({str(variant): variant for variant in found}.values())
-    return list({variant.kernel: variant for variant in reversed(found)}.values())
+        if not everything:
+            return list({variant.kernel: variant for variant in reversed(found)}.values())
+        found += [variant for config, batch in networks() for variant in launched_by(config, batch)]
+        return list({str(variant): variant for variant in found}.values())
 
 
 def launched_by(config: UNetConfig, batch: int) -> list[Any]:
@@ -141,33 +140,34 @@ def machine_code(cubin: bytes) -> tuple[str, str]:
     return usage, code
 
 
-def compile_all(cache: Path, architectures: tuple[tuple[int, int], ...], processes: int = 2) -> list[dict[str, Any]]:
-    """A report for every kernel, from processes without the interpreter; what `cache` holds is not compiled again."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def compile_all(
+    architectures: dict[tuple[int, int], bool], cache: Path | None = None, processes: int = 2
+) -> list[dict[str, Any]]:
+    """A report for every kernel, from processes without the interpreter; of an architecture everything, or one of every kernel.
+
+    What `cache` (Triton's own, if None) holds by its content is not compiled again.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
-    wanted = ",".join(f"{major}.{minor}" for major, minor in architectures)
-    commands = [[sys.executable, "-m", "tests.kernels.aot", wanted, f"{share}/{processes}", "part"] for share in range(processes)]
-    running = [subprocess.Popen(one, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) for one in commands]
+    if cache is not None:
+        environment["TRITON_CACHE_DIR"] = str(cache)
+    codes = [f"from tests.kernels import aot; aot.compile_share({architectures}, {n}, {processes})" for n in range(processes)]
+    commands = [[sys.executable, "-c", code] for code in codes]
+    running = [subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     outputs = [process.communicate()[0] for process in running]
-    for process in running:
-        assert process.returncode == 0, f"the compilation stopped with {process.returncode}"
+    assert not any(process.returncode for process in running), "the compilation stopped"
     return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
-def main(wanted: str = "9.0,8.0,8.9,10.0", share: str = "0/1", extent: str = "full") -> int:
-    """Compile one share, one line of JSON a kernel; with `extent` "part", only IN_FULL in full. 1 if anything is at fault."""
-    torch.set_num_threads(1)
-    architectures: list[Any] = [tuple(map(int, name.split("."))) for name in wanted.split(",")]
-    first, processes = map(int, share.split("/"))
-    full = {capability: extent == "full" or capability == IN_FULL for capability in architectures}
-    jobs = [(variant, capability) for capability in architectures for variant in variants(capability, full[capability])]
-    faulty = False
+def compile_share(architectures: dict[tuple[int, int], bool], first: int, processes: int) -> None:
+    """Compile every `processes`-th variant; print a line of JSON each."""
+    jobs = [(variant, capability) for capability, every in architectures.items() for variant in variants(capability, every)]
     for variant, capability in jobs[first::processes]:
-        report = compiled(variant, capability)
-        faulty = faulty or bool(report["faults"])
-        print(json.dumps(report), flush=True)
-    return int(faulty and extent == "full")
+        print(json.dumps(compiled(variant, capability)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    reports = compile_all(dict.fromkeys(ARCHITECTURES, True))
+    for report in reports:
+        print(json.dumps(report))
+    sys.exit(any(report["faults"] for report in reports))
