@@ -15,7 +15,7 @@ from purify_engine.config import PurifierConfig, one_of, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
-from purify_engine.engine.graph import GraphRunner, PurifierGraphs
+from purify_engine.engine.graph import AUTOCAST, GraphRunner, PurifierGraphs
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
 from purify_engine.engine.loop import OnStepEnd, reverse_loop
 from purify_engine.engine.plan import ReversePlan, make_plan
@@ -77,6 +77,8 @@ class GuidedPurifier(nn.Module):
             return "as asked for"
         if not self.seed.is_cuda:
             return f"CUDA graphs need a GPU, the networks are on {self.seed.device}"
+        if torch.is_autocast_enabled("cuda"):
+            return AUTOCAST
         return self._graphs.refused
 
     @torch.compiler.disable
@@ -131,8 +133,8 @@ class GuidedPurifier(nn.Module):
         if self.execution_reason is not None and self.execution != "graph":
             return walk(None)
         try:
-            key = self.config.guidance, self.config.gradient == "straight_through"
-            return walk(self._graphs.runner(self.denoiser, key, self._guide))
+            made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
+            return walk(self._graphs.runner(self.denoiser, self._guide, made_of))
         except CaptureError as failed:
             if self.execution == "graph":
                 raise

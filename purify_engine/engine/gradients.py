@@ -100,7 +100,7 @@ class _ReverseWalk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_t: Images, walk: Walk, graphs: GraphRunner | None, *target: Tensor) -> Images:
         if graphs is not None:
-            x, visited = graphs.walk(x_t, target, walk.plan, walk.noise)
+            x, visited = graphs.walk(x_t, target, walk.plan, walk.noise, walk.guide_path)
         else:
             x, visited = x_t, []
             for step in walk.plan.steps:

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.config import require
-from purify_engine.engine.capture import WARM_UP, Branches, Capture, CudaCapture
+from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Denoiser
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.walk import Walk
-from purify_engine.models.derived import Key, Watched, key_of
+from purify_engine.models.derived import Stamp, Watched
 from purify_engine.types import Images, NoiseKey
 
+AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
 LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
 
 
@@ -48,8 +49,7 @@ class GraphRunner:
         self._captures: dict[torch.device, Capture] = {}
         self._graphs: dict[Any, _StepGraph | _AdjointGraph] = {}
         self._watched = Watched(*(part for part in (model, guide) if isinstance(part, nn.Module)))
-        self._key: Key = ()
-        self._alive: list[Tensor] = []
+        self._captured_of = Stamp()
         self._turn = threading.RLock()
 
     def run(self, x: Images, plan: ReversePlan, noise: NoiseKey) -> Images:
@@ -60,13 +60,15 @@ class GraphRunner:
             x_t, _ = ops.q_sample(x, plan.start, plan.forward_step, *noise)
             return self._walked(x_t, target, plan, noise, None)[:batch].clone()
 
-    def walk(self, x_t: Images, target: Target, plan: ReversePlan, noise: NoiseKey) -> tuple[Images, list[Images]]:
-        """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]."""
+    def walk(
+        self, x_t: Images, target: Target, plan: ReversePlan, noise: NoiseKey, guide_path: bool
+    ) -> tuple[Images, list[Images]]:
+        """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]. `adjoint` is to follow."""
         with self._turn, torch.no_grad():
             batch, visited = len(x_t), list[Images]()
             x_t, noise = _padded(x_t), NoiseKey(noise.key, _padded(noise.ids))
             target = tuple(_padded(part) for part in target)
-            self._graph(_AdjointGraph, x_t, target, plan, noise, True)  # what cannot be captured fails here, not in a backward
+            self._graph(_AdjointGraph, x_t, target, plan, noise, guide_path)  # what cannot be captured fails here already
             x = self._walked(x_t, target, plan, noise, visited)
             return x[:batch].clone(), [seen[:batch] for seen in visited]
 
@@ -99,6 +101,8 @@ class GraphRunner:
             return graph.adjoint[:batch].clone(), tuple(total[:batch].clone() for total in graph.totals)
 
     def _graph(self, kind: type, x_t: Images, target: Target, plan: ReversePlan, noise: NoiseKey, detail: Any) -> Any:
+        if torch.is_autocast_enabled(x_t.device.type):
+            raise CaptureError(AUTOCAST)
         self._drop_stale()
         key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, detail
         graph = self._graphs.get(key)
@@ -117,10 +121,9 @@ class GraphRunner:
 
     def _drop_stale(self) -> None:
         tensors = self._watched.tensors()
-        key = key_of(tensors)
-        if key != self._key:
+        if not self._captured_of.still_of(tensors):
             self._graphs.clear()
-            self._key, self._alive = key, tensors
+            self._captured_of = Stamp(tensors)
 
 
 class _Graph:
@@ -133,13 +136,15 @@ class _Graph:
         self.walk = walk._replace(noise=NoiseKey(walk.noise.key.clone(), walk.noise.ids.clone()))
         self._prepare = getattr(walk.model, "prepare", lambda plan: None)
         self._prepare(walk.plan)
+        self._plan: ReversePlan | None = None  # whose tables these are
 
     def load(self, plan: ReversePlan, x_t: Images, target: Target, noise: NoiseKey) -> None:
         """Point the graph at a plan, images, what guides them, and their noise."""
-        tables, steps = self.walk.plan, len(plan)
-        for name in ("rows", "times", "marginals"):
-            getattr(tables, name)[:steps].copy_(getattr(plan, name))
-        self._prepare(tables)
+        if plan is not self._plan:
+            for name in ("rows", "times", "marginals"):
+                getattr(self.walk.plan, name)[: len(plan)].copy_(getattr(plan, name))
+            self._prepare(self.walk.plan)
+            self._plan = plan
         for own, given in zip((*self.target, *self.walk.noise), (*target, *noise), strict=True):
             own.copy_(given)
         self.x_t.copy_(x_t)
@@ -215,10 +220,10 @@ class PurifierGraphs:
     def __reduce__(self) -> tuple[type[PurifierGraphs], tuple[()]]:
         return PurifierGraphs, ()
 
-    def runner(self, model: Denoiser, key: Any, guide: Callable[[], Guide]) -> GraphRunner:
-        """The runner for the guide that `key` names and `guide()` makes."""
-        if self._runner is None or self._runner[0] != key:
-            self._runner = key, GraphRunner(model, guide())
+    def runner(self, model: Denoiser, guide: Callable[[], Guide], made_of: tuple[Any, ...]) -> GraphRunner:
+        """The runner of `model` and of the guide that `guide()` makes from `made_of`."""
+        if self._runner is None or self._runner[0] != (model, *made_of):
+            self._runner = (model, *made_of), GraphRunner(model, guide())
         return self._runner[1]
 
 

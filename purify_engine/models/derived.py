@@ -8,20 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
-Key = tuple[tuple[int, int, torch.device, torch.dtype], ...]
 
+class Stamp:
+    """The state of some tensors at one moment. It keeps their memory alive, so that no address can come to mean another weight."""
 
-def key_of(tensors: Iterable[Tensor]) -> Key:
-    """What the values of these tensors are known by."""
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        tensors = list(tensors)
+        self._key = _key_of(tensors)
+        self._alive = [tensor.detach() for tensor in tensors]
+
+    def still_of(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether they are what they were."""
+        return self._key == _key_of(tensors)
 
 
 def is_frozen(tensors: Iterable[Tensor]) -> bool:
     """Whether something may be derived from them and kept: no gradient is wanted, and every change is counted."""
     return not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors)
+
+
+def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
 
 
 class Watched:

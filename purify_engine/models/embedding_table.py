@@ -1,7 +1,7 @@
 """The time embeddings of a whole plan, computed once: they depend on the timestep alone, never on the image.
 
-A table is valid for the parameters and the timesteps it was made from (derived.py), and keeps the parameters' storage alive, so
-that no address can come to mean another weight. It is refilled in place where it can be: a captured graph goes on reading it.
+A table is valid for the parameters and the timesteps it was made from (derived.py). It is refilled in place where it can be: a
+captured graph goes on reading it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from purify_engine.models.derived import Key, is_frozen, key_of
+from purify_engine.models.derived import Stamp, is_frozen
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Step, Timesteps
 
 
 @dataclass
 class _Table:
-    key: Key
+    made_of: Stamp
     rows: Tensor  # [N, sum of n]: the projections of all residual blocks, side by side
     widths: list[int]
-    alive: list[Tensor]  # the parameters' storages: an address in `key` means what it meant
 
 
 class EmbeddingTable:
@@ -53,20 +52,20 @@ class EmbeddingTable:
         parameters = list(embedding.parameters())
         if not is_frozen(parameters):
             return None
-        key, table = key_of([*parameters, times]), self._tables.get(times)
-        if table is None or table.key != key:
-            fresh = _build(embedding, times, key, parameters)
+        sources, table = [*parameters, times], self._tables.get(times)
+        if table is None or not table.made_of.still_of(sources):
+            fresh = _build(embedding, times, Stamp(sources))
             if table is not None and _alike(table.rows, fresh.rows):
                 fresh.rows = table.rows.copy_(fresh.rows)
             table = self._tables[times] = fresh
         return table
 
 
-def _build(embedding: TimeEmbedding, times: Timesteps, key: Key, parameters: list[Any]) -> _Table:
+def _build(embedding: TimeEmbedding, times: Timesteps, made_of: Stamp) -> _Table:
     # Outside inference mode and autocast: the table outlives the call, and another call may want a gradient through its user.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(times.device.type, enabled=False):
         projections = embedding(times)
-        return _Table(key, torch.cat(projections, dim=1), [p.shape[1] for p in projections], [p.detach() for p in parameters])
+        return _Table(made_of, torch.cat(projections, dim=1), [projection.shape[1] for projection in projections])
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from purify_engine.models.derived import Key, Watched, is_frozen, key_of
+from purify_engine.models.derived import Stamp, Watched, is_frozen
 
 
 class Line(nn.Module):
@@ -34,8 +34,7 @@ class Folding:
 
     def __init__(self) -> None:
         self._watched: Watched | None = None
-        self._key: Key = ()
-        self._alive: list[Tensor] = []  # an address in the key means what it meant
+        self._made_of = Stamp()
         self._twin: nn.Module | None = None
 
     def __reduce__(self) -> tuple[type[Folding], tuple[()]]:
@@ -48,9 +47,8 @@ class Folding:
         tensors = self._watched.tensors()
         if network.training or not is_frozen(tensors):
             return network
-        key = key_of(tensors)
-        if self._twin is None or key != self._key:
-            self._twin, self._key, self._alive = folded(network), key, [tensor.detach() for tensor in tensors]
+        if self._twin is None or not self._made_of.still_of(tensors):
+            self._twin, self._made_of = folded(network), Stamp(tensors)
         return self._twin
 
 

@@ -190,6 +190,21 @@ def test_the_model_is_prepared_for_a_plan_before_each_replay():
         assert model.times[-1][: len(one)] == one.times.tolist()
 
 
+def test_a_plan_is_loaded_once_however_often_it_runs():
+    model = Prepared(networks()[0])
+    runner, one = GraphRunner(model, NoGuide(), FakeCapture()), plan(4)
+    first = runner.run(images(2), one, noise(2))
+    loaded = len(model.times)
+    assert torch.equal(runner.run(images(2), one, noise(2)), first)
+    assert len(model.times) == loaded
+
+
+def test_what_autocast_would_cast_is_not_captured():
+    runner = GraphRunner(networks()[0], NoGuide(), FakeCapture())
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(CaptureError, match="autocast is on"):
+        runner.run(images(2), plan(), noise(2))
+
+
 @pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])
 @pytest.mark.parametrize("guide_path", [True, False])
 def test_gradient_by_graphs_equals_the_gradient_by_the_loop(guide, guide_path):
@@ -204,6 +219,7 @@ def test_gradient_by_graphs_equals_the_gradient_by_the_loop(guide, guide_path):
             out = differentiable_loop(x, one, model, guide, noise(2, seed), guide_path=guide_path, graphs=graphs)
             grads.append((out, *torch.autograd.grad((out * weight).sum(), x)))
         assert all(torch.equal(loop, graph) for loop, graph in zip(*grads, strict=True))
+    assert capture.captures == 2  # one step there, one back
 
 
 def test_gradient_of_a_padded_batch_ignores_its_padding():
@@ -278,6 +294,15 @@ def test_a_purifier_replays_graphs_and_gives_the_same_images(pretend):
     seen = []
     graphs(x, callback_on_step_end=lambda *step: seen.append(step))
     assert len(seen) == 3 and pretend.replays == 9
+
+
+def test_a_purifier_sees_that_its_guide_was_replaced(pretend):
+    one, other = purifier(), purifier()
+    x = images(2).abs()
+    one(x, draw=0)
+    one.guide = other.guide = randomised(Classifier(GUIDE), 5)
+    other._graphs.refused = "for comparison"
+    assert torch.equal(one(x, draw=0), other(x, draw=0))
 
 
 def test_a_failed_capture_falls_back_with_its_reason(monkeypatch, pretend):
