@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.checks import EveryShape, as_tuple, declines, engines, moved, tiles_listed
+from bench.checks import EveryShape, declines, engines, moved, tiles_listed
 from bench.run import Run, begin, parser
 from purify_engine import ops
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.harness import Timing, clocks, interleaved
 from purify_engine.benchmark.machine import ceilings
 from purify_engine.ops.registry import OPS
+from purify_engine.testing.agreement import as_tuple
 from purify_engine.testing.cases import Case, bytes_moved, flops
 
 CIFAR_BATCHES, IMAGENET_BATCHES = (1, 64, 256), (1, 8)

@@ -25,6 +25,7 @@ from purify_engine import ops
 from purify_engine.kernels import _tiles
 from purify_engine.ops.registry import INTERPRETED, OPS, Op
 from purify_engine.testing import extended
+from purify_engine.testing.agreement import as_tuple, strides
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
 
@@ -207,15 +208,6 @@ def moved(value: Any, device: torch.device) -> Any:
 
 def _widened(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def strides(tensor: Tensor) -> list[int]:
-    """The strides that matter: those of dimensions one can step along."""
-    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1 and tensor.numel()]
-
-
-def as_tuple(results: Any) -> tuple[Any, ...]:
-    return results if isinstance(results, tuple) else (results,)
 
 
 def _first_line(fault: BaseException) -> str:

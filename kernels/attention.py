@@ -20,6 +20,7 @@ from ._variants import Variant
 
 LOG2_E = math.log2(math.e)
 LARGEST_HEAD = 256
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
@@ -176,7 +177,7 @@ def _attention_keys_kernel(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`reference.layers.attention`: [B, heads, tokens, head_dim] with any strides; float64 and heads above 256 are not for it."""
+    """`reference.layers.attention`: [B, heads, tokens, head_dim] with any strides. For `PRECISIONS`, and heads up to 256."""
     if not _suits(q, k):
         return NotImplemented
     batch, heads, queries, head_dim = q.shape
@@ -201,7 +202,7 @@ def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tup
 
 
 def _suits(q: Tensor, k: Tensor) -> bool:
-    return q.dtype != torch.float64 and 1 <= q.shape[3] <= LARGEST_HEAD and k.shape[2] > 0
+    return q.dtype in PRECISIONS and 1 <= q.shape[3] <= LARGEST_HEAD and k.shape[2] > 0
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, capability: tuple[int, int]) -> Launch:

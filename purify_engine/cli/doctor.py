@@ -14,8 +14,6 @@ from purify_engine import __version__
 from purify_engine.cli.console import say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from purify_engine.ops.registry import Op
     from purify_engine.testing.cases import Case
 
@@ -85,25 +83,14 @@ def op_findings() -> Iterator[Finding]:
 
 def disagreement(op: Op, case: Case) -> str:
     """What is wrong with the op's result on a case; nothing if it is right. The specification in float64 is the truth."""
-    import torch
+    from purify_engine.testing.agreement import assert_agrees
 
-    from purify_engine.testing.yardstick import assert_within_yardstick
-
-    arguments, reference = case.arguments(), cast(Callable[..., Any], op.engines["reference"])
-    in_double = {**case.keywords, "dtype": torch.float64} if "dtype" in case.keywords else case.keywords
+    reference = cast(Callable[..., Any], op.engines["reference"])
     try:
-        got, honest = _first(op(*arguments, **case.keywords)), _first(reference(*arguments, **case.keywords))
-        if got.is_floating_point():
-            assert_within_yardstick(got, honest, _first(reference(*case.arguments(torch.float64), **in_double)))
-        else:
-            assert got.equal(honest), "the words differ"
+        assert_agrees(case, op(*case.arguments(), **case.keywords), reference)
     except (AssertionError, RuntimeError) as fault:
-        return str(fault).splitlines()[0]
+        return next(iter(str(fault).splitlines()), "differs")
     return ""
-
-
-def _first(result: Any) -> Tensor:
-    return result[0] if isinstance(result, tuple) else result
 
 
 def purifier_findings() -> Iterator[Finding]:

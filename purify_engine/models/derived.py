@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Stamp:
-    """The state of some tensors at one moment. It keeps their memory alive, so that no address can come to mean another weight."""
+    """The state of some tensors at one moment. It keeps their memory alive: no address in it can come to mean another weight."""
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         tensors = list(tensors)

@@ -6,32 +6,17 @@ reference would have. The arguments were checked before (`checks.py`).
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from purify_engine.ops.rooms import enter
+from purify_engine.reference.layers import in_layout_of
+
 INTERFACE = 1  # of the extension that these launchers know how to call
 
-
-def _enter() -> ModuleType | None:
-    """The extension, or None where it was never built."""
-    if importlib.util.find_spec("purify_engine._C") is None:
-        return None
-    repair = "rebuild it with `pip install -e .`, or delete the file to run on the reference"
-    try:
-        extension = importlib.import_module("purify_engine._C")
-    except ImportError as error:
-        raise ImportError(f"purify_engine._C is there but does not load ({error}); {repair}") from error
-    if getattr(extension, "INTERFACE", None) != INTERFACE:
-        raise ImportError(f"purify_engine._C was built for another version of purify_engine; {repair}")
-    return extension
-
-
-room = _enter()
+room = enter("_C", INTERFACE)
 
 
 def philox(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> Tensor:
@@ -96,7 +81,7 @@ def group_norm_silu(
     norm = _Norm(x, (weight, bias, scale, shift), num_groups, norm_eps, silu)
     y = empty(x.shape, norm.dtype)
     _kernel("group_norm_silu", norm.dtype)(y.data_ptr(), norm.arguments)
-    return _in_layout_of(x, y)
+    return in_layout_of(x, y.to(x.dtype))
 
 
 def group_norm_silu_backward(
@@ -122,7 +107,7 @@ def group_norm_silu_backward(
         x.new_empty(0) if grad is None else grad.to(tensor.dtype)  # type: ignore[union-attr]
         for grad, tensor in zip(grads, affine, strict=True)
     )
-    return _in_layout_of(x, grad_x), *like_inputs  # type: ignore[return-value]
+    return in_layout_of(x, grad_x.to(x.dtype)), *like_inputs  # type: ignore[return-value]
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -165,9 +150,3 @@ def _pointer(tensor: Tensor | None) -> int:
 def _network_copy(x: Tensor, net_dtype: torch.dtype | None) -> Tensor:
     """The copy that the networks read: channels_last, in their dtype, sharing no memory with `x`."""
     return x.new_empty(0) if net_dtype is None else x.to(net_dtype, memory_format=torch.channels_last, copy=True)
-
-
-def _in_layout_of(x: Tensor, y: Tensor) -> Tensor:
-    """`y` in the dtype and the memory format of `x`, as the reference returns it."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -7,13 +7,13 @@ take (8-bit floats, an image or a group of 2**30 elements) it leaves to the next
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from purify_engine.ops.rooms import enter
+from purify_engine.reference.layers import in_layout_of, is_channels_last
 
 INTERFACE = 1  # of the extension that these launchers know how to call
 
@@ -24,22 +24,7 @@ _MOST_CHANNELS = 256  # of a group that is read in channels_last: a block spans 
 Images = tuple[int, int, bool]
 Channels = tuple[int, int, int]
 
-
-def _enter() -> ModuleType | None:
-    """The extension, or None where it was never built."""
-    if importlib.util.find_spec("purify_engine._cuda") is None:
-        return None
-    repair = "rebuild it with `pip install -e .`, or delete the file to run on other engines"
-    try:
-        extension = importlib.import_module("purify_engine._cuda")
-    except ImportError as error:
-        raise ImportError(f"purify_engine._cuda is there but does not load ({error}); {repair}") from error
-    if getattr(extension, "INTERFACE", None) != INTERFACE:
-        raise ImportError(f"purify_engine._cuda was built for another version of purify_engine; {repair}")
-    return extension
-
-
-room = _enter()
+room = enter("_cuda", INTERFACE)
 
 
 def philox(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> Tensor:
@@ -121,7 +106,7 @@ def group_norm_silu(
         arguments = norm.arguments(y)
         workspace = norm.workspace(room.group_norm_silu_workspace(arguments))  # type: ignore[union-attr]
         launch("group_norm_silu", x.device, y.data_ptr(), workspace.data_ptr(), arguments)
-    return _in_layout_of(x, y)
+    return in_layout_of(x, y)
 
 
 def group_norm_silu_backward(
@@ -150,7 +135,7 @@ def group_norm_silu_backward(
         launch("group_norm_silu_backward", x.device, targets, workspace.data_ptr(), grad_out.data_ptr(), arguments)
     else:
         grads = [torch.zeros_like(grad) for grad in grads]
-    return _in_layout_of(x, grad_x), *grads  # type: ignore[return-value]
+    return in_layout_of(x, grad_x), *grads  # type: ignore[return-value]
 
 
 def empty(
@@ -179,7 +164,7 @@ class _Norm:
 
     def __init__(self, x: Tensor, affine: tuple[Tensor | None, ...], num_groups: int, norm_eps: float, silu: bool) -> None:
         batch, channels, *pixels = x.shape
-        native = _is_channels_last(x) and channels // num_groups <= _MOST_CHANNELS
+        native = is_channels_last(x) and channels // num_groups <= _MOST_CHANNELS
         self.format = torch.channels_last if native else torch.contiguous_format
         self.work = torch.float64 if x.dtype == torch.float64 else torch.float32
         self._x = x.contiguous(memory_format=self.format)
@@ -225,16 +210,12 @@ def _common_dtype(x_t: Tensor, eps: Tensor, grad: Tensor | None) -> torch.dtype:
     return eps.dtype if as_they_come and (grad is None or grad.dtype == eps.dtype) else x_t.dtype
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
 def _dense(x: Tensor) -> Tensor:
-    return x if _is_channels_last(x) else x.contiguous()
+    return x if is_channels_last(x) else x.contiguous()
 
 
 def _images(x: Tensor | None) -> Images:
-    return (0, 0, False) if x is None or not x.numel() else (x.data_ptr(), _CODES[x.dtype], x.dim() == 4 and _is_channels_last(x))
+    return (0, 0, False) if x is None or not x.numel() else (x.data_ptr(), _CODES[x.dtype], x.dim() == 4 and is_channels_last(x))
 
 
 def _channels(values: Tensor | None) -> Channels:
@@ -242,8 +223,3 @@ def _channels(values: Tensor | None) -> Channels:
     if values is None or not values.numel():
         return 0, 0, 0
     return values.data_ptr(), _CODES[values.dtype], values.stride(0) if values.dim() == 2 else 0
-
-
-def _in_layout_of(x: Tensor, y: Tensor) -> Tensor:
-    """`y` in the memory format of `x`, as the reference returns it."""
-    return y.contiguous(memory_format=torch.channels_last if _is_channels_last(x) else torch.contiguous_format)

@@ -11,10 +11,14 @@ from torch.nn import functional as F
 from purify_engine.types import Images
 
 
-def _in_layout_of(x: Tensor, y: Tensor) -> Tensor:
+def is_channels_last(x: Tensor) -> bool:
+    """Whether [B, C, H, W] is stored channels_last, and not contiguous as well (as with one channel, or one pixel)."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def in_layout_of(x: Tensor, y: Tensor) -> Tensor:
     """`y` stored as `x` is: channels_last if `x` is that and nothing else, contiguous otherwise."""
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
 
 
 def _per_channel(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,7 +45,7 @@ def group_norm_silu(
         y = y * (1 + _per_channel(scale, x.dtype))
     if shift is not None:
         y = y + _per_channel(shift, x.dtype)
-    return _in_layout_of(x, F.silu(y) if silu else y)
+    return in_layout_of(x, F.silu(y) if silu else y)
 
 
 def group_norm_silu_backward(
@@ -82,7 +86,7 @@ def group_norm_silu_backward(
     towards_x = (grad * _per_channel(weight, dtype)).unflatten(1, (num_groups, -1))
     along = (towards_x * normed).mean(group, keepdim=True)
     grad_x = rstd * (towards_x - towards_x.mean(group, keepdim=True) - normed * along)
-    return _in_layout_of(x, grad_x.flatten(1, 2)), grad_weight, grad_bias, grad_scale, grad_shift
+    return in_layout_of(x, grad_x.flatten(1, 2)), grad_weight, grad_bias, grad_scale, grad_shift
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from purify_engine import UNetConfig, ops
 from purify_engine.kernels import _outputs
 from purify_engine.models.blocks import AttentionBlock
 from purify_engine.reference import layers
+from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
 from tests.kernels.triton_room import moved, run
-from tests.ops.against_reference import assert_agrees
 
 FORWARD, BACKWARD = "attention", "attention_backward"
 HALF = torch.float16

@@ -12,10 +12,10 @@ from purify_engine import ops
 from purify_engine.kernels import _outputs, _tiles, conv3x3
 from purify_engine.kernels._tiles import ConvTile
 from purify_engine.reference import layers
+from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import CONV_SHAPES, CONV_VARIANTS, LAYOUTS, Case
 from purify_engine.testing.yardstick import assert_within_yardstick
 from tests.kernels.triton_room import moved, run
-from tests.ops.against_reference import assert_agrees
 
 HALF, LAST = torch.float16, torch.channels_last
 # Every shape and layout, with some of what may stand around a convolution; and all of that, where a tile holds several images.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from purify_engine import ops
+from purify_engine.testing.agreement import as_tuple
 from purify_engine.testing.cases import Case
-from tests.ops.against_reference import as_tuple
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GUARD = 64  # elements before and behind every output; a multiple of 16 bytes, so that the output itself is aligned

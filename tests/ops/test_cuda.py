@@ -15,9 +15,9 @@ from purify_engine.ops import cuda
 from purify_engine.ops.capability import capability
 from purify_engine.ops.registry import OPS
 from purify_engine.reference import layers, philox, process
+from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case, cases
 from tests.ops import emulated_room
-from tests.ops.against_reference import assert_agrees
 
 REFERENCES: dict[str, Callable[..., Any]] = {
     "philox": philox.philox,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from purify_engine import ops
 from purify_engine.ops import cuda
+from purify_engine.testing.agreement import as_tuple, assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case
 from tests.ops import emulated_room
-from tests.ops.against_reference import as_tuple, assert_agrees
 from tests.ops.test_cuda import EVERY_CASE, REFERENCES, Poison, name_of
 
 if cuda.room is None or not torch.cuda.is_available():

@@ -1,0 +1,39 @@
+"""Does an engine compute what the reference does? The one comparison of all ops, for tests, bench and `doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purify_engine.testing import extended
+from purify_engine.testing.cases import Case
+from purify_engine.testing.yardstick import assert_within_yardstick
+
+
+def assert_agrees(case: Case, got: Any, reference: Callable[..., Any]) -> None:
+    """Values by the yardstick, integers exactly, and dtype, shape and strides. Float64 is held to `testing/extended.py`."""
+    honest = reference(*case.arguments(), **case.keywords)
+    if case.dtype == torch.float64:
+        truth = getattr(extended, reference.__name__)(*case.arguments(), **case.keywords)
+    else:
+        in_double = {**case.keywords, "dtype": torch.float64} if "dtype" in case.keywords else case.keywords
+        truth = reference(*case.arguments(torch.float64), **in_double)
+    for result, like, true in zip(*map(as_tuple, (got, honest, truth)), strict=True):
+        assert (result.dtype, result.shape) == (like.dtype, like.shape), f"{result.dtype} {list(result.shape)}"
+        assert strides(result) == strides(like), f"strides {strides(result)}, expected {strides(like)}"
+        if result.is_floating_point():
+            assert_within_yardstick(result, like, true)
+        else:
+            assert result.equal(like), f"{int((result != like).sum())} of {result.numel()} elements differ"
+
+
+def strides(tensor: Tensor) -> list[int]:
+    """The strides that matter: those of dimensions one can step along."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1 and tensor.numel()]
+
+
+def as_tuple(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
