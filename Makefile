@@ -39,7 +39,7 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
-	"$(PY)" -m pytest -m "not system and not slow" --durations=10
+	"$(PY)" -m pytest -m "not system and not slow" -n 2 --dist loadfile --durations=10
 
 check-slow: $(TOOLS) ## the tests that take minutes
 	"$(PY)" -m pytest -m "slow and not system" --durations=10

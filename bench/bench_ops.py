@@ -42,6 +42,7 @@ CPU_CASES = (
     Case("attention_backward", (4, 1, 256, 256)),
     Case("conv3x3", (1, 128, 32, 32), variant="norm-bias-residual", num_groups=32),
     Case("conv3x3", (8, 256, 8, 8), variant="norm-bias-residual", num_groups=32),
+    Case("conv3x3_backward", (8, 320, 16, 16)),
     Case("to_images", (16, 3, 32, 32)),
 )
 

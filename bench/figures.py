@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import report
+from bench import report, report_cpu
 from purify_engine.evaluation.defences import GUIDE_ALONE, OURS, RIVALS
 from purify_engine.evaluation.protocol import Cell, read_cells
 from purify_engine.evaluation.report import figure, render_by_attack, render_table
@@ -76,6 +76,12 @@ FIGURES: dict[str, Callable[[], str]] = {
     "digits-guide-alone": digits_guide_alone,
     "ops": report.ops,
     "cpu-steps": report.cpu_steps,
+    "cpu-targets": report_cpu.cpu_targets,
+    "cpu-unet": report_cpu.cpu_unet,
+    "cpu-guides": report_cpu.cpu_guides,
+    "cpu-guided-step": report_cpu.cpu_guided_step,
+    "cpu-layers": report_cpu.cpu_layers,
+    "cpu-memory": report_cpu.cpu_memory,
     "gpu-targets": report.gpu_targets,
     "gpu-steps": report.gpu_steps,
     "gpu-ops": report.gpu_ops,

@@ -40,10 +40,10 @@ class Machine:
             found[key] = record
         return list(found.values())
 
-    def together(self, variants: Sequence[str], **wanted: Any) -> list[Record] | None:
+    def together(self, variants: Sequence[str], kind: str = "loop", **wanted: Any) -> list[Record] | None:
         """A line of each variant, all of the latest run that has them all."""
         runs: dict[str, dict[str, Record]] = {}
-        for record in self.of(kind="loop", **wanted):
+        for record in self.of(kind=kind, **wanted):
             runs.setdefault(record["run"], {})[record["variant"]] = record
         whole = [run for _, run in sorted(runs.items()) if all(variant in run for variant in variants)]
         return [whole[-1][variant] for variant in variants] if whole else None

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -19,34 +20,49 @@ namespace py = pybind11;
 namespace {
 
 using purify::Batch;
+using purify::Convolution;
+using purify::Filters;
 using purify::Norm;
 using purify::NormGrads;
 using purify::Row;
 
-std::vector<std::string> instruction_sets() {
-#ifdef PURIFY_HAS_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", "portable"};
+enum class Isa { portable, avx2, avx512 };
+const char* const kNames[] = {"portable", "avx2", "avx512"};
+
+Isa best_isa() {
+#ifdef PURIFY_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return Isa::avx512;
+  if (avx2) return Isa::avx2;
 #endif
-  return {"portable"};
+  return Isa::portable;
 }
 
-std::atomic<bool> use_avx2{instruction_sets().front() == "avx2"};
+std::atomic<Isa> isa{best_isa()};
 
-std::string instruction_set() { return use_avx2 ? "avx2" : "portable"; }
+std::vector<std::string> instruction_sets() {
+  const int best = static_cast<int>(best_isa());
+  return {std::make_reverse_iterator(kNames + best + 1), std::make_reverse_iterator(kNames)};
+}
+
+std::string instruction_set() { return kNames[static_cast<int>(isa.load())]; }
 
 void use_instruction_set(const std::string& name) {
-  for (const std::string& offered : instruction_sets()) {
-    if (offered != name) continue;
-    use_avx2 = name == "avx2";
+  for (int offered = 0; offered <= static_cast<int>(best_isa()); ++offered) {
+    if (kNames[offered] != name) continue;
+    isa = static_cast<Isa>(offered);
     return;
   }
   throw std::invalid_argument("instruction set must be one that this CPU offers, got " + name);
 }
 
-#ifdef PURIFY_HAS_AVX2
-#define PURIFY_RUN(op, ...) (use_avx2 ? purify::avx2::op(__VA_ARGS__) : purify::portable::op(__VA_ARGS__))
+// The ops that wider vectors do not help stop at AVX2.
+#ifdef PURIFY_X86
+#define PURIFY_RUN(op, ...) (isa.load() == Isa::portable ? purify::portable::op(__VA_ARGS__) : purify::avx2::op(__VA_ARGS__))
+#define PURIFY_RUN_WIDE(op, ...) (isa.load() == Isa::avx512 ? purify::avx512::op(__VA_ARGS__) : PURIFY_RUN(op, __VA_ARGS__))
 #else
 #define PURIFY_RUN(op, ...) purify::portable::op(__VA_ARGS__)
+#define PURIFY_RUN_WIDE(op, ...) PURIFY_RUN(op, __VA_ARGS__)
 #endif
 
 template <typename T>
@@ -117,6 +133,51 @@ void group_norm_silu_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uin
   PURIFY_RUN(group_norm_silu_backward, grads, pointer<const T>(grad_out), norm_of<T>(norm));
 }
 
+void group_norm_silu_last(uintptr_t y, const NormArguments& norm) {
+  PURIFY_RUN_WIDE(group_norm_silu_last, pointer<float>(y), norm_of<float>(norm));
+}
+
+int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels) {
+  return PURIFY_RUN_WIDE(conv3x3_winograd_packed_size, kept, channels, out_channels);
+}
+
+// (weight, channels, out_channels, stride, out_stride, flip, threads).
+using FilterArguments = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t, bool, int>;
+
+void conv3x3_winograd_pack(uintptr_t packed, int kept, const FilterArguments& given) {
+  const auto& [weight, channels, out_channels, stride, out_stride, flip, threads] = given;
+  const Filters filters{pointer<const float>(weight), channels, out_channels, stride, out_stride, flip, threads};
+  PURIFY_RUN_WIDE(conv3x3_winograd_pack, pointer<float>(packed), kept, filters);
+}
+
+// (x, packed, bias, temb, residual), then (images, height, width, channels, out_channels, temb_stride).
+using ConvolutionPointers = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+using ConvolutionSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+void conv3x3_winograd(uintptr_t y, const ConvolutionPointers& pointers, const ConvolutionSizes& sizes, float gain, bool upsample,
+                      int results, bool kept, int64_t block, int threads) {
+  const auto& [x, packed, bias, temb, residual] = pointers;
+  const auto& [images, height, width, channels, out_channels, temb_stride] = sizes;
+  const Convolution conv{pointer<float>(y),
+                         pointer<const float>(x),
+                         pointer<const float>(packed),
+                         pointer<const float>(bias),
+                         pointer<const float>(temb),
+                         pointer<const float>(residual),
+                         images,
+                         height,
+                         width,
+                         channels,
+                         out_channels,
+                         temb_stride,
+                         block,
+                         gain,
+                         upsample,
+                         kept,
+                         threads};
+  PURIFY_RUN_WIDE(conv3x3_winograd, results, conv);
+}
+
 template <typename T>
 void define_ops(py::module_& module, const std::string& dtype) {
   const auto released = py::call_guard<py::gil_scoped_release>();
@@ -132,12 +193,17 @@ void define_ops(py::module_& module, const std::string& dtype) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ engine room of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 1;  // purify_engine/ops/cpp.py refuses an extension built for another
+  module.attr("INTERFACE") = 2;  // purify_engine/ops/cpp.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");
   module.def("philox_block", &philox_block, "Philox 4x32-10 of one counter, for its known answers.");
-  module.def("philox", &philox, py::call_guard<py::gil_scoped_release>());
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  module.def("philox", &philox, released);
+  module.def("group_norm_silu_last", &group_norm_silu_last, released);
+  module.def("conv3x3_winograd_packed_size", &conv3x3_winograd_packed_size, "Floats of packed filters, for this instruction set.");
+  module.def("conv3x3_winograd_pack", &conv3x3_winograd_pack, released);
+  module.def("conv3x3_winograd", &conv3x3_winograd, released);
   define_ops<float>(module, "float32");
   define_ops<double>(module, "float64");
 }

@@ -49,6 +49,25 @@ struct NormGrads {
   T *x, *weight, *bias, *scale, *shift;
 };
 
+// 3x3 filters: the nine taps of one lie together; `flip` turns them round, for the gradient to the input.
+struct Filters {
+  const float* weight;
+  int64_t channels, out_channels, stride, out_stride;
+  bool flip;
+  int threads;
+};
+
+// The arguments of conv3x3_winograd, images channels_last. `height` and `width` are the result's; `bias`, `temb` and `residual` may be
+// null. `block` tiles are worked on at a time; `kept` says that `packed` are transformed filters.
+struct Convolution {
+  float* y;
+  const float *x, *packed, *bias, *temb, *residual;
+  int64_t images, height, width, channels, out_channels, temb_stride, block;
+  float gain;
+  bool upsample, kept;
+  int threads;
+};
+
 #define PURIFY_DECLARE_OPS(isa)                                                                                      \
   namespace isa {                                                                                                    \
   void philox_block(uint32_t* words, const uint32_t* counter, const uint32_t* key);                                  \
@@ -65,9 +84,21 @@ struct NormGrads {
   void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, const Norm<T>& norm);                  \
   }
 
+// Those for which wider vectors pay. `results` is 2 or 4, of F(2x2, 3x3) and F(4x4, 3x3); `last` is channels_last.
+#define PURIFY_DECLARE_WIDE_OPS(isa)                                                                                 \
+  namespace isa {                                                                                                    \
+  void group_norm_silu_last(float* y, const Norm<float>& norm);                                                      \
+  int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels);                            \
+  void conv3x3_winograd_pack(float* packed, int kept, const Filters& filters);                                       \
+  void conv3x3_winograd(int results, const Convolution& conv);                                                       \
+  }
+
 PURIFY_DECLARE_OPS(portable)
-#ifdef PURIFY_HAS_AVX2
+PURIFY_DECLARE_WIDE_OPS(portable)
+#ifdef PURIFY_X86
 PURIFY_DECLARE_OPS(avx2)
+PURIFY_DECLARE_WIDE_OPS(avx2)
+PURIFY_DECLARE_WIDE_OPS(avx512)
 #endif
 
 }  // namespace purify

@@ -11,6 +11,9 @@ import torch
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors, in its interpreter
     os.environ["TRITON_INTERPRET"] = "1"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one another would stall all
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -207,7 +207,7 @@ def test_op_has_all_its_stops(name):
     assert all(callable(engine) or len(engine.split()) > 3 for engine in op.engines.values()), "a reason is a sentence"
     cpp = op.engines["cpp"]
     composed = callable(cpp) and cpp.__module__ == "purify_engine.ops.composed"
-    assert (ROOT / "csrc" / f"{stem}.cpp").exists() or isinstance(cpp, str) or composed, "its C++, or of what, or why not"
+    assert any((ROOT / "csrc").glob(f"{stem}*.cpp")) or isinstance(cpp, str) or composed, "its C++, or of what, or why not"
     assert (ROOT / "tests" / "ops" / f"test_{stem}.py").exists(), "its proof"
     assert cases(name)[0].arguments(), "its cases in testing/cases.py"
 

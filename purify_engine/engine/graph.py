@@ -22,7 +22,8 @@ from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Denoiser
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.walk import Walk
-from purify_engine.models.derived import Stamp, Watched
+from purify_engine.models.derived import Watched
+from purify_engine.ops.stamp import Stamp
 from purify_engine.types import Images, NoiseKey
 
 AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"

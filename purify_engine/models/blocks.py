@@ -93,6 +93,16 @@ class Conv3x3(nn.Conv2d):
         return ops.conv3x3(x, self.weight, self.bias, norm.weight, norm.bias, *after, *settings)
 
 
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv1x1(x, self.weight, self.bias)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, (resize), conv, time embedding, norm, SiLU, conv; plus the shortcut.
 
@@ -113,7 +123,7 @@ class ResBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = zero_init(Conv3x3(out_channels, out_channels))
         projected = channels != out_channels or (resize is not None and config.resample_shortcut)
-        self.shortcut = nn.Conv2d(channels, out_channels, 1) if projected else nn.Identity()
+        self.shortcut = Conv1x1(channels, out_channels) if projected else nn.Identity()
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
         row = embeddings[self.index]
@@ -150,8 +160,8 @@ class AttentionBlock(nn.Module):
         self.num_heads = head_count(channels, config)
         self.rescale = config.skip_rescale
         self.norm = GroupNormSiLU(channels, config, silu=False)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.qkv = Conv1x1(channels, 3 * channels)
+        self.out = zero_init(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, 3C, H, W] -> three of [B, heads, tokens, head_dim], a view in any memory format

@@ -1,36 +1,8 @@
-"""When what was computed from parameters is out of date: embedding tables, folded normalisations, captured graphs.
-
-A parameter is known by (data_ptr, version, device, dtype). An optimizer step, `load_state_dict` or `.to` changes that; only
-writing into `parameter.data` goes unseen, by PyTorch's version counter and so by us.
-"""
+"""What is computed from parameters and kept: embedding tables, folded norms, captured graphs (ops/stamp.py says till when)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
-
-
-class Stamp:
-    """The state of some tensors at one moment. It keeps their memory alive: no address in it can come to mean another weight."""
-
-    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
-        tensors = list(tensors)
-        self._key = _key_of(tensors)
-        self._alive = [tensor.detach() for tensor in tensors]
-
-    def still_of(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether they are what they were."""
-        return self._key == _key_of(tensors)
-
-
-def is_frozen(tensors: Iterable[Tensor]) -> bool:
-    """Whether something may be derived from them and kept: no gradient is wanted, and every change is counted."""
-    return not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors)
-
-
-def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
 
 
 class Watched:

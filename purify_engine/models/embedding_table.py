@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from purify_engine.models.derived import Stamp, is_frozen
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
+from purify_engine.ops.stamp import Stamp, is_frozen
 from purify_engine.types import Step, Timesteps
 
 

@@ -10,7 +10,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from purify_engine.models.derived import Stamp, Watched, is_frozen
+from purify_engine import ops
+from purify_engine.models.derived import Watched
+from purify_engine.ops.stamp import Stamp, is_frozen
 
 
 class Line(nn.Module):
@@ -27,6 +29,17 @@ class Line(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.offset, x, self.slope)
+
+
+class Conv3x3(nn.Module):
+    """A frozen 3x3 convolution, padding 1, as our op."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv3x3(x, self.weight, self.bias)
 
 
 class Folding:
@@ -59,6 +72,7 @@ def folded(network: nn.Module) -> nn.Module:
     """
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(network).eval().requires_grad_(False)
+        twin.to(memory_format=ops.memory_format(next(twin.parameters())))  # type: ignore[call-overload]
         for module in list(twin.modules()):
             for conv, norm in getattr(module, "folds", ()):
                 _merge(module.get_submodule(conv), module.get_submodule(norm))
@@ -67,7 +81,13 @@ def folded(network: nn.Module) -> nn.Module:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(module, name, Line(child))
+                elif isinstance(child, nn.Conv2d) and _is_plain_3x3(child):
+                    setattr(module, name, Conv3x3(child))
     return twin
+
+
+def _is_plain_3x3(conv: nn.Conv2d) -> bool:
+    return (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from purify_engine import ops
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, resampler, zero_init
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
@@ -48,7 +49,8 @@ class UNet(nn.Module):
 
     def decode(self, x: Images, embeddings: Embeddings) -> Images:
         """The rest of the network. Embeddings of batch 1 serve every image of `x`."""
-        x = self.conv_in(x)
+        layout = ops.memory_format(x)
+        x = self.conv_in(x.to(memory_format=layout)).to(memory_format=layout)  # twice: one channel is in both layouts
         skips = [x]
         for layer in self.encoder:
             x = layer(x, embeddings)

@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import composed, flops  # noqa: F401  (flops tells PyTorch's counter)
+from purify_engine.ops import composed, conv3x3_winograd, flops  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
-from purify_engine.ops.registry import OPS, backend
+from purify_engine.ops.registry import OPS, backend, call
+from purify_engine.ops.stamp import is_frozen
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
 __all__ = [
     "attention",
     "attention_backward",
     "backend",
+    "conv1x1",
     "conv3x3",
+    "conv3x3_backward",
     "group_norm_silu",
     "group_norm_silu_backward",
     "guided_step",
+    "memory_format",
     "philox",
     "philox_normal",
     "q_sample",
@@ -30,12 +35,12 @@ __all__ = [
 
 def philox(key: Key, ids: Ids, step: Step, numel: int) -> Tensor:
     """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E5)."""
-    return torch.ops.purify.philox(key, ids, step, numel)
+    return call(OPS["philox"], key, ids, step, numel)
 
 
 def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dtype) -> Tensor:
     """Standard normals of `numel` elements of each image: [B, numel] in float32 or float64 (docs/math.md E5)."""
-    return torch.ops.purify.philox_normal(key, ids, step, numel, dtype=dtype)
+    return call(OPS["philox_normal"], key, ids, step, numel, dtype=dtype)
 
 
 def q_sample(
@@ -46,7 +51,7 @@ def q_sample(
     `marginal` is float64 [2], (sqrt(alpha_bar), sqrt(1 - alpha_bar)); `step` is the counter word of the noise (docs/math.md E4).
     Differentiable in x_start.
     """
-    x_t, x_net = torch.ops.purify.q_sample(x_start, marginal, step, key, ids, net_dtype=net_dtype)
+    x_t, x_net = call(OPS["q_sample"], x_start, marginal, step, key, ids, net_dtype=net_dtype)
     return x_t, x_t if net_dtype is None else x_net
 
 
@@ -66,7 +71,7 @@ def guided_step(
     `rows` is float64 [N, 4], a row being (a, b, d, c) (docs/math.md E7); x_t is float32 or float64, eps and grad any float. A
     grad of None guides nowhere and costs nothing. Differentiable in x_t, eps and grad, any number of times.
     """
-    x_next, x_net = torch.ops.purify.guided_step(x_t, eps, grad, rows, step, key, ids, net_dtype=net_dtype)
+    x_next, x_net = call(OPS["guided_step"], x_t, eps, grad, rows, step, key, ids, net_dtype=net_dtype)
     return x_next, x_next if net_dtype is None else x_net
 
 
@@ -84,7 +89,7 @@ def group_norm_silu(
 
     The result has the dtype and the memory format of `x` [B, C, H, W]. Differentiable in every tensor, any number of times.
     """
-    return torch.ops.purify.group_norm_silu(x, weight, bias, scale, shift, num_groups, norm_eps, silu)
+    return call(OPS["group_norm_silu"], x, weight, bias, scale, shift, num_groups, norm_eps, silu)
 
 
 def group_norm_silu_backward(
@@ -99,17 +104,17 @@ def group_norm_silu_backward(
     silu: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradient of `group_norm_silu`: (grad_x, grad_weight, grad_bias, grad_scale, grad_shift); empty if not given."""
-    return torch.ops.purify.group_norm_silu_backward(grad_out, x, weight, bias, scale, shift, num_groups, norm_eps, silu)
+    return call(OPS["group_norm_silu_backward"], grad_out, x, weight, bias, scale, shift, num_groups, norm_eps, silu)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v over [B, heads, tokens, head_dim]. Differentiable, any number of times."""
-    return torch.ops.purify.attention(q, k, v)
+    return call(OPS["attention"], q, k, v)
 
 
 def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of `attention`: (grad_q, grad_k, grad_v)."""
-    return torch.ops.purify.attention_backward(grad_out, q, k, v)
+    return call(OPS["attention_backward"], grad_out, q, k, v)
 
 
 def conv3x3(
@@ -136,14 +141,41 @@ def conv3x3(
     """
     tensors = (x, weight, bias, norm_weight, norm_bias, scale, shift, temb, residual)
     recorded = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    op = OPS["conv3x3"]  # where its engine is the composition, the dispatcher is spared it
-    apart = recorded or op.engines[op.choose(x.device.type)] is composed.conv3x3
-    if not apart:
-        return torch.ops.purify.conv3x3(*tensors, num_groups, norm_eps, gain, upsample)
-    op.check(*tensors, num_groups, norm_eps, gain, upsample)
-    return composed.conv3x3(*tensors, num_groups, norm_eps, gain, upsample)
+    op = OPS["conv3x3"]
+    engine = op.engines[op.choose(x.device.type)]
+    if engine is composed.conv3x3 or (recorded and not (engine is conv3x3_winograd.conv3x3 and is_frozen([weight]))):
+        op.check(*tensors, num_groups, norm_eps, gain, upsample)  # the dispatcher is spared the composition
+        return composed.conv3x3(*tensors, num_groups, norm_eps, gain, upsample)
+    if recorded and norm_weight is not None and norm_bias is not None:
+        x = group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
+        tensors = (x, weight, bias, None, None, None, None, temb, residual)
+    return call(OPS["conv3x3"], *tensors, num_groups, norm_eps, gain, upsample)
+
+
+def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
+    """The gradient of `conv3x3`, without norm and gain, to its x: [B, K, H, W], [K, C, 3, 3] -> [B, C, H, W] (docs/math.md E19).
+
+    With `upsample` x was half as high and wide. Differentiable in both, any number of times.
+    """
+    return call(OPS["conv3x3_backward"], grad_out, weight, upsample)
+
+
+def conv1x1(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:
+    """A 1x1 convolution, [B, C, H, W] and [K, C, 1, 1] -> [B, K, H, W]; of channels_last images on a CPU, one matrix product.
+
+    (PyTorch's own convolution of a single small image takes a slow path there.) Differentiable in every tensor.
+    """
+    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.conv2d(x, weight, bias)
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format in which networks run fastest on tensors like `x`: our kernels on CPUs read float32 channels_last."""
+    ours = x.device.type == "cpu" and x.dtype == torch.float32 and OPS["conv3x3"].engines["cpp"] is conv3x3_winograd.conv3x3
+    return torch.channels_last if ours else torch.preserve_format
 
 
 def to_images(x: Images, dtype: torch.dtype) -> Images:
     """Model space [-1, 1] to images: floats in [0, 1], or uint8 in [0, 255] (docs/math.md E9)."""
-    return torch.ops.purify.to_images(x, dtype)
+    return call(OPS["to_images"], x, dtype)

@@ -131,6 +131,17 @@ def conv3x3(
     _like("residual", residual, x, (batch, channels, zoom * height, zoom * width))
 
 
+def conv3x3_backward(grad_out: Tensor, weight: Tensor, upsample: bool = False) -> None:
+    """conv3x3_backward: grad_out [B, K, H, W], weight [K, C, 3, 3]; with upsample, H and W even."""
+    if not grad_out.is_floating_point() or grad_out.dim() != 4:
+        _refuse("grad_out", "float images [B, K, H, W]", grad_out)
+    if weight.dim() != 4 or weight.shape[0] != grad_out.shape[1] or weight.shape[2:] != (3, 3):
+        _refuse("weight", f"float [{grad_out.shape[1]}, C, 3, 3]", weight)
+    _like("weight", weight, grad_out, weight.shape)
+    if upsample and (grad_out.shape[2] % 2 or grad_out.shape[3] % 2):
+        _refuse("grad_out", "of even height and width, being the gradient of an upsampled image", grad_out)
+
+
 def to_images(x: Tensor, dtype: torch.dtype) -> None:
     """to_images: float x, to a float dtype or uint8."""
     if not x.is_floating_point():

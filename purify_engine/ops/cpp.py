@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from purify_engine.ops.rooms import enter
-from purify_engine.reference.layers import in_layout_of
+from purify_engine.reference.layers import in_layout_of, is_channels_last
 
-INTERFACE = 1  # of the extension that these launchers know how to call
+INTERFACE = 2  # of the extension that these launchers know how to call
 
 room = enter("_C", INTERFACE)
 
@@ -62,7 +62,7 @@ def guided_step(
     grad = None if grad is None else _plain(grad, x_t.dtype)
     x_next = empty(x_t.shape, x_t.dtype)
     batch = _Batch(key, ids, step, x_t.shape[1:].numel())
-    pointers = (_pointer(tensor) for tensor in (x_next, x_t, eps, grad, rows))
+    pointers = (pointer(tensor) for tensor in (x_next, x_t, eps, grad, rows))
     _kernel("guided_step", x_t.dtype)(*pointers, len(rows), batch.arguments)
     return x_next, _network_copy(x_next, net_dtype)
 
@@ -77,11 +77,22 @@ def group_norm_silu(
     norm_eps: float,
     silu: bool = True,
 ) -> Tensor:
-    """`reference.layers.group_norm_silu` in C++."""
+    """`reference.layers.group_norm_silu` in C++, channels_last images as they are in float32."""
+    if x.dtype == torch.float32 and is_channels_last(x):
+        return _group_norm_silu_last(x, (weight, bias, scale, shift), num_groups, norm_eps, silu)
     norm = _Norm(x, (weight, bias, scale, shift), num_groups, norm_eps, silu)
     y = empty(x.shape, norm.dtype)
     _kernel("group_norm_silu", norm.dtype)(y.data_ptr(), norm.arguments)
     return in_layout_of(x, y.to(x.dtype))
+
+
+def _group_norm_silu_last(
+    x: Tensor, affine: tuple[Tensor | None, ...], num_groups: int, norm_eps: float, silu: bool
+) -> Tensor:
+    norm = _Norm(x, affine, num_groups, norm_eps, silu, torch.channels_last)
+    y = empty(x.shape, torch.float32, torch.channels_last)
+    _kernel("group_norm_silu_last")(y.data_ptr(), norm.arguments)
+    return y
 
 
 def group_norm_silu_backward(
@@ -101,7 +112,7 @@ def group_norm_silu_backward(
     grad_out = _plain(grad_out, norm.dtype)
     grad_x = empty(x.shape, norm.dtype)
     grads = [None if tensor is None else empty(tensor.shape, norm.dtype) for tensor in affine]
-    pointers = (_pointer(tensor) for tensor in (grad_x, *grads, grad_out))
+    pointers = (pointer(tensor) for tensor in (grad_x, *grads, grad_out))
     _kernel("group_norm_silu_backward", norm.dtype)(*pointers, norm.arguments)
     like_inputs = (
         x.new_empty(0) if grad is None else grad.to(tensor.dtype)  # type: ignore[union-attr]
@@ -110,9 +121,9 @@ def group_norm_silu_backward(
     return in_layout_of(x, grad_x.to(x.dtype)), *like_inputs  # type: ignore[return-value]
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     """The one place where launchers allocate what kernels fill: a test poisons it here."""
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, memory_format=layout)
 
 
 class _Batch:
@@ -126,12 +137,21 @@ class _Batch:
 class _Norm:
     """The arguments of both directions of group_norm_silu, in float64 if `x` is, else in float32."""
 
-    def __init__(self, x: Tensor, affine: tuple[Tensor | None, ...], num_groups: int, norm_eps: float, silu: bool) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        affine: tuple[Tensor | None, ...],
+        num_groups: int,
+        norm_eps: float,
+        silu: bool,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> None:
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        self._alive = [None if tensor is None else _plain(tensor, self.dtype) for tensor in (x, *affine)]
-        pointers = (_pointer(tensor) for tensor in self._alive)
-        batch, channels, *pixels = x.shape
-        sizes = (batch, channels, torch.Size(pixels).numel(), num_groups)
+        plain = [None if tensor is None else _plain(tensor, self.dtype) for tensor in affine]
+        self._alive = [x.to(self.dtype).contiguous(memory_format=layout), *plain]
+        pointers = (pointer(tensor) for tensor in self._alive)
+        batch, channels, height, width = x.shape
+        sizes = (batch, channels, height * width, num_groups)
         self.arguments = (*pointers, *sizes, norm_eps, silu, torch.get_num_threads())
 
 
@@ -143,7 +163,8 @@ def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).contiguous()
 
 
-def _pointer(tensor: Tensor | None) -> int:
+def pointer(tensor: Tensor | None) -> int:
+    """Where a tensor's first element lies; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

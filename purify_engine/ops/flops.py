@@ -29,3 +29,9 @@ def attention_backward(grad_out: Shape, q: Shape, k: Shape, v: Shape, *, out_sha
 def conv3x3(x: Shape, weight: Shape, *others: Any, out_shape: Any = None, **_: Any) -> int:
     """Nine products an input channel, for each element of the result."""
     return 2 * 9 * weight[1] * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.purify.conv3x3_backward)
+def conv3x3_backward(grad_out: Shape, weight: Shape, *others: Any, out_shape: Any = None, **_: Any) -> int:
+    """As many as the convolution, before its upsampled pixels are added up."""
+    return 2 * 9 * weight[1] * math.prod(grad_out)

@@ -23,19 +23,32 @@ def differentiate_by_reference(op: Op) -> None:
 
 def differentiate_by(op: Op, reference: Launcher) -> None:
     """The gradient of an op is that of `reference`, a differentiable function with the op's own arguments."""
+    rule = _Recomputed(reference)
+    torch.library.register_autograd(f"purify::{op.name}", rule.backward, setup_context=rule.setup_context)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+
+class _Recomputed:
+    """A rule that saves an op's inputs, and differentiates `reference` at them."""
+
+    def __init__(self, reference: Launcher) -> None:
+        self.reference = reference
+
+    def setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
         ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def inputs_of(self, ctx: Any) -> list[Any]:
         saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if other is None else other[0] for other in ctx.others]
-        # The dispatcher drops trailing arguments that equal their defaults, none of which is a tensor.
-        wanted = (*ctx.needs_input_grad, *(False,) * (len(inputs) - len(ctx.needs_input_grad)))
-        return _vector_jacobian(reference, inputs, wanted, grads)
+        return [next(saved) if other is None else other[0] for other in ctx.others]
 
-    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+    def backward(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = self.inputs_of(ctx)
+        return _vector_jacobian(self.reference, inputs, _wanted(ctx, len(inputs)), grads)
+
+
+def _wanted(ctx: Any, count: int) -> tuple[bool, ...]:
+    """Which of an op's inputs want a gradient. The dispatcher drops trailing arguments that equal their defaults."""
+    return (*ctx.needs_input_grad, *(False,) * (count - len(ctx.needs_input_grad)))
 
 
 def _vector_jacobian(
@@ -73,6 +86,46 @@ def differentiate_q_sample(op: Op) -> None:
         return marginal[0].to(grad.dtype) * grad, None, None, None, None
 
     torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+
+
+def differentiate_conv3x3(op: Op, backward_op: Op, composed: Launcher) -> None:
+    """A convolution by frozen filters, unnormed: linear, and its gradient to x an op of its own. Else that of `composed`."""
+    launch, generic = getattr(torch.ops.purify, backward_op.name), _Recomputed(composed)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        generic.setup_context(ctx, inputs, output)
+        x, weight, bias, norm_weight = inputs[:4]
+        ctx.linear = norm_weight is None and not weight.requires_grad
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.linear:
+            return generic.backward(ctx, grad)
+        inputs = generic.inputs_of(ctx)
+        x, weight, bias, *_, temb, residual, _, _, gain, upsample = inputs
+        wanted = _wanted(ctx, len(inputs))
+        grad = grad if gain == 1 else gain * grad
+        to_x = launch(grad.to(x.dtype), weight, upsample) if wanted[0] else None
+        to_bias = grad.sum((0, 2, 3)).to(bias.dtype) if wanted[2] else None
+        to_temb = grad.sum((2, 3)).sum_to_size(temb.shape).to(temb.dtype) if wanted[7] else None
+        to_residual = grad.to(residual.dtype) if wanted[8] else None
+        return (to_x, None, to_bias, *(None,) * 4, to_temb, to_residual, *(None,) * 4)[: len(ctx.needs_input_grad)]
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=setup_context)
+
+
+def differentiate_conv3x3_backward(op: Op, forward_op: Op) -> None:
+    """Linear in grad_out, its gradient being the convolution again; to filters that want one, the reference's."""
+    reference = op.engines["reference"]
+    assert callable(reference)
+    launch, generic = getattr(torch.ops.purify, forward_op.name), _Recomputed(reference)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.needs_input_grad[1]:
+            return generic.backward(ctx, grad)
+        _, weight, upsample = generic.inputs_of(ctx)
+        return launch(grad, weight, upsample=upsample), *(None,) * (len(ctx.needs_input_grad) - 1)
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=generic.setup_context)
 
 
 def differentiate_guided_step(op: Op) -> None:

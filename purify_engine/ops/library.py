@@ -9,11 +9,12 @@ import importlib
 import importlib.util
 from typing import Any
 
-from purify_engine.ops import checks, composed, cpp, cuda
+from purify_engine.ops import checks, composed, conv3x3_winograd, cpp, cuda
 from purify_engine.ops.gradients import (
-    differentiate_by,
     differentiate_by_op,
     differentiate_by_reference,
+    differentiate_conv3x3,
+    differentiate_conv3x3_backward,
     differentiate_guided_step,
     differentiate_q_sample,
 )
@@ -22,6 +23,7 @@ from purify_engine.reference import layers, philox, process
 
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; the matrix kernels are Triton's, or PyTorch's own"
 _TWO_PRODUCTS = "its matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU"
+_CUDNN_BACKWARD = "cuDNN computes it; autograd reaches it through PyTorch's own convolution"
 _ONE_CALL = "a few elementwise calls of PyTorch, once in a purification"
 
 
@@ -127,17 +129,27 @@ attention = define(
 )
 differentiate_by_op(attention, attention_backward)
 
+conv3x3_backward = define(
+    "conv3x3_backward(Tensor grad_out, Tensor weight, bool upsample=False) -> Tensor",
+    layers.conv3x3_backward,
+    check=checks.conv3x3_backward,
+    cpp=_cpp(conv3x3_winograd.conv3x3_backward),
+    cuda=_NO_CUDA,
+    triton=_CUDNN_BACKWARD,
+)
+
 conv3x3 = define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias=None, Tensor? norm_weight=None, Tensor? norm_bias=None, Tensor? scale=None,"
     " Tensor? shift=None, Tensor? temb=None, Tensor? residual=None, int num_groups=1, float norm_eps=1e-5, float gain=1.0,"
     " bool upsample=False) -> Tensor",
     layers.conv3x3,
     check=checks.conv3x3,
-    cpp=composed.conv3x3,
+    cpp=conv3x3_winograd.conv3x3 if cpp.room else composed.conv3x3,
     cuda=composed.conv3x3,
     triton=_triton("conv3x3", unforced="conv3x3_where_it_wins"),
 )
-differentiate_by(conv3x3, composed.conv3x3)
+differentiate_conv3x3(conv3x3, conv3x3_backward, composed.conv3x3)
+differentiate_conv3x3_backward(conv3x3_backward, conv3x3)
 
 to_images = define(
     "to_images(Tensor x, ScalarType dtype) -> Tensor",

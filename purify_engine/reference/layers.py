@@ -150,3 +150,16 @@ def convolved(
     if residual is not None:
         y = residual.to(x.dtype) + y
     return y if gain == 1 else y * gain
+
+
+def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
+    """The gradient of `conv3x3`, without norm and gain, to its x: a convolution by filters turned round. Differentiable itself.
+
+    grad_out [B, K, H, W], `weight` [K, C, 3, 3]; the result is [B, C, H, W], or half as high and wide with `upsample`.
+    """
+    return downsampled(F.conv_transpose2d(grad_out, weight.to(grad_out.dtype), padding=1), upsample)
+
+
+def downsampled(grad: Images, upsample: bool) -> Images:
+    """The gradient to what was upsampled, if it was: the sum over the four copies of a pixel."""
+    return 4 * F.avg_pool2d(grad, 2) if upsample else grad

@@ -12,9 +12,11 @@ from purify_engine.testing import extended
 from purify_engine.testing.cases import Case
 from purify_engine.testing.yardstick import assert_within_yardstick
 
+Judge = Callable[[Tensor, Tensor, Any], None]  # of a result, honest PyTorch's, and the truth
 
-def assert_agrees(case: Case, got: Any, reference: Callable[..., Any]) -> None:
-    """Values by the yardstick, integers exactly, and dtype, shape and strides. Float64 is held to `testing/extended.py`."""
+
+def assert_agrees(case: Case, got: Any, reference: Callable[..., Any], judge: Judge = assert_within_yardstick) -> None:
+    """Values by a yardstick, integers exactly, and dtype, shape and strides. Float64 is held to `testing/extended.py`."""
     honest = reference(*case.arguments(), **case.keywords)
     if case.dtype == torch.float64:
         truth = getattr(extended, reference.__name__)(*case.arguments(), **case.keywords)
@@ -25,7 +27,7 @@ def assert_agrees(case: Case, got: Any, reference: Callable[..., Any]) -> None:
         assert (result.dtype, result.shape) == (like.dtype, like.shape), f"{result.dtype} {list(result.shape)}"
         assert strides(result) == strides(like), f"strides {strides(result)}, expected {strides(like)}"
         if result.is_floating_point():
-            assert_within_yardstick(result, like, true)
+            judge(result, like, true)
         else:
             assert result.equal(like), f"{int((result != like).sum())} of {result.numel()} elements differ"
 

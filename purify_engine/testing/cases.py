@@ -210,6 +210,14 @@ def _conv3x3(case: Case) -> tuple[Any, ...]:
     return x, weight, optional("bias", (out_channels,)), *around
 
 
+def _conv3x3_backward(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    batch, channels, height, width = case.shape
+    zoom = 2 if case.variant == "up" else 1
+    grad_out = case.floats(generator, (batch, channels, zoom * height, zoom * width))
+    return grad_out, case.floats(generator, (channels, 2 * channels, 3, 3)) / (3 * channels**0.5), zoom == 2
+
+
 def _to_images(case: Case) -> tuple[Any, ...]:
     return case.floats(case.generator()), {"uint8": torch.uint8, "float16": torch.float16}.get(case.variant, case.dtype)
 
@@ -224,6 +232,7 @@ _BUILDERS = {
     "attention": _attention,
     "attention_backward": _attention_backward,
     "conv3x3": _conv3x3,
+    "conv3x3_backward": _conv3x3_backward,
     "to_images": _to_images,
 }
 _TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand among the arguments
@@ -274,6 +283,9 @@ def cases(op: str) -> list[Case]:
             Case(op, shape, dtype, layout, variant, groups)
             for (shape, groups), dtype, layout, variant in product(CONV_SHAPES, DTYPES, LAYOUTS, CONV_VARIANTS)
         ]
+    if op == "conv3x3_backward":
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, ("plain", "up"))
+        return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
     if op == "to_images":
         return [Case(op, *rest) for rest in product(SHAPES, DTYPES, LAYOUTS, ("plain", "float16", "uint8"))]
     variants = ("plain", "scale-shift", "shift-linear")

@@ -26,6 +26,22 @@ def assert_within_yardstick(got: Tensor, honest: Tensor, truth: Tensor | Extende
     assert error <= allowed, f"error {error:.3g} is beyond {allowed:.3g} (2 x honest PyTorch + one rounding)"
 
 
+def assert_as_good_as_direct(got: Tensor, honest: Tensor, truth: Tensor | Extended) -> None:
+    """The yardstick of Winograd's filtering: the whole result at most 4 times as wrong as direct convolution's, and 1e-5.
+
+    ||got - truth|| <= 4 ||honest - truth|| + eps ||truth||, and <= 1e-5 ||truth||. Every result mixes a tile's inputs, so single
+    ones may be further off than honest PyTorch's, by luck or by zeros it skips.
+    """
+    assert not got.isnan().any(), f"{int(got.isnan().sum())} of {got.numel()} elements are NaN"
+    if got.numel() == 0:
+        return
+    true = extended(truth)
+    measured = (extended(got) - true, extended(honest) - true, true)
+    error, honest_error, size = (float(np.linalg.norm(values)) for values in measured)
+    allowed = min(4 * honest_error + torch.finfo(got.dtype).eps * size, 1e-5 * size)
+    assert error <= allowed, f"error {error:.3g} is beyond {allowed:.3g} (4 x direct convolution, and 1e-5)"
+
+
 def extended(values: Tensor | Extended) -> Extended:
     """The same numbers with numpy's longest mantissa."""
     return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.longdouble)

@@ -11,11 +11,11 @@ from torch import Tensor
 from purify_engine.ops import cpp
 
 
-def poisoned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.full(shape, torch.nan if dtype.is_floating_point else -1, dtype=dtype)
+def poisoned(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=layout).fill_(torch.nan if dtype.is_floating_point else -1)
 
 
-@pytest.fixture(params=["avx2", "portable"])
+@pytest.fixture(params=["avx512", "avx2", "portable"])
 def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The C++ room on one instruction set; an element that a kernel leaves unwritten is NaN, or -1."""
     assert cpp.room is not None, "build the extension first: pip install -e ."

@@ -9,6 +9,7 @@ from torch import Tensor
 from purify_engine import ops
 from purify_engine.reference import layers
 from purify_engine.testing.cases import CONV_VARIANTS, Case, cases
+from purify_engine.testing.yardstick import assert_as_good_as_direct
 from tests.ops.against_reference import assert_matches_reference
 
 SMALL = [Case("conv3x3", (2, 4, 2, 3), torch.float64, variant=variant, num_groups=2) for variant in CONV_VARIANTS]
@@ -16,7 +17,12 @@ SMALL = [Case("conv3x3", (2, 4, 2, 3), torch.float64, variant=variant, num_group
 
 @pytest.mark.parametrize("case", [case for case in cases("conv3x3") if case.dtype == torch.float32], ids=str)
 def test_matches_the_reference(case):
-    assert_matches_reference(case, ops.conv3x3, layers.conv3x3)
+    assert_matches_reference(case, ops.conv3x3, layers.conv3x3, assert_as_good_as_direct)
+
+
+@pytest.mark.parametrize("case", [case for case in cases("conv3x3_backward") if case.dtype == torch.float32], ids=str)
+def test_gradient_matches_the_reference(case):
+    assert_matches_reference(case, ops.conv3x3_backward, layers.conv3x3_backward, assert_as_good_as_direct)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)

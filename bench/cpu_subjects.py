@@ -1,0 +1,257 @@
+"""What `bench_cpu` times: networks forward, a guide's gradient, guided steps, single convolutions; and who takes part in each.
+
+A subject knows its variants, the float64 truth that all of them are held to, and the FLOPs of direct convolution, which are
+what a rate counts whatever algorithm runs: an algorithm that multiplies less may pass the peak.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import bench_loop, cpu_peers
+from bench.cpu_peers import NO_BACKWARD, Call
+from purify_engine import ops  # noqa: F401  (registers torch.ops.purify)
+from purify_engine.benchmark.eager_baseline import BASELINES, EagerPurifier, gaussian
+from purify_engine.benchmark.harness import wall_clock
+from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier, with_random_weights
+from purify_engine.benchmark.plain_unet import PlainUNet
+from purify_engine.config import PurifierConfig
+from purify_engine.engine.guide import AdversarialGuide
+from purify_engine.models import Classifier, UNet
+from purify_engine.purifier import GuidedPurifier
+from purify_engine.types import NoiseKey
+
+HONEST = "eager fp32"  # its error is float32's own
+COMPARED = 2  # images of a batch that are computed in float64
+FLUSH = 100 * 2**20  # bytes; more than any cache of the processors meant here
+STEPS = 2  # of a purification that is timed
+
+
+class Variant(NamedTuple):
+    """What is timed, and what is compared: the same but for a purification, which is compared with given noise."""
+
+    call: Call
+    compared: Call
+
+
+@dataclass
+class Subject:
+    """`makers` build who takes part; `truth` has the first images in float64; `absent` says who cannot take part.
+
+    slack: the relative change of the truth that one rounding of its input makes, where that is more than rounding.
+    """
+
+    makers: dict[str, Callable[[], Variant]]
+    truth: Callable[[], Tensor]
+    flops: int
+    absent: dict[str, str] = field(default_factory=dict)
+    per: int = 1  # steps in a call
+    slack: Callable[[], float] = float
+    clock: Callable[[Callable[[], object]], float] = wall_clock
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the comparison. `threads` is what PyTorch, and through it everybody, is told."""
+
+    part: str
+    name: str
+    batch: int
+    pixels: int
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.name}, batch {self.batch}, {self.pixels} px, {self.threads} threads"
+
+
+def subject(setting: Setting, *, toy: bool = False) -> Subject:
+    """What a setting asks for; `toy` gives the same on the smallest networks."""
+    network, _, guide = setting.name.partition(" + ")
+    if setting.part == "unet":
+        return unet(setting, toy=toy)
+    if setting.part == "step":
+        return steps(random_purifier(*_configs(network, guide, toy), _config()), setting.batch)
+    if setting.part == "layers":
+        return layer(setting)
+    name, _, gradient = setting.name.partition(", ")
+    return guide_gradient(name, setting, toy=toy) if gradient else guide_forward(name, setting, toy=toy)
+
+
+def unet(setting: Setting, *, toy: bool = False) -> Subject:
+    """Noise prediction, the time embedding with it."""
+    network = with_random_weights(UNet(TOY_NETWORKS["toy-ddpm"] if toy else NETWORKS[setting.name]))
+    network.eval().requires_grad_(False)
+    inputs = _images(setting), torch.full((setting.batch,), 50.0)
+    return _forward(partial(network, *inputs), PlainUNet(network).eval(), inputs, toy=toy)
+
+
+def guide_forward(name: str, setting: Setting, *, toy: bool = False) -> Subject:
+    """Logits. Ours folds the batch norms away, as the engine does; the opponents that pack weights do so themselves."""
+    network = with_random_weights(Classifier(TOY_GUIDE if toy else GUIDES[name]))
+    network.eval().requires_grad_(False)
+    (images,) = inputs = (_images(setting).sigmoid(),)
+    return _forward(lambda: network.frozen()(images), network, inputs, toy=toy)
+
+
+def _forward(ours: Call, plain: nn.Module, inputs: tuple[Tensor, ...], *, toy: bool) -> Subject:
+    """A network without gradient: ours, and every peer on the same weights in plain torch.nn."""
+
+    def maker(build: cpu_peers.Build) -> Callable[[], Variant]:
+        return lambda: _same(build(plain, inputs))
+
+    few, one = (tuple(value[:number] for value in inputs) for number in (COMPARED, 1))
+    makers = {name: maker(build) for name, build in cpu_peers.networks(toy=toy).items()}
+    work = _flops(partial(plain, *one)) * len(inputs[0])
+    return Subject(makers | {"engine": lambda: _same(ours)}, lambda: _in_float64(plain, few), work)
+
+
+def _in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    return copy.deepcopy(module).double()(*(value.double() for value in inputs))
+
+
+def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject:
+    """d/dx of the guide's objective at a noisy image, parameters frozen. The U-Net beside it is a toy: it is never run.
+
+    Of the millions of ReLUs in a large guide some stand within a rounding of zero, and fall on either side. Each moves the whole
+    gradient by far more than a rounding, in honest arithmetic too: `_slack` measures how far.
+    """
+    purifier = random_purifier(*_configs("", name, toy), _config())
+    x, x_t = (_images(setting, seed) for seed in (1, 2))
+    own = AdversarialGuide(purifier.guide, purifier.config.guidance)
+    target, plan, noise = own.target(x), purifier.plan(), NoiseKey(purifier.seed, torch.arange(setting.batch))
+    network = {name: partial(_pull, purifier, x=x, x_t=x_t, **how) for name, how in EAGER.items()}
+    makers = {name: lambda make=make: _same(make()) for name, make in network.items()}
+    makers["torch.compile"] = lambda: _same(_pull(purifier, x, x_t, channels_last=True, compiled=True, toy=toy))
+    makers["engine"] = lambda: _same(lambda: own.grad(x_t, None, target, plan, plan.steps[0], noise))
+    few, noisy = (images[:COMPARED].double() for images in (x, x_t))
+
+    def truth(seen: Tensor = noisy) -> Tensor:
+        return _pull(purifier, few, seen, dtype=torch.float64)()
+
+    work = _flops(_pull(purifier, x[:1], x_t[:1])) * setting.batch
+    absent = dict.fromkeys(("ONNX Runtime", "OpenVINO"), NO_BACKWARD)
+    return Subject(makers, truth, work, absent, slack=lambda: _slack(truth, noisy, truth()))
+
+
+EAGER: dict[str, dict[str, Any]] = {HONEST: {}, "eager channels_last": {"channels_last": True}}
+
+
+def _pull(
+    purifier: GuidedPurifier, x: Tensor, x_t: Tensor, *, compiled: bool = False, toy: bool = False, **how: Any
+) -> Call:
+    """The guide's gradient by autograd on the classifier."""
+    eager = EagerPurifier(purifier, **how)
+    target, row = eager.target(x), eager.row(0, x_t)
+    if compiled:
+        eager.objective = cpu_peers.traced(eager.objective, toy=toy)  # type: ignore[method-assign]
+    return lambda: eager.pull(x_t, x_t, target, row, gaussian, 0)  # type: ignore[return-value]
+
+
+def steps(purifier: GuidedPurifier, batch: int) -> Subject:
+    """Whole purifications of a few guided steps, as bench_loop has them, and with the layout that suits a CPU for one more."""
+    images = bench_loop.images_for(purifier, batch)
+    compared = bench_loop.Comparison(purifier, images)
+    makers: dict[str, Any] = {name: make for name, make in BASELINES.items() if "bf16" not in name}
+    makers["eager channels_last"] = partial(EagerPurifier, channels_last=True)
+    makers["engine"] = partial(bench_loop.engine, execution="loop")
+
+    def built(make: Any) -> Variant:
+        variant = make(purifier)
+        short = variant.configured if isinstance(variant, GuidedPurifier) else None
+        again = short(num_steps=bench_loop.COMPARED_STEPS) if short else variant.on_plan(compared.short.plan())
+        return Variant(partial(variant, images), lambda: compared.purified(again, images))
+
+    def truth(seen: Tensor) -> Tensor:
+        return compared.purified(EagerPurifier(compared.short, torch.float64), seen)
+
+    made = {name: partial(built, make) for name, make in makers.items()}
+    work = bench_loop.step_flops(purifier) * STEPS * batch
+    slack = lambda: _slack(truth, compared.few.double(), compared.truth)  # noqa: E731
+    return Subject(made, lambda: compared.truth, work, per=STEPS, slack=slack)
+
+
+def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor) -> float:
+    """How far a function in float64 moves, relatively, when every pixel moves by one rounding of float32."""
+    rounding = torch.finfo(torch.float32).eps
+    return max(relative_error(function(images * (1 + way * rounding)), there) for way in (-1, 1))
+
+
+def layer(setting: Setting) -> Subject:
+    """A 3x3 convolution with its weights cold and its image warm, as a network larger than the caches finds them."""
+    channels, out_channels = map(int, setting.name.split("->"))
+    generator = torch.Generator().manual_seed(0)
+    shape = setting.batch, channels, setting.pixels, setting.pixels
+    x = torch.randn(shape, generator=generator).to(memory_format=torch.channels_last)
+    weight = torch.randn(out_channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
+    bias = torch.randn(out_channels, generator=generator)
+    theirs = weight.to(memory_format=torch.channels_last)
+    makers: dict[str, Callable[[], Variant]] = {
+        HONEST: lambda: _same(lambda: F.conv2d(x, theirs, bias, padding=1)),
+        "oneDNN prepacked": lambda: _same(cpu_peers.prepacked(x, weight, bias)),
+        "engine": lambda: _same(lambda: torch.ops.purify.conv3x3(x, weight, bias)),
+    }
+    few = x[:COMPARED].double()
+    work = 2 * 9 * channels * out_channels * setting.pixels**2 * setting.batch
+    truth = lambda: F.conv2d(few, weight.double(), bias.double(), padding=1)  # noqa: E731
+    return Subject(makers, truth, work, clock=ColdClock(x))
+
+
+class ColdClock:
+    """The wall clock, on caches that hold neither weights nor anything packed, but the image, and the memory of the last result.
+
+    That memory is freed just before the call, and so is what the allocator gives it for its own.
+    """
+
+    def __init__(self, x: Tensor, flush: int = FLUSH) -> None:
+        self.x, self.flush, self.result = x, torch.zeros(flush // 4), None
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        self.flush.add_(1)
+        self.x.sum()
+        if isinstance(self.result, Tensor):
+            self.result.sum()
+        self.result = None
+
+        def kept() -> None:
+            self.result = call()
+
+        return wall_clock(kept)
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """How far `got` is from float64."""
+    return float((got - truth).norm() / truth.norm())
+
+
+def _same(call: Call) -> Variant:
+    return Variant(call, call)
+
+
+def _images(setting: Setting, seed: int = 1) -> Tensor:
+    return torch.randn(setting.batch, 3, setting.pixels, setting.pixels, generator=torch.Generator().manual_seed(seed))
+
+
+def _configs(network: str, guide: str, toy: bool) -> tuple[Any, Any]:
+    """Of a network and a guide; a toy for what is not named, and for all where `toy`."""
+    known = NETWORKS.get(network, TOY_NETWORKS["toy-ddpm"])
+    return (TOY_NETWORKS["toy-ddpm"], TOY_GUIDE) if toy else (known, GUIDES[guide])
+
+
+def _config() -> PurifierConfig:
+    """As bench_loop purifies: DDPM over the first 100 timesteps, in a few steps."""
+    return bench_loop.Setting("", "", 1, STEPS).config
+
+
+def _flops(call: Call) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops()

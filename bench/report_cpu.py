@@ -1,0 +1,160 @@
+"""Tables of the lines of `bench_cpu`: its targets, and each of its parts.
+
+As everywhere a ratio is of medians, within one run, and from the latest run that has both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from bench import report
+from bench.report import Machine, Record, Target, markdown
+
+NOT_YET = "Not measured yet: `python -m bench.bench_cpu` writes it."
+UNET, STEP = "ddpm-cifar10", "ddpm-cifar10 + wrn-28-10"
+EAGER, RUNTIMES = ("eager fp32", "eager channels_last"), ("OpenVINO", "ONNX Runtime")
+# The gates, (batch, pixels, layer), as measured by `bench_cpu.LAYERS`
+FROM_16_PIXELS = ((1, 32, "128->128"), (1, 16, "256->256"), (1, 16, "512->256"), (8, 32, "128->128"), (8, 16, "256->256"))
+OF_8_PIXELS = ("256->256", "640->640")
+
+
+def _to_best(machine: Machine, theirs: Sequence[str], **where: object) -> float | None:
+    """Times as fast as the best of `theirs`, all of them in the run: an opponent left out is no opponent beaten."""
+    found = machine.together(("engine", *theirs), kind="cpu", **where)
+    return min(record["median"] for record in found[1:]) / found[0]["median"] if found else None
+
+
+def _worst(
+    theirs: Sequence[str], places: Iterable[tuple[int, int, str]], *, part: str, threads: int
+) -> Callable[[Machine], float | None]:
+    """The worst ratio over (batch, pixels, name); None where one of them is not measured."""
+    wanted = [{"part": part, "threads": threads, "batch": batch, "pixels": px, "name": name} for batch, px, name in places]
+
+    def ratio(machine: Machine) -> float | None:
+        found = [_to_best(machine, theirs, **where) for where in wanted]
+        known = [value for value in found if value is not None]
+        return min(known) if len(known) == len(found) else None
+
+    return ratio
+
+
+def _unet(batch: int, *theirs: str) -> Callable[[Machine], float | None]:
+    return _worst(theirs, [(batch, 32, UNET)], part="unet", threads=2)
+
+
+def _step(*theirs: str) -> Callable[[Machine], float | None]:
+    return _worst(theirs, [(batch, 32, STEP) for batch in (1, 8)], part="step", threads=2)
+
+
+def _gate(places: Iterable[tuple[int, int, str]]) -> Callable[[Machine], float | None]:
+    """On one thread, as they were set."""
+    return _worst(("oneDNN prepacked",), places, part="layers", threads=1)
+
+
+TARGETS = (
+    Target("U-Net against eager NCHW, batch 1, 2 threads", 1.9, 2.4, _unet(1, "eager fp32")),
+    Target("U-Net against the better of OpenVINO and ONNX Runtime, batch 1, 2 threads", 1.5, 2.0, _unet(1, *RUNTIMES)),
+    Target("U-Net against eager NCHW, batch 8, 2 threads", 2.0, 2.5, _unet(8, "eager fp32")),
+    Target("U-Net against the better of OpenVINO and ONNX Runtime, batch 8, 2 threads", 1.6, 2.1, _unet(8, *RUNTIMES)),
+    Target("DDPM + WRN step against the better eager layout, frozen, worse of batch 1, 8", 2.2, 2.8, _step(*EAGER)),
+    Target("DDPM + WRN step against the naive loop, worse of batch 1, 8", 3.3, 4.2, _step("naive loop")),
+    Target("cold layers of at least 16 px against prepacked oneDNN, the worst", 2.8, 3.3, _gate(FROM_16_PIXELS)),
+    Target("cold layers of 8 px, batch 1, the worse", 2.0, 2.2, _gate([(1, 8, name) for name in OF_8_PIXELS])),
+    Target("cold layers of 8 px, batch 8, the worse", 3.3, 3.8, _gate([(8, 8, name) for name in OF_8_PIXELS])),
+)
+
+
+def cpu_targets() -> str:
+    """Every target of CPUs: what was asked, what was measured, met or missed."""
+
+    def table(machine: Machine) -> str:
+        if not machine.of(kind="cpu"):
+            return ""
+        rows = [(goal.says, goal.shown(goal.must), goal.shown(goal.stretch), *goal.verdict(machine)) for goal in TARGETS]
+        return markdown(("target", "must", "stretch", "measured", "verdict"), rows, left=(0, 4))
+
+    return _by_machine(table)
+
+
+def cpu_unet() -> str:
+    """The U-Net: how an image's time changes with the batch and with the resolution, then every figure."""
+
+    def table(machine: Machine) -> str:
+        return "\n\n".join(filter(None, (_growth(machine), _part("unet", "eager fp32")(machine))))
+
+    return _by_machine(table)
+
+
+def _growth(machine: Machine) -> str:
+    """Milliseconds an image, a row a variant: batches at 32 pixels, then larger images, of the run that measured most."""
+    lines = machine.of(kind="cpu", part="unet")
+    runs = [record["run"] for record in lines]
+    fullest = max(reversed(runs), key=runs.count, default=None)
+    lines = [record for record in lines if record["run"] == fullest]
+    places = sorted({(record["pixels"], record["batch"]) for record in lines})
+    cells = {(r["threads"], r["variant"], (r["pixels"], r["batch"])): 1e3 * r["median"] / r["batch"] for r in lines}
+    rows = []
+    for threads, variant in dict.fromkeys((record["threads"], record["variant"]) for record in lines):
+        found = [cells.get((threads, variant, place)) for place in places]
+        rows.append((str(threads), variant, *("–" if value is None else _digits(value) for value in found)))
+    header = ("threads", "ms an image", *(f"batch {batch}, {pixels} px" for pixels, batch in places))
+    return markdown(header, rows, left=(1,)) if rows else ""
+
+
+def cpu_guides() -> str:
+    """Guides forward, and their gradient by the image."""
+    return _by_machine(_part("guide", "eager fp32"))
+
+
+def cpu_guided_step() -> str:
+    """Whole guided steps."""
+    return _by_machine(_part("step", "eager fp32"))
+
+
+def cpu_layers() -> str:
+    """Single convolutions, their weights cold."""
+    return _by_machine(_part("layers", "oneDNN prepacked"))
+
+
+def _part(part: str, opponent: str) -> Callable[[Machine], str]:
+    """A row a setting and variant, beside one opponent."""
+
+    def table(machine: Machine) -> str:
+        lines = machine.latest("case", "variant", kind="cpu", part=part)
+        rows = [_row(machine, record, opponent) for record in lines]
+        header = ("case", "batch", "px", "threads", "variant", "ms", "GFLOP/s", "of peak", f"to {opponent}", "error")
+        return markdown(header, rows, left=(0, 4)) if rows else ""
+
+    return table
+
+
+def _row(machine: Machine, record: Record, opponent: str) -> tuple[str, ...]:
+    median, spread = (1e3 * record[key] / record["steps"] for key in ("median", "spread"))
+    where = {key: record[key] for key in ("part", "name", "batch", "pixels", "threads")}
+    ratio = machine.times_as_fast(record["variant"], opponent, kind="cpu", **where)
+    place = record["name"], *(str(record[key]) for key in ("batch", "pixels", "threads")), record["variant"]
+    figures = f"{_digits(median)} ± {_digits(spread)}", f"{record['gflops']:.4g}", f"{100 * record['share']:.0f} %"
+    return *place, *figures, "–" if ratio is None else f"{ratio:.2f}×", f"{record['error']:.1e}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def cpu_memory() -> str:
+    """What the U-Net takes in each engine."""
+
+    def table(machine: Machine) -> str:
+        rows = []
+        for record in machine.latest("name", "batch", "threads", "variant", kind="memory"):
+            sizes = (f"{record[key] / 2**20:.0f}" for key in ("peak", "resident"))
+            rows.append((record["name"], str(record["batch"]), str(record["threads"]), record["variant"], *sizes))
+        header = ("network", "batch", "threads", "variant", "MiB at the peak", "MiB between calls")
+        return markdown(header, rows, left=(0, 3)) if rows else ""
+
+    return _by_machine(table)
+
+
+def _by_machine(table: Callable[[Machine], str]) -> str:
+    found = report.by_machine(table, on_gpu=False)
+    return NOT_YET if found == report.NO_CPU else found

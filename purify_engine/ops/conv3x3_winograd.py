@@ -1,0 +1,149 @@
+"""3x3 convolutions on CPUs: Winograd's minimal filtering by `csrc/conv3x3_winograd.cpp` where it wins, else PyTorch's own.
+
+Filters are packed on first use, and again when they change, as they are or transformed (`Tiling.keep`). What trains, and what is
+not float32, takes the plain path. Results are not those of direct convolution to the bit: F(4x4) is about twice as wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from purify_engine.ops import cpp
+from purify_engine.ops.stamp import Stamp, is_frozen
+from purify_engine.ops.winograd_tiles import Tiling, tiling
+from purify_engine.reference import layers
+from purify_engine.types import Images
+
+
+def conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    temb: Tensor | None = None,
+    residual: Images | None = None,
+    num_groups: int = 1,
+    norm_eps: float = 1e-5,
+    gain: float = 1.0,
+    upsample: bool = False,
+) -> Images:
+    """`reference.layers.conv3x3` in C++."""
+    chosen = _tiling(x, weight, upsample)
+    if norm_weight is not None and norm_bias is not None:
+        x = cpp.group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
+    if chosen is None:
+        return layers.convolved(x, weight, bias, temb, residual, gain, upsample)
+    layout = _layout(x, weight, residual)
+    around = (bias, temb, residual)
+    return _convolved(x, weight, around, gain, upsample, chosen, flip=False).contiguous(memory_format=layout)
+
+
+def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
+    """`reference.layers.conv3x3_backward` in C++: a convolution as well, by filters turned round."""
+    chosen = _tiling(grad_out, weight, False)
+    if chosen is None:
+        return layers.conv3x3_backward(grad_out, weight, upsample)
+    layout = _layout(grad_out, weight, None)
+    grad = _convolved(grad_out, weight, (None, None, None), 1.0, False, chosen, flip=True)
+    return layers.downsampled(grad, upsample).contiguous(memory_format=layout)
+
+
+@dataclass
+class _Packing:
+    """The filters of one convolution as the kernel reads them."""
+
+    made_of: Stamp
+    filters: Tensor
+
+
+# weight -> {(kept, flip, instruction set): _Packing}; dropped with the weight.
+_packings: Any = WeakTensorKeyDictionary()
+
+
+def packed(weight: Tensor, kept: int, flip: bool) -> Tensor:
+    """`weight` [K, C, 3, 3] in the order in which the kernel reads it; with `flip`, for the gradient to the input.
+
+    Transformed for F(kept x kept, 3x3), or as it is where `kept` is 0.
+    """
+    room: Any = cpp.room
+    packings = _packings.setdefault(weight, {})
+    key = kept, flip, room.instruction_set()
+    packing = packings.get(key)
+    if packing is None or not packing.made_of.still_of([weight]):
+        packing = packings[key] = _Packing(Stamp([weight]), _pack(weight, kept, flip))
+    return packing.filters
+
+
+def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
+    room: Any = cpp.room
+    plain = weight.detach().contiguous()
+    into, out_of, strides = *_channels(weight, flip), (9 * weight.shape[1], 9)
+    stride, out_stride = strides if flip else strides[::-1]
+    filters = torch.empty(room.conv3x3_winograd_packed_size(kept, into, out_of), dtype=torch.float32)
+    arguments = (plain.data_ptr(), into, out_of, stride, out_stride, flip, torch.get_num_threads())
+    room.conv3x3_winograd_pack(filters.data_ptr(), kept, arguments)
+    return filters
+
+
+def _convolved(
+    x: Images,
+    weight: Tensor,
+    around: tuple[Tensor | None, Tensor | None, Images | None],
+    gain: float,
+    upsample: bool,
+    chosen: Tiling,
+    *,
+    flip: bool,
+) -> Images:
+    """gain (residual + conv(up(x)) + bias + temb), channels_last."""
+    x, filters = _channels_last(x), packed(weight, chosen.results if chosen.keep else 0, flip)
+    into, out_of = _channels(weight, flip)
+    batch, _, height, width = x.shape
+    zoom = 2 if upsample else 1
+    y = cpp.empty((batch, out_of, zoom * height, zoom * width), torch.float32, torch.channels_last)
+    bias, temb, residual = around
+    given = x, filters, _plain(bias), _plain(temb), None if residual is None else _channels_last(residual.float())
+    temb_stride = 0 if temb is None or len(temb) == 1 else out_of
+    sizes = (batch, zoom * height, zoom * width, into, out_of, temb_stride)
+    how = (gain, upsample, chosen.results, chosen.keep, chosen.block, torch.get_num_threads())
+    cpp.room.conv3x3_winograd(y.data_ptr(), tuple(map(cpp.pointer, given)), sizes, *how)  # type: ignore[union-attr]
+    return y
+
+
+def _tiling(x: Images, weight: Tensor, upsample: bool) -> Tiling | None:
+    """How to tile, or None where the plain path is to be taken."""
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not is_frozen([weight]) or x.numel() == 0:
+        return None
+    batch, _, height, width = x.shape
+    zoom = 2 if upsample else 1
+    return tiling(batch, zoom * height, zoom * width, weight.shape[1], weight.shape[0])
+
+
+def _channels(weight: Tensor, flip: bool) -> tuple[int, int]:
+    """Channels in and out."""
+    out_of, into = weight.shape[:2]
+    return (out_of, into) if flip else (into, out_of)
+
+
+def _channels_last(x: Images) -> Images:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _plain(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.to(torch.float32).contiguous()
+
+
+def _layout(x: Images, weight: Tensor, residual: Images | None) -> torch.memory_format:
+    """The memory format of the reference's result: a residual's own; else channels_last if x or the weight is that."""
+    if residual is not None and not residual.is_contiguous() and not layers.is_channels_last(residual):
+        residual = None
+    decisive = (x, weight) if residual is None else (residual,)
+    return torch.channels_last if any(map(layers.is_channels_last, decisive)) else torch.contiguous_format

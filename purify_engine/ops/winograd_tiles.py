@@ -1,0 +1,37 @@
+"""Which 3x3 convolutions Winograd's filtering takes on a CPU, and how: plain functions of the problem, nothing is tried out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tiling(NamedTuple):
+    """F(results x results, 3x3) with so many tiles worked on at a time, at most; the filters kept transformed, or as they are."""
+
+    results: int
+    block: int
+    keep: bool
+
+
+FEW = 20480  # elements of a single image up to which PyTorch convolves by matrix products, slowly and a little more accurately
+
+
+def admitted(images: int, height: int, width: int, channels: int, out_channels: int) -> tuple[int, ...]:
+    """Which F(results x results, 3x3) are accurate here: at most four times as wrong as PyTorch's convolution in float32.
+
+    Few channels average no errors out, and images smaller than a tile are mostly the transforms' errors.
+    """
+    if min(channels, out_channels) < 16 or min(height, width) < 4:
+        return ()
+    few = images == 1 and channels * height * width <= FEW
+    return (2,) if few or min(height, width) < 6 else (2, 4)
+
+
+def tiling(images: int, height: int, width: int, channels: int, out_channels: int) -> Tiling | None:
+    """None: direct convolution is faster."""
+    possible = admitted(images, height, width, channels, out_channels)
+    if not possible:
+        return None
+    if 4 in possible and (min(height, width) >= 12 or images >= 4):
+        return Tiling(4, 48, images >= 4)
+    return Tiling(2, 48, images >= 4)
