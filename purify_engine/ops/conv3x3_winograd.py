@@ -36,23 +36,23 @@ def conv3x3(
     upsample: bool = False,
 ) -> Images:
     """`reference.layers.conv3x3` in C++."""
-    chosen = _tiling(x, weight, upsample)
+    chosen = _tiling(x, weight, upsample, flip=False)
     if norm_weight is not None and norm_bias is not None:
         x = cpp.group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
     if chosen is None:
         return layers.convolved(x, weight, bias, temb, residual, gain, upsample)
     layout = _layout(x, weight, residual)
     around = (bias, temb, residual)
-    return _convolved(x, weight, around, gain, upsample, chosen, flip=False).contiguous(memory_format=layout)
+    return convolved(x, weight, around, gain, upsample, chosen, flip=False).contiguous(memory_format=layout)
 
 
 def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
     """`reference.layers.conv3x3_backward` in C++: a convolution as well, by filters turned round."""
-    chosen = _tiling(grad_out, weight, False)
+    chosen = _tiling(grad_out, weight, upsample=False, flip=True)
     if chosen is None:
         return layers.conv3x3_backward(grad_out, weight, upsample)
     layout = _layout(grad_out, weight, None)
-    grad = _convolved(grad_out, weight, (None, None, None), 1.0, False, chosen, flip=True)
+    grad = convolved(grad_out, weight, (None, None, None), 1.0, False, chosen, flip=True)
     return layers.downsampled(grad, upsample).contiguous(memory_format=layout)
 
 
@@ -93,7 +93,7 @@ def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
     return filters
 
 
-def _convolved(
+def convolved(
     x: Images,
     weight: Tensor,
     around: tuple[Tensor | None, Tensor | None, Images | None],
@@ -118,13 +118,14 @@ def _convolved(
     return y
 
 
-def _tiling(x: Images, weight: Tensor, upsample: bool) -> Tiling | None:
+def _tiling(x: Images, weight: Tensor, upsample: bool, flip: bool) -> Tiling | None:
     """How to tile, or None where the plain path is to be taken."""
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or not is_frozen([weight]) or x.numel() == 0:
         return None
     batch, _, height, width = x.shape
     zoom = 2 if upsample else 1
-    return tiling(batch, zoom * height, zoom * width, weight.shape[1], weight.shape[0])
+    room: Any = cpp.room
+    return tiling(batch, zoom * height, zoom * width, *_channels(weight, flip), room.instruction_set())
 
 
 def _channels(weight: Tensor, flip: bool) -> tuple[int, int]:

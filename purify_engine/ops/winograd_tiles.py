@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import NamedTuple
+
+from purify_engine.ops.winograd_table import WINNERS
 
 
 class Tiling(NamedTuple):
@@ -27,11 +31,21 @@ def admitted(images: int, height: int, width: int, channels: int, out_channels: 
     return (2,) if few or min(height, width) < 6 else (2, 4)
 
 
-def tiling(images: int, height: int, width: int, channels: int, out_channels: int) -> Tiling | None:
-    """None: direct convolution is faster."""
+@cache
+def tiling(images: int, height: int, width: int, channels: int, out_channels: int, instruction_set: str) -> Tiling | None:
+    """The measured winner of the most similar problem; None: direct convolution is faster."""
     possible = admitted(images, height, width, channels, out_channels)
     if not possible:
         return None
-    if 4 in possible and (min(height, width) >= 12 or images >= 4):
-        return Tiling(4, 48, images >= 4)
-    return Tiling(2, 48, images >= 4)
+    winners = WINNERS.get(instruction_set, WINNERS["avx2"])
+    asked = images, min(height, width), channels, out_channels
+    winner = winners[min(winners, key=lambda measured: _distance(asked, measured))]
+    if winner is None:
+        return None
+    best = Tiling(*winner)
+    return best if best.results in possible else best._replace(results=possible[-1])
+
+
+def _distance(asked: tuple[int, ...], measured: tuple[int, ...]) -> float:
+    """How unlike two problems are: by the ratios of their sizes."""
+    return sum(math.log2(one / other) ** 2 for one, other in zip(asked, measured, strict=True))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from purify_engine import ops
 from purify_engine.config import AttackConfig
 from purify_engine.data import digits
 from purify_engine.evaluation.attacks import attack
@@ -46,6 +47,17 @@ def test_the_undefended_classifier_falls_and_purification_brings_it_back(purifie
     attacked = attack(undefended, images, labels, AttackConfig(name="pgd", num_steps=40, num_eot=1))
     before, after = (sum(score(item, attacked, labels, ids, draws)) / 32 for item in (undefended, ours))
     assert before < 0.2 and after > before + 0.4
+
+
+def test_the_kernels_purify_as_the_specification_does(purifier, classifier):
+    images = digits("test")[0][:256]
+    ids = torch.arange(256)
+    with torch.no_grad():
+        ours = purifier(images, ids=ids)
+        with ops.backend("reference"):
+            plain = purifier(images, ids=ids)
+        assert (ours - plain).abs().max() <= 1 / 255
+        assert torch.equal(classifier(ours).argmax(1), classifier(plain).argmax(1))
 
 
 def test_attacks_raise_the_loss_that_they_climb(purifier, classifier):

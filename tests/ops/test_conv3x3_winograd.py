@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -222,6 +224,29 @@ def test_the_reference_still_gives_the_plain_one():
     x, weight, bias = problem((2, 16, 16), (16, 32))
     with ops.backend("reference"):
         assert torch.equal(ops.conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1))
+
+
+ONE_POOL = """
+import torch
+from purify_engine import ops
+
+def threads():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("Threads"))
+
+torch.set_num_threads(2)
+x, weight = torch.randn(4, 64, 16, 16).to(memory_format=torch.channels_last), torch.randn(64, 64, 3, 3)
+torch.randn(512, 512) @ torch.randn(512, 512), torch.nn.functional.conv2d(x, weight, padding=1), torch.exp(torch.randn(10**6))
+before = threads()
+for _ in range(3):
+    ops.conv3x3(x, weight)
+print(threads() - before)
+"""
+
+
+def test_starts_no_threads_beside_those_of_pytorch():
+    """A host's pool is ours: OpenMP of another copy, or a pool of our own, would fight it for the cores."""
+    run = subprocess.run([sys.executable, "-c", ONE_POOL], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "0"
 
 
 def test_registration_is_sound():
