@@ -98,11 +98,12 @@ def measure(run: Run, isa: str, batch: int, conv: Convolution) -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """The module that `winograd_tiles` reads: the last winner of every problem, by instruction set."""
-    rows = {(record["instruction_set"], *record["problem"]): record["best"] for record in records if record["kind"] == "cpu-tile"}
+    tiles = [record for record in records if record["kind"] == "cpu-tile"]
+    rows = {(record["instruction_set"], *record["problem"]): record["best"] for record in tiles}
     lines = [
         '"""Written by `python -m bench.tune_cpu --write` from bench/results: the fastest way on cold caches, two threads."""',
         "",
-        "# instruction set -> {(images, side, channels, out_channels): (results, block, keep), or None for PyTorch's convolution}",
+        "# instruction set -> {(images, side, channels, out_channels): (results, block, keep); None: PyTorch's convolution}",
         "WINNERS: dict[str, dict[tuple[int, int, int, int], tuple[int, int, bool] | None]] = {",
     ]
     for isa in sorted({isa for isa, *_ in rows}):

@@ -1,6 +1,6 @@
 """Written by `python -m bench.tune_cpu --write` from bench/results: the fastest way on cold caches, two threads."""
 
-# instruction set -> {(images, side, channels, out_channels): (results, block, keep), or None for PyTorch's convolution}
+# instruction set -> {(images, side, channels, out_channels): (results, block, keep); None: PyTorch's convolution}
 WINNERS: dict[str, dict[tuple[int, int, int, int], tuple[int, int, bool] | None]] = {
     "avx2": {
         (1, 4, 256, 256): (2, 24, True),

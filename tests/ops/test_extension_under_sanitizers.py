@@ -22,8 +22,17 @@ spec = importlib.util.spec_from_file_location("purify_engine._C", sys.argv[1])
 sys.modules["purify_engine._C"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 import pytest
-sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-x", "-s", "-p", "no:cacheprovider", *sys.argv[2:]]))
 """
+# Sixty-four words into memory for two.
+TOO_SHORT = """
+import sys; sys.path.insert(0, sys.argv[1])
+from array import array; import _C
+words = array("q", [0] * 2)
+at = words.buffer_info()[0]
+_C.philox(at, (1, 64, at, at, at, 1))
+"""
+OPS = ("conv3x3_winograd", "group_norm_silu", "guided_step", "q_sample", "philox")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +58,11 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    preload = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    environment = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": QUIET, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    # libstdc++ as well: the sanitizer looks for what throws exceptions before PyTorch has brought it.
+    libraries = (["g++", f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so"))
+    preload = " ".join(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip() for ask in libraries)
+    watched = {"LD_PRELOAD": preload, "ASAN_OPTIONS": QUIET, "PYTHONMALLOC": "malloc"}  # Python's own pools have no red zones
+    environment = {**os.environ, **watched, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=1800, cwd=ROOT)
 
 
@@ -60,13 +72,12 @@ def test_every_op_on_exact_buffers(sanitized):
 
 
 def test_the_sanitizer_would_notice(sanitized):
-    short = "from array import array; import _C; x = array('q', [0] * 2); _C.philox(x.buffer_info()[0], (1, 64, *[x.buffer_info()[0]] * 3, 1))"
-    done = run("-c", f"import sys; sys.path.insert(0, {str(sanitized.parent)!r}); {short}")
+    done = run("-c", TOO_SHORT, str(sanitized.parent))
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.parametrize("tests", ["test_conv3x3_winograd", "test_group_norm_silu", "test_guided_step", "test_q_sample", "test_philox"])
-def test_the_tests_of_the_ops(sanitized, tests):
-    done = run("-c", WITH_OURS, str(sanitized), f"tests/ops/{tests}.py")
+@pytest.mark.parametrize("op", OPS)
+def test_the_tests_of_the_ops(sanitized, op):
+    done = run("-c", WITH_OURS, str(sanitized), f"tests/ops/test_{op}.py")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-4000:]
