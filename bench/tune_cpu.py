@@ -44,8 +44,8 @@ def main(words: list[str] | None = None) -> int:
     options.add_argument("--instruction-set", nargs="+", choices=room.instruction_sets(), help="only these")
     options.add_argument("--write", action="store_true", help="make the table from all results")
     run, chosen = begin("tiles-cpu", options, words)
+    found, threads = room.instruction_set(), torch.get_num_threads()
     torch.set_num_threads(2)
-    found = room.instruction_set()
     try:
         for isa in chosen.instruction_set or [name for name in room.instruction_sets() if name != "portable"]:
             room.use_instruction_set(isa)
@@ -56,6 +56,7 @@ def main(words: list[str] | None = None) -> int:
                     measure(run, isa, batch, conv)
     finally:
         room.use_instruction_set(found)
+        torch.set_num_threads(threads)
     if chosen.write:
         TABLE.write_text(table(read_records(sorted((chosen.results or RESULTS).glob("tiles-cpu-*.jsonl")))))
     return run.close()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bench_cpu, cpu_peers, cpu_subjects, figures, report, report_cpu
+from bench import bench_cpu, cpu_peers, cpu_subjects, figures, report, report_cpu, tune_cpu
 from bench.bench_cpu import HONEST
 from bench.cpu_subjects import Setting, Subject, Variant
 from bench.run import begin, parser
 from purify_engine.benchmark.harness import read_records
+from purify_engine.ops import cpp
 
+ROOT = Path(__file__).parent.parent
 UNET, STEP = report_cpu.UNET, report_cpu.STEP
 EAGER = {"eager fp32", "eager channels_last"}
 
@@ -220,3 +223,25 @@ def test_memory_is_given_in_mebibytes(results):
     about = {"name": UNET, "batch": 1, "threads": 2, "variant": "engine"}
     results(1, {"kind": "memory", **about, "peak": 300 * 2**20, "resident": 200 * 2**20})
     assert "| engine | 300 | 200 |" in report_cpu.cpu_memory()
+
+
+# Tuning
+
+
+def test_ways_to_convolve_are_timed_and_the_table_is_made_from_the_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_cpu, "TABLE", tmp_path / "table.py")
+    threads, room = torch.get_num_threads(), cpp.room
+    before = room.instruction_set()
+    status = tune_cpu.main(["--toy", "--results", str(tmp_path), "--instruction-set", before, "--write"])
+    assert (torch.get_num_threads(), room.instruction_set()) == (threads, before)
+    told = [line for line in read_records(sorted(tmp_path.glob("tiles-cpu-*.jsonl"))) if line["kind"] == "cpu-tile"]
+    written: dict = {}
+    exec((tmp_path / "table.py").read_text(), written)
+    assert status == 0 and told[-1]["problem"] == [1, 8, 16, 16] and "direct" in told[-1]["medians"]
+    best = told[-1]["best"]
+    assert written["WINNERS"] == {before: {(1, 8, 16, 16): best and tuple(best)}}
+
+
+def test_the_committed_table_is_the_one_that_the_results_give():
+    records = read_records(sorted((ROOT / "bench" / "results").glob("tiles-cpu-*.jsonl")))
+    assert tune_cpu.TABLE.read_text() == tune_cpu.table(records)

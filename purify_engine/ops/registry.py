@@ -103,9 +103,11 @@ OPS: dict[str, Op] = {}
 
 def call(op: Op, *args: Any, **kwargs: Any) -> Any:
     """`op` through PyTorch's dispatcher; straight to its engine where nobody looks on, which saves what a small op costs."""
-    if _is_watched(args):
-        return getattr(torch.ops.purify, op.name)(*args, **kwargs)
-    return op(*args, **kwargs)
+    return (_dispatched(op) if _is_watched(args) else op)(*args, **kwargs)
+
+
+def _dispatched(op: Op) -> Launcher:
+    return getattr(torch.ops.purify, op.name)
 
 
 def _is_watched(args: tuple[Any, ...]) -> bool:

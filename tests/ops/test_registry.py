@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from purify_engine import ops
 from purify_engine.ops import registry
@@ -97,3 +103,41 @@ def test_capability_says_what_this_machine_offers():
     assert offered.threads == torch.get_num_threads()
     assert engines("cpu")["attention"] == "reference"
     assert engines("cpu")["guided_step"] == "cpp"
+
+
+class Subclass(torch.Tensor):
+    """Somebody's own tensor."""
+
+
+def test_a_call_goes_straight_to_its_engine_where_nobody_looks_on():
+    x, weight, bias = torch.randn(2, 4, 3, 3), torch.ones(4), torch.zeros(4)
+    call = partial(ops.group_norm_silu, x, weight, bias, None, None, 2, 1e-5)
+    assert not watched(call)
+    parameter = torch.nn.Parameter(weight)
+    with torch.no_grad():
+        assert not watched(partial(ops.group_norm_silu, x, parameter, bias, None, None, 2, 1e-5))
+    assert watched(partial(ops.group_norm_silu, x, parameter, bias, None, None, 2, 1e-5))
+
+
+def test_whoever_looks_on_sees_the_op():
+    x, weight, bias = torch.randn(2, 4, 3, 3), torch.ones(4), torch.zeros(4)
+    call = partial(ops.group_norm_silu, x, weight, bias, None, None, 2, 1e-5)
+    plain = call()
+    with FlopCounterMode(display=False):
+        assert watched(call)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        call()
+    assert "purify::group_norm_silu" in {event.key for event in seen.key_averages()}
+    with FakeTensorMode() as mode:
+        assert isinstance(ops.group_norm_silu(*(mode.from_tensor(t) for t in (x, weight, bias)), None, None, 2, 1e-5), FakeTensor)
+    own = x.as_subclass(Subclass)
+    assert watched(partial(ops.group_norm_silu, own, weight, bias, None, None, 2, 1e-5))
+    traced = torch.jit.trace(lambda image: ops.group_norm_silu(image, weight, bias, None, None, 2, 1e-5), x)
+    assert not torch.equal(traced(2 * x + 1), plain) and torch.equal(traced(x), plain)
+
+
+def watched(call: Callable[[], torch.Tensor]) -> bool:
+    """Whether a call passes PyTorch's dispatcher."""
+    with mock.patch.object(registry, "_dispatched", wraps=registry._dispatched) as dispatched:
+        call()
+    return dispatched.called
