@@ -31,7 +31,8 @@ struct Chunks {
   int64_t depth, channels, point, plain, transformed;
 
   Chunks(int64_t channels_in, int results, bool kept) : depth(depth_of(channels_in)) {
-    channels = std::min<int64_t>(depth, (kept ? 4096 : 2048) / kPanel);  // of a chunk made on the way, all points stay in the second-level cache
+    // Half of the first-level cache for the filters of a point; made on the way, those of all points stay in the second level.
+    channels = std::min<int64_t>(depth, (kept ? 4096 : 2048) / kPanel);
     point = channels * kPanel + kApart;
     plain = channels * 9 * kPanel;
     transformed = (results + 2) * (results + 2) * point;

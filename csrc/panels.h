@@ -10,8 +10,8 @@ namespace purify::PURIFY_ISA {
 
 constexpr int kPanel = 2 * kLanes;
 constexpr int kMostRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 2;  // their sums fill the registers, but for what is being multiplied
-constexpr int kLine = 16;  // floats of a cache line
-constexpr int kUnroll = 4;                                          // depth is a multiple of it
+constexpr int kLine = 16;   // floats of a cache line
+constexpr int kUnroll = 4;  // depth is a multiple of it
 
 // sums += rows[kRow * stride + kAt] * (left, right); `stride` is in bytes. Spelt out, since compilers keep an address for every row and
 // place, and run out of registers: three rows share a base, and the rest of the address costs nothing.
@@ -50,8 +50,11 @@ PURIFY_INLINE void multiply_add_rows(Vector (*sums)[2], const float* const* base
 // to[r][j] = (to[r][j] if `kAdd`) + sum over k of rows[r][k] * panel[k][j], for r < kRows and j < kPanel. Meanwhile `lines` cache lines
 // from `ahead` on are fetched, for whoever comes next.
 template <int kRows, bool kAdd>
-void multiply_rows(float* to, int64_t to_stride, const float* rows, int64_t row_stride, const float* panel, int64_t depth,
-                   const float* ahead, int64_t lines) {
+__attribute__((noinline)) void multiply_rows(float* to, int64_t to_stride, const float* rows, int64_t row_stride, const float* panel,
+                                             int64_t depth, const float* ahead, int64_t lines) {
+  // The rows are read where the compiler does not see it: here it learns that memory is, before the sums exist, which it would keep
+  // there for every single product to see.
+  asm volatile("" : : "r"(rows) : "memory");
   // Everything that touches the sums is unrolled: else the compiler keeps them in memory.
   Vector sums[kRows][2];
 #pragma GCC unroll 12
