@@ -57,7 +57,7 @@ CARRY := build/carry
 CARRIED := jaxtyping wadler_lindig safetensors
 CARRY_FOR := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
 
-gpu: ## check and time everything on a GPU, a dry run where there is none; PART=probe|ops|graph|gradient|bench|peers
+gpu: ## check and time everything on a GPU, a dry run where there is none; PART=probe|build|ops|graph|gradient|bench|peers
 	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" "$(GPU_PYTHON)" -m bench.gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)")
 
 gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network

@@ -1,9 +1,10 @@
 """Everything to ask of a machine with a GPU, in one command that can be stopped at any moment and has lost nothing.
 
-    make gpu [PART=probe|ops|graph|gradient|bench|peers]     or     PYTHONPATH=build/carry python3 -m bench.gpu [PART]
+    make gpu [PART=probe|build|ops|graph|gradient|bench|peers]     or     PYTHONPATH=build/carry python3 -m bench.gpu [PART]
 
 probe      the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts, torch.compile alone
-ops        every kernel of every op against float64, outputs poisoned
+build      the extensions, for this Python
+ops        every kernel of every op against float64, outputs poisoned; the CUDA C++ ones against their emulation bit for bit
 graph      a captured graph against the loop, bit for bit
 gradient   the exact gradient against the CPU's
 bench      every op, then guided steps and whole purifications beside their opponents
@@ -36,15 +37,20 @@ TIMED_OUT = 124
 
 @dataclass(frozen=True)
 class Command:
-    """A measuring module with its words, and its limit in seconds."""
+    """A measuring module with its words, and its limit in seconds; or a `tool`, which writes no lines and needs a GPU."""
 
     words: tuple[str, ...]
     seconds: float
+    tool: bool = False
 
 
 PARTS: dict[str, tuple[Command, ...]] = {
     "probe": (Command(("bench.probe",), 460),),
-    "ops": (Command(("bench.checks", "ops"), 460),),
+    "build": (Command(("setup", "build_ext", "--inplace"), 400, tool=True),),
+    "ops": (
+        Command(("bench.checks", "ops"), 320),
+        Command(("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 120, tool=True),
+    ),
     "graph": (Command(("bench.checks", "graph"), 300),),
     "gradient": (Command(("bench.checks", "gradient"), 200),),
     "bench": (
@@ -87,8 +93,11 @@ def main() -> int:
 def carried_out(command: Command, results: Path, *, dry: bool) -> tuple[int, float]:
     """(exit status, seconds) of a command, its output passed on as it comes."""
     print(f"\n== {' '.join(command.words)}", flush=True)
+    if dry and command.tool:
+        print("left out: it needs a GPU")
+        return 0, 0.0
     words = [*command.words, *(("--toy", "--device", "cpu") if dry else ())]
-    limits = ["--results", str(results), "--seconds", str(command.seconds)]
+    limits = [] if command.tool else ["--results", str(results), "--seconds", str(command.seconds)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"TRITON_INTERPRET": "1"} if dry else {})}
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", *words, *limits], cwd=ROOT, env=environment)

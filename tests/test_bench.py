@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 from collections import Counter
 from pathlib import Path
 
@@ -227,9 +226,10 @@ def test_tiles_are_tried_in_the_interpreter(lines, committed, monkeypatch):
 
 
 def test_the_whole_command_is_a_dry_run_without_a_gpu(committed):
-    words, blind = [sys.executable, "-m", "bench.gpu", "gradient"], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    words, blind = [sys.executable, "-m", "bench.gpu", "build", "gradient"], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=blind)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: it needs a GPU" in done.stdout
     assert "finds no GPU here: a dry run" in done.stdout and "No GPU was found and no GPU figure was made." in done.stdout
 
 
@@ -243,51 +243,20 @@ def test_a_failing_or_endless_command_is_said_and_fails(tmp_path, monkeypatch):
     assert gpu.carried_out(gpu.Command(("failing",), 30), tmp_path, dry=False)[0] == 1
 
 
+def test_a_tool_is_given_its_own_words_and_left_out_without_a_gpu(tmp_path, monkeypatch):
+    (tmp_path / "a_tool.py").write_text("import sys\nraise SystemExit(3 if sys.argv[1:] == ['its', 'own'] else 1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    tool = gpu.Command(("a_tool", "its", "own"), 30, tool=True)
+    assert gpu.carried_out(tool, tmp_path, dry=False)[0] == 3
+    assert gpu.carried_out(tool, tmp_path, dry=True) == (0, 0.0)
+
+
 def test_every_part_keeps_to_eight_minutes():
     seconds = {part: sum(command.seconds + gpu.GRACE for command in commands) for part, commands in gpu.PARTS.items()}
-    assert set(seconds) == {"probe", "ops", "graph", "gradient", "bench", "peers"} and max(seconds.values()) <= 480
+    assert set(seconds) == {"probe", "build", "ops", "graph", "gradient", "bench", "peers"} and max(seconds.values()) <= 480
 
 
 def test_figures_of_a_dry_run_never_reach_the_results(monkeypatch, committed):
     command, _ = run.begin("ops", run.parser("d."), ["--toy"])
     assert command.records.path.parent != run.RESULTS
     command.records.path.unlink()
-
-
-# A machine that has PyTorch and Triton, and little else
-
-CARRIED = ("jaxtyping", "wadler_lindig", "safetensors")
-LACKING = ("cyclopts", "rich", "PIL", "pillow", "scipy", "sklearn", "pytest", "_pytest", "purify_engine", "__editable__")
-
-
-@pytest.fixture
-def bare(tmp_path):
-    """Runs code on a Python that lacks ours and many other packages; unless `carried`, those of `make gpu-carry` too."""
-
-    def python(code, carried):
-        site = tmp_path / ("carried" if carried else "bare")
-        site.mkdir()
-        lacking = LACKING if carried else (*LACKING, *CARRIED)
-        for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            if not entry.name.startswith(lacking):
-                (site / entry.name).symlink_to(entry)
-        path = os.pathsep.join((str(site), str(ROOT)))
-        environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
-        words = [sys.executable, "-S", "-c", code]
-        return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
-
-    return python
-
-
-def test_everything_for_a_gpu_runs_with_what_is_carried(bare):
-    modules = "gpu, checks, check_engine, bench_ops, bench_loop, peers, probe, tune, report"
-    done = bare(f"from bench import {modules}; from bench.gpu import PARTS; print(len(PARTS))", carried=True)
-    assert done.stdout.strip() == "6", done.stderr
-
-
-def test_the_probe_needs_nothing_carried_and_says_what_it_cannot_measure(bare, tmp_path):
-    words = ["--toy", "--device", "cpu", "--results", str(tmp_path)]
-    done = bare(f"from bench.probe import main; raise SystemExit(main({words!r}))", carried=False)
-    assert done.returncode == 0, done.stderr
-    assert "kernel_counts: not measured: No module named" in done.stdout and "`make gpu-carry` fetches it" in done.stdout
-    assert "a kernel" in done.stdout and "all 3x3 in" in done.stdout
