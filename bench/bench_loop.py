@@ -103,13 +103,11 @@ Make = Callable[[GuidedPurifier], Any]
 
 
 def variants(run: Run, with_peers: bool) -> dict[str, Make]:
-    """Who takes part on this device. bf16 is no opponent on a CPU, and there is no graph there."""
-    if run.device.type != "cuda":
-        ours: dict[str, Make] = {"engine loop": partial(engine, execution="loop")}
-        chosen = {name: make for name, make in BASELINES.items() if "bf16" not in name}
-    else:
-        ours = {f"engine {how}": partial(engine, execution=how, low=True) for how in ("graph", "loop")}
-        chosen = dict(BASELINES)
+    """Who takes part on this device. bf16 is no opponent on a CPU."""
+    gpu = run.device.type == "cuda"
+    executions: tuple[Execution, ...] = "graph", "loop"
+    ours: dict[str, Make] = {f"engine {how}": partial(engine, execution=how, low=gpu) for how in executions}
+    chosen = {name: make for name, make in BASELINES.items() if gpu or "bf16" not in name}
     return {**ours, **chosen, **(peers.variants(run) if with_peers else {})}
 
 

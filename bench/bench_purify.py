@@ -19,7 +19,7 @@ from purify_engine.purifier import GuidedPurifier
 
 GPU = torch.cuda.is_available()
 SUBJECTS = ["digits", *(["ddpm-cifar10"] if GPU else [])]
-VARIANTS = ["engine loop", *(["engine graph"] if GPU else []), *(name for name in BASELINES if GPU or "bf16" not in name)]
+VARIANTS = ["engine graph", "engine loop", *(name for name in BASELINES if GPU or "bf16" not in name)]
 
 
 @cache

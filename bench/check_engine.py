@@ -1,6 +1,6 @@
 """The engine on this device: a captured graph against the loop, bit for bit, and the exact gradient against the CPU's.
 
-On a CPU the same code runs with a capture that records nothing and replays by doing the work again.
+On a CPU the same code holds its recordings to the loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_graph(run: Run) -> None:
     if run.device.type == "cuda":
         check_door(run)
     else:
-        run.note("graph", "no GPU: the capture was a stand-in that does the work again; no CUDA graph was recorded")
+        run.note("graph", "no GPU: what was captured are recordings on the CPU; no CUDA graph was recorded")
 
 
 def subjects(run: Run) -> list[tuple[str, GuidedPurifier]]:
@@ -76,8 +76,7 @@ def guides(purifier: GuidedPurifier) -> dict[str, Guide]:
 @torch.no_grad()
 def graph_fault(purifier: GuidedPurifier, guide: Guide, device: torch.device, *, whole_plan: bool) -> str:
     """What differs between replays and the loop; nothing if they agree to the bit."""
-    capture = None if device.type == "cuda" else lambda work: work
-    runner = GraphRunner(purifier.denoiser, guide, capture, whole_plan=whole_plan)
+    runner = GraphRunner(purifier.denoiser, guide, whole_plan=whole_plan)
     network = purifier.denoiser.unet.config
     shape = BATCH, network.in_channels, network.image_size, network.image_size
     x = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) - 1

@@ -15,7 +15,7 @@ from purify_engine.config import PurifierConfig, one_of, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
-from purify_engine.engine.graph import AUTOCAST, GraphRunner, PurifierGraphs
+from purify_engine.engine.graph import AUTOCAST, GRAPHS_ON, GraphRunner, PurifierGraphs
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
 from purify_engine.engine.loop import OnStepEnd, reverse_loop
 from purify_engine.engine.plan import ReversePlan, make_plan
@@ -39,8 +39,9 @@ class GuidedPurifier(nn.Module):
 
     denoiser: the diffusion model. guide: the auxiliary network of adversarial guidance, a classifier of [0, 1] images;
     None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.
-    execution: "graph" replays captured CUDA graphs, "loop" runs step by step, "auto" takes graphs where they can be had and says
-    in `execution_reason` why not. The images are the same.
+    execution: "graph" replays a captured step (a CUDA graph, or a recording on a CPU), "loop" runs step by step, "auto" takes
+    graphs where they can be had and says in `execution_reason` why not. The images are the same. Hooks on the networks, and
+    whoever counts operations, see nothing of a replay.
     """
 
     seed: Tensor
@@ -75,10 +76,13 @@ class GuidedPurifier(nn.Module):
         """Why calls run step by step; None where they replay captured graphs."""
         if self.execution == "loop":
             return "as asked for"
-        if not self.seed.is_cuda:
-            return f"CUDA graphs need a GPU, the networks are on {self.seed.device}"
-        if torch.is_autocast_enabled("cuda"):
+        device = self.seed.device.type
+        if device not in GRAPHS_ON:
+            return f"nothing is recorded on {device}, where the networks are"
+        if torch.is_autocast_enabled(device):
             return AUTOCAST
+        if ops.is_observed():
+            return "somebody looks on, and would see nothing of a replay"
         return self._graphs.refused
 
     @torch.compiler.disable

@@ -35,9 +35,9 @@ def lines(run, kind):
 @pytest.mark.parametrize(
     ("part", "variants"),
     [
-        ("unet", {*EAGER, "engine"}),
-        ("guide", {*EAGER, "engine"}),
-        ("step", {*EAGER, "naive loop", "engine"}),
+        ("unet", {*EAGER, "engine", "engine loop"}),
+        ("guide", {*EAGER, "engine", "engine loop"}),
+        ("step", {*EAGER, "naive loop", "engine", "engine loop"}),
         ("layers", {HONEST, "oneDNN prepacked", "engine"}),
     ],
 )

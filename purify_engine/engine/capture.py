@@ -1,4 +1,4 @@
-"""Recording work on a CUDA device once, and two branches of it side by side."""
+"""Recording work once to replay it: what that asks of a recorder, the one for CUDA devices, and two branches side by side."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 One = TypeVar("One")
 Other = TypeVar("Other")
 
+LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
 WARM_UP = 3  # runs before the recording: cuDNN chooses its algorithms, Triton compiles, cuBLAS takes its workspace
 
 
@@ -20,7 +21,20 @@ class CaptureError(RuntimeError):
 class Capture(Protocol):
     """Records `work` and returns what replays it. `work` reads and writes tensors that outlive it, and nothing on the host."""
 
+    most_graphs: int | None  # that are kept for one purifier, the last ones used
+
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]: ...
+
+    def bucket(self, batch: int) -> int:
+        """The batch that `batch` images are padded to, so that one recording serves many."""
+        ...
+
+
+def bucket_of(batch: int) -> int:
+    """The least power of two that holds `batch`; beyond 64, the least multiple of 64."""
+    if batch <= LARGEST_DOUBLING:
+        return 1 << max(batch - 1, 0).bit_length()
+    return -(-batch // LARGEST_DOUBLING) * LARGEST_DOUBLING
 
 
 class CudaCapture:
@@ -29,6 +43,8 @@ class CudaCapture:
     cuDNN times its convolution algorithms in the warm-up, as it does with `torch.backends.cudnn.benchmark`, unless that module's
     `deterministic` is set.
     """
+
+    most_graphs: int | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -47,6 +63,9 @@ class CudaCapture:
         finally:
             torch.backends.cudnn.benchmark = benchmark
         return graph.replay
+
+    def bucket(self, batch: int) -> int:
+        return bucket_of(batch)
 
     def _warm_up(self, work: Callable[[], None]) -> None:
         current = torch.cuda.current_stream(self.device)

@@ -1,8 +1,8 @@
-"""The reverse loop as a CUDA graph: one guided step captured for each batch bucket and replayed over the plan.
+"""The reverse loop as a graph: one guided step captured for each batch bucket and replayed over the plan.
 
-Everything that changes between calls lives in device tensors that a graph reads: the images, the plan's tables, seed, ids, the
-guide's target and the step counter. So another plan, seed or batch of the same bucket needs no capture. Equal to `reverse_loop`
-bit for bit at the same padded batch.
+On a GPU it is a CUDA graph, on a CPU a recording (cpu_capture.py). Everything that changes between calls lives in tensors that a
+graph reads: the images, the plan's tables, seed, ids, the guide's target and the step counter. So another plan, seed or batch of
+the same bucket needs no capture. Equal to `reverse_loop` bit for bit at the same padded batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.config import require
-from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture
+from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture, bucket_of
+from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Denoiser
 from purify_engine.engine.plan import ReversePlan
@@ -27,20 +28,13 @@ from purify_engine.ops.stamp import Stamp
 from purify_engine.types import Images, NoiseKey
 
 AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
-LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
-
-
-def bucket_of(batch: int) -> int:
-    """The batch that `batch` images are padded to."""
-    if batch <= LARGEST_DOUBLING:
-        return 1 << max(batch - 1, 0).bit_length()
-    return -(-batch // LARGEST_DOUBLING) * LARGEST_DOUBLING
+GRAPHS_ON = ("cuda", "cpu")
 
 
 class GraphRunner:
     """`run` is `reverse_loop` and `adjoint` one step of its gradient, replayed from captured graphs.
 
-    capture: how to record; CUDA graphs by default. whole_plan: capture all steps of a plan as one graph instead of one step.
+    capture: how to record; by default as suits the device. whole_plan: all steps of a plan as one graph instead of one step.
     Graphs are dropped when a weight of the networks changes. Calls take their turn: they share the graphs' tensors.
     """
 
@@ -56,7 +50,7 @@ class GraphRunner:
     def run(self, x: Images, plan: ReversePlan, noise: NoiseKey) -> Images:
         """`reverse_loop(x, plan, model, guide, noise)` without recording a gradient; x [B, C, H, W] in [-1, 1]."""
         with self._turn, torch.no_grad():
-            x, noise, batch = _padded(x), NoiseKey(noise.key, _padded(noise.ids)), len(x)
+            batch, x, noise = len(x), self._padded(x), NoiseKey(noise.key, self._padded(noise.ids))
             target = self.guide.target(x)
             x_t, _ = ops.q_sample(x, plan.start, plan.forward_step, *noise)
             return self._walked(x_t, target, plan, noise, None)[:batch].clone()
@@ -67,8 +61,8 @@ class GraphRunner:
         """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]. `adjoint` is to follow."""
         with self._turn, torch.no_grad():
             batch, visited = len(x_t), list[Images]()
-            x_t, noise = _padded(x_t), NoiseKey(noise.key, _padded(noise.ids))
-            target = tuple(_padded(part) for part in target)
+            x_t, noise = self._padded(x_t), NoiseKey(noise.key, self._padded(noise.ids))
+            target = tuple(self._padded(part) for part in target)
             self._graph(_AdjointGraph, x_t, target, plan, noise, guide_path)  # what cannot be captured fails here already
             x = self._walked(x_t, target, plan, noise, visited)
             return x[:batch].clone(), [seen[:batch] for seen in visited]
@@ -90,34 +84,42 @@ class GraphRunner:
     ) -> tuple[Images, Target]:
         """E15 over the whole walk: the adjoint at x_t*, and the gradient to the target."""
         with self._turn, torch.no_grad():
-            batch, noise = len(adjoint), NoiseKey(noise.key, _padded(noise.ids))
-            target = tuple(_padded(part) for part in target)
-            graph = self._graph(_AdjointGraph, _padded(visited[0]), target, plan, noise, guide_path)
-            graph.load(plan, _padded(visited[0]), target, noise)
+            batch, noise = len(adjoint), NoiseKey(noise.key, self._padded(noise.ids))
+            target = tuple(self._padded(part) for part in target)
+            graph = self._graph(_AdjointGraph, self._padded(visited[0]), target, plan, noise, guide_path)
+            graph.load(plan, self._padded(visited[0]), target, noise)
             graph.begin(torch.cat([adjoint, adjoint.new_zeros(len(graph.x_t) - batch, *adjoint.shape[1:])]))
             for step, x_t in zip(reversed(plan.steps), reversed(visited), strict=True):
                 graph.step.copy_(step)
-                graph.x_t.copy_(_padded(x_t))
+                graph.x_t.copy_(self._padded(x_t))
                 graph.replay()
             return graph.adjoint[:batch].clone(), tuple(total[:batch].clone() for total in graph.totals)
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        """The batch filled up to its bucket by its first entry."""
+        missing = self._capture(tensor.device).bucket(len(tensor)) - len(tensor)
+        return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
     def _graph(self, kind: type, x_t: Images, target: Target, plan: ReversePlan, noise: NoiseKey, detail: Any) -> Any:
         if torch.is_autocast_enabled(x_t.device.type):
             raise CaptureError(AUTOCAST)
         self._drop_stale()
-        key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, detail
-        graph = self._graphs.get(key)
+        engine = ops.forced(), torch.get_num_threads()  # who computes is captured with what
+        key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, detail, engine
+        graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(plan):
-            walk = Walk(_with_capacity(plan), self.model, self.guide, noise)
-            self._graphs[key] = graph = kind(walk, x_t, target, detail, self._capture(x_t.device))
+            graph = kind(Walk(_with_capacity(plan), self.model, self.guide, noise), x_t, target, detail, capture)
+        self._graphs[key] = graph  # last, as the last one used
+        while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
+            del self._graphs[next(iter(self._graphs))]
         return graph
 
     def _capture(self, device: torch.device) -> Capture:
         if self._given is not None:
             return self._given
-        require(device.type == "cuda", "execution", "'loop' or 'auto' on this device: CUDA graphs need a GPU", str(device))
+        require(device.type in GRAPHS_ON, "execution", f"'loop' or 'auto' on {device.type}, where nothing is recorded", "graph")
         if device not in self._captures:
-            self._captures[device] = CudaCapture(device)
+            self._captures[device] = CudaCapture(device) if device.type == "cuda" else CpuCapture()
         return self._captures[device]
 
     def _drop_stale(self) -> None:
@@ -226,12 +228,6 @@ class PurifierGraphs:
         if self._runner is None or self._runner[0] != (model, *made_of):
             self._runner = (model, *made_of), GraphRunner(model, guide())
         return self._runner[1]
-
-
-def _padded(tensor: Tensor) -> Tensor:
-    """The batch filled up to its bucket by its first entry."""
-    missing = bucket_of(len(tensor)) - len(tensor)
-    return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
 
 def _with_capacity(plan: ReversePlan) -> ReversePlan:

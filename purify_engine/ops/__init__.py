@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purify_engine.ops import composed, conv3x3_winograd, flops  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
-from purify_engine.ops.registry import OPS, backend, call
+from purify_engine.ops.registry import OPS, backend, call, forced, is_observed
 from purify_engine.ops.stamp import is_frozen
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
@@ -22,9 +22,11 @@ __all__ = [
     "conv1x1",
     "conv3x3",
     "conv3x3_backward",
+    "forced",
     "group_norm_silu",
     "group_norm_silu_backward",
     "guided_step",
+    "is_observed",
     "memory_format",
     "philox",
     "philox_normal",

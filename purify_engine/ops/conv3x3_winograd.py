@@ -88,8 +88,8 @@ def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
     into, out_of, strides = *_channels(weight, flip), (9 * weight.shape[1], 9)
     stride, out_stride = strides if flip else strides[::-1]
     filters = torch.empty(room.conv3x3_winograd_packed_size(kept, into, out_of), dtype=torch.float32)
-    arguments = (plain.data_ptr(), into, out_of, stride, out_stride, flip, torch.get_num_threads())
-    room.conv3x3_winograd_pack(filters.data_ptr(), kept, arguments)
+    arguments = (plain, into, out_of, stride, out_stride, flip, torch.get_num_threads())
+    cpp.launch("conv3x3_winograd_pack", filters, kept, arguments)
     return filters
 
 
@@ -114,7 +114,7 @@ def convolved(
     temb_stride = 0 if temb is None or len(temb) == 1 else out_of
     sizes = (batch, zoom * height, zoom * width, into, out_of, temb_stride)
     how = (gain, upsample, chosen.results, chosen.keep, chosen.block, torch.get_num_threads())
-    cpp.room.conv3x3_winograd(y.data_ptr(), tuple(map(cpp.pointer, given)), sizes, *how)  # type: ignore[union-attr]
+    cpp.launch("conv3x3_winograd", y, given, sizes, *how)
     return y
 
 

@@ -6,6 +6,9 @@ reference would have. The arguments were checked before (`checks.py`).
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,20 +21,54 @@ INTERFACE = 2  # of the extension that these launchers know how to call
 
 room = enter("_C", INTERFACE)
 
+Listener = Callable[[Callable[..., None], tuple[Any, ...]], None]
+
+_thread = threading.local()
+
+
+def launch(kernel: str, *arguments: Any) -> None:
+    """Run a kernel of the room. Where it takes addresses, also inside of tuples, it is given tensors, or None for address 0."""
+    function = getattr(room, kernel)
+    function(*addressed(arguments))
+    listener: Listener | None = getattr(_thread, "listener", None)
+    if listener is not None:
+        listener(function, arguments)
+
+
+def addressed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, every tensor replaced by the address of its first element."""
+    return tuple([_address(value) for value in arguments])
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    if value is None:
+        return 0
+    return addressed(value) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def heard(listener: Listener) -> Iterator[None]:
+    """Tell `listener` of every launch in this thread: (function of the room, arguments of `launch`), after it ran."""
+    outer, _thread.listener = getattr(_thread, "listener", None), listener
+    try:
+        yield
+    finally:
+        _thread.listener = outer
+
 
 def philox(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> Tensor:
     """`reference.philox.philox` in C++."""
     out = empty((len(ids), numel), torch.int64)
-    batch = _Batch(key, ids, step, numel)
-    _kernel("philox")(out.data_ptr(), batch.arguments)
+    launch("philox", out, _batch(key, ids, step, numel))
     return out
 
 
 def philox_normal(key: Tensor, ids: Tensor, step: Tensor, numel: int, *, dtype: torch.dtype) -> Tensor:
     """`reference.philox.philox_normal` in C++."""
     out = empty((len(ids), numel), dtype)
-    batch = _Batch(key, ids, step, numel)
-    _kernel("philox_normal", dtype)(out.data_ptr(), batch.arguments)
+    launch(_named("philox_normal", dtype), out, _batch(key, ids, step, numel))
     return out
 
 
@@ -41,8 +78,8 @@ def q_sample(
     """`reference.process.q_sample` in C++."""
     x_start, marginal = x_start.contiguous(), marginal.contiguous()
     x_t = empty(x_start.shape, x_start.dtype)
-    batch = _Batch(key, ids, step, x_start.shape[1:].numel())
-    _kernel("q_sample", x_t.dtype)(x_t.data_ptr(), x_start.data_ptr(), marginal.data_ptr(), batch.arguments)
+    batch = _batch(key, ids, step, x_start.shape[1:].numel())
+    launch(_named("q_sample", x_t.dtype), x_t, x_start, marginal, batch)
     return x_t, _network_copy(x_t, net_dtype)
 
 
@@ -61,9 +98,8 @@ def guided_step(
     x_t, eps, rows = x_t.contiguous(), _plain(eps, x_t.dtype), rows.contiguous()
     grad = None if grad is None else _plain(grad, x_t.dtype)
     x_next = empty(x_t.shape, x_t.dtype)
-    batch = _Batch(key, ids, step, x_t.shape[1:].numel())
-    pointers = (pointer(tensor) for tensor in (x_next, x_t, eps, grad, rows))
-    _kernel("guided_step", x_t.dtype)(*pointers, len(rows), batch.arguments)
+    batch = _batch(key, ids, step, x_t.shape[1:].numel())
+    launch(_named("guided_step", x_t.dtype), x_next, x_t, eps, grad, rows, len(rows), batch)
     return x_next, _network_copy(x_next, net_dtype)
 
 
@@ -78,21 +114,14 @@ def group_norm_silu(
     silu: bool = True,
 ) -> Tensor:
     """`reference.layers.group_norm_silu` in C++, channels_last images as they are in float32."""
+    affine = weight, bias, scale, shift
     if x.dtype == torch.float32 and is_channels_last(x):
-        return _group_norm_silu_last(x, (weight, bias, scale, shift), num_groups, norm_eps, silu)
-    norm = _Norm(x, (weight, bias, scale, shift), num_groups, norm_eps, silu)
-    y = empty(x.shape, norm.dtype)
-    _kernel("group_norm_silu", norm.dtype)(y.data_ptr(), norm.arguments)
+        y = empty(x.shape, torch.float32, torch.channels_last)
+        launch("group_norm_silu_last", y, _norm(x, affine, num_groups, norm_eps, silu, torch.channels_last))
+        return y
+    y = empty(x.shape, _computed_in(x))
+    launch(_named("group_norm_silu", y.dtype), y, _norm(x, affine, num_groups, norm_eps, silu))
     return in_layout_of(x, y.to(x.dtype))
-
-
-def _group_norm_silu_last(
-    x: Tensor, affine: tuple[Tensor | None, ...], num_groups: int, norm_eps: float, silu: bool
-) -> Tensor:
-    norm = _Norm(x, affine, num_groups, norm_eps, silu, torch.channels_last)
-    y = empty(x.shape, torch.float32, torch.channels_last)
-    _kernel("group_norm_silu_last")(y.data_ptr(), norm.arguments)
-    return y
 
 
 def group_norm_silu_backward(
@@ -108,12 +137,11 @@ def group_norm_silu_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.layers.group_norm_silu_backward` in C++."""
     affine = (weight, bias, scale, shift)
-    norm = _Norm(x, affine, num_groups, norm_eps, silu)
-    grad_out = _plain(grad_out, norm.dtype)
-    grad_x = empty(x.shape, norm.dtype)
-    grads = [None if tensor is None else empty(tensor.shape, norm.dtype) for tensor in affine]
-    pointers = (pointer(tensor) for tensor in (grad_x, *grads, grad_out))
-    _kernel("group_norm_silu_backward", norm.dtype)(*pointers, norm.arguments)
+    dtype = _computed_in(x)
+    grad_x = empty(x.shape, dtype)
+    grads = [None if tensor is None else empty(tensor.shape, dtype) for tensor in affine]
+    norm = _norm(x, affine, num_groups, norm_eps, silu)
+    launch(_named("group_norm_silu_backward", dtype), grad_x, *grads, _plain(grad_out, dtype), norm)
     like_inputs = (
         x.new_empty(0) if grad is None else grad.to(tensor.dtype)  # type: ignore[union-attr]
         for grad, tensor in zip(grads, affine, strict=True)
@@ -126,46 +154,37 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_forma
     return torch.empty(shape, dtype=dtype, memory_format=layout)
 
 
-class _Batch:
-    """The noise arguments of a batch, kept alive while the kernel reads them."""
-
-    def __init__(self, key: Tensor, ids: Tensor, step: Tensor, numel: int) -> None:
-        self._alive = key, step, ids = key, step, ids.contiguous()
-        self.arguments = (len(ids), numel, key.data_ptr(), step.data_ptr(), ids.data_ptr(), torch.get_num_threads())
+def _batch(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> tuple[Any, ...]:
+    """The noise arguments of a batch."""
+    return len(ids), numel, key, step, ids.contiguous(), torch.get_num_threads()
 
 
-class _Norm:
-    """The arguments of both directions of group_norm_silu, in float64 if `x` is, else in float32."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        affine: tuple[Tensor | None, ...],
-        num_groups: int,
-        norm_eps: float,
-        silu: bool,
-        layout: torch.memory_format = torch.contiguous_format,
-    ) -> None:
-        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        plain = [None if tensor is None else _plain(tensor, self.dtype) for tensor in affine]
-        self._alive = [x.to(self.dtype).contiguous(memory_format=layout), *plain]
-        pointers = (pointer(tensor) for tensor in self._alive)
-        batch, channels, height, width = x.shape
-        sizes = (batch, channels, height * width, num_groups)
-        self.arguments = (*pointers, *sizes, norm_eps, silu, torch.get_num_threads())
+def _norm(
+    x: Tensor,
+    affine: tuple[Tensor | None, ...],
+    num_groups: int,
+    norm_eps: float,
+    silu: bool,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> tuple[Any, ...]:
+    """The arguments of both directions of group_norm_silu."""
+    dtype = _computed_in(x)
+    plain = (None if tensor is None else _plain(tensor, dtype) for tensor in affine)
+    batch, channels, height, width = x.shape
+    images = x.to(dtype).contiguous(memory_format=layout)
+    return images, *plain, batch, channels, height * width, num_groups, norm_eps, silu, torch.get_num_threads()
 
 
-def _kernel(op: str, dtype: torch.dtype | None = None) -> Any:
-    return getattr(room, op if dtype is None else f"{op}_{str(dtype).removeprefix('torch.')}")
+def _computed_in(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _named(op: str, dtype: torch.dtype) -> str:
+    return f"{op}_{str(dtype).removeprefix('torch.')}"
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).contiguous()
-
-
-def pointer(tensor: Tensor | None) -> int:
-    """Where a tensor's first element lies; 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _network_copy(x: Tensor, net_dtype: torch.dtype | None) -> Tensor:

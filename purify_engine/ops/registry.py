@@ -116,6 +116,11 @@ def _is_watched(args: tuple[Any, ...]) -> bool:
     for value in args:
         if isinstance(value, Tensor) and (type(value) not in _PLAIN or (recorded and value.requires_grad)):
             return True
+    return is_observed()
+
+
+def is_observed() -> bool:
+    """Whether a mode, a transform, a tracer or a profiler wants to see every operation."""
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None

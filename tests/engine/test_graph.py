@@ -7,14 +7,15 @@ import pickle
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig, UNetConfig
 from purify_engine.config import ScheduleConfig
 from purify_engine.engine import capture as capturing
 from purify_engine.engine import loop
-from purify_engine.engine.capture import WARM_UP, Branches, CaptureError
+from purify_engine.engine.capture import WARM_UP, Branches, CaptureError, bucket_of
 from purify_engine.engine.gradients import differentiable_loop, purify
-from purify_engine.engine.graph import GraphRunner, bucket_of
+from purify_engine.engine.graph import GraphRunner
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
 from purify_engine.engine.plan import write_plan
 from purify_engine.models.classifiers import Classifier
@@ -39,6 +40,9 @@ def reverse_loop(*arguments):
 
 class FakeCapture:
     """Warms up as CUDA graphs do, and replays by running the work again. Counts both."""
+
+    most_graphs = None
+    bucket = staticmethod(bucket_of)
 
     def __init__(self):
         self.captures = self.replays = 0
@@ -257,23 +261,27 @@ def purifier(**options):
     return GuidedPurifier(model, network, config, **options)
 
 
-def test_a_purifier_on_a_cpu_says_why_it_loops():
-    one = purifier()
-    assert one.execution_reason == "CUDA graphs need a GPU, the networks are on cpu"
-    assert "execution=loop (CUDA graphs need a GPU" in repr(one)
+def test_a_purifier_says_how_it_runs_and_why():
+    assert purifier().execution_reason is None
+    assert "execution=graph" in repr(purifier())
     assert purifier(execution="loop").execution_reason == "as asked for"
+    assert purifier().to("meta").execution_reason == "nothing is recorded on meta, where the networks are"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert purifier().execution_reason.startswith("autocast is on")
+    with FlopCounterMode(display=False):
+        assert purifier().execution_reason.startswith("somebody looks on")
 
 
-def test_graphs_by_force_are_an_error_without_a_gpu():
-    with pytest.raises(ValueError, match="execution must be 'loop' or 'auto' on this device: CUDA graphs need a GPU, got 'cpu'"):
-        purifier(execution="graph")(images(1).abs())
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="execution must be 'loop' or 'auto' on meta, where nothing is recorded, got 'graph'"):
+        GraphRunner(networks()[0], NoGuide()).run(images(1).to("meta"), plan(), noise(1))
     with pytest.raises(ValueError, match="execution must be one of"):
         purifier(execution="fast")
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """A purifier that believes to be on a GPU, with a capture that pretends."""
+    """A purifier with a capture that pretends."""
     capture = FakeCapture()
     monkeypatch.setattr(GraphRunner, "_capture", lambda self, device: capture)
     monkeypatch.setattr(GuidedPurifier, "execution_reason", property(lambda self: self._graphs.refused))
@@ -306,10 +314,11 @@ def test_a_purifier_sees_that_its_guide_was_replaced(pretend):
 
 
 def test_a_failed_capture_falls_back_with_its_reason(monkeypatch, pretend):
-    def fail(work):
-        raise CaptureError("the step could not be captured as a CUDA graph: out of memory")
+    class Full(FakeCapture):
+        def __call__(self, work):
+            raise CaptureError("the step could not be captured as a CUDA graph: out of memory")
 
-    monkeypatch.setattr(GraphRunner, "_capture", lambda self, device: fail)
+    monkeypatch.setattr(GraphRunner, "_capture", lambda self, device: Full())
     one = purifier()
     assert torch.equal(one(images(2).abs(), draw=0), purifier(execution="auto")(images(2).abs(), draw=0))
     assert one.execution_reason == "the step could not be captured as a CUDA graph: out of memory"

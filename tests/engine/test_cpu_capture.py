@@ -1,0 +1,197 @@
+"""Recordings on the CPU: replayed they compute what the work computes, bit for bit, in memory that is used again."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from purify_engine import ops
+from purify_engine.engine.capture import CaptureError
+from purify_engine.engine.cpu_capture import CpuCapture
+from purify_engine.engine.gradients import differentiable_loop
+from purify_engine.engine.graph import GraphRunner
+from purify_engine.models.unet import UNet
+from tests.engine.test_graph import UNET, guides, images, networks, noise, plan, purifier, randomised, reverse_loop
+
+
+def recorded(function, *given):
+    """Holds a recording of `function` to `function` itself on other inputs; gives the recording."""
+    out = torch.empty_like(function(*given))
+    replay = CpuCapture()(lambda: store(out, function(*given)))
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        for tensor in given:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator))
+        expected = function(*given).clone()
+        out.fill_(torch.nan)
+        replay()
+        assert torch.equal(out, expected)
+    return replay
+
+
+def store(out, result):
+    out.copy_(result)
+
+
+def in_place(x):
+    y = x.clone()
+    y[:, 1:].mul_(2).add_(x[:, :-1])
+    return y.relu_()
+
+
+WORK = {
+    "views": lambda x: x.transpose(2, 3).flatten(1).unflatten(1, (2, -1)).permute(2, 0, 1)[1:].narrow(1, 1, 2) + 1,
+    "in place": in_place,
+    "several results": lambda x: torch.cat([*x.sort(dim=1)[:1], *x.chunk(2, dim=1), x.max(dim=1, keepdim=True).values], dim=1),
+    "a chain": lambda x: F.avg_pool2d(F.pad(x.softmax(1) @ x.transpose(2, 3), (1, 1, 1, 1)), 2).mean(0),
+    "layouts": lambda x: x.contiguous(memory_format=torch.channels_last) * x.to(torch.float64).to(torch.float32),
+    "made on the way": lambda x: x + torch.zeros_like(x).add_(1) + torch.arange(6.0) + x.new_full((6,), 3),
+    "convolution": lambda x: F.conv2d(x, torch.ones(3, 4, 3, 3), stride=2, padding=1),
+    "batch norm": lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4)),
+    "nothing but its input": lambda x: x,
+    "our own op": lambda x: ops.group_norm_silu(x, torch.ones(4), torch.zeros(4), None, None, 2, 1e-5),
+    "integers": lambda x: x.flatten(1).argmax(1, keepdim=True).expand(-1, 4).float(),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_replay_computes_what_the_work_computes(name):
+    recorded(WORK[name], torch.rand(3, 4, 6, 6))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_are_recorded_like_anything_else(order):
+    weight = torch.rand(5, 4, 3, 3)
+
+    def gradient(x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y = F.silu(F.conv2d(leaf, weight)).square().sum() + leaf.pow(3).sum()
+            (grad,) = torch.autograd.grad(y, leaf, create_graph=order == 2)
+            return grad if order == 1 else torch.autograd.grad(grad.square().sum(), leaf)[0]
+
+    recorded(gradient, torch.rand(2, 4, 6, 6))
+
+
+def test_memory_is_used_again_as_soon_as_nobody_refers_to_it():
+    def chain(x, kept=None):
+        held = []
+        for _ in range(20):
+            x = x * 1.5
+            held.append(x) if kept else None
+        return x
+
+    size = 4 * 1000
+    short, long = (sum(block.size for block in recorded(work, torch.rand(1000)).args[1].blocks.values())
+                   for work in (chain, lambda x: chain(x, kept=True)))  # fmt: skip
+    assert short <= 3 * size + 1024 and long >= 20 * size
+
+
+def test_what_was_freed_before_a_view_of_it_is_not_used_again():
+    def work(x):
+        view = (x + 1)[:, 2:]
+        return (x * 3).sum() + (x - 5).sum() + view.square()
+
+    recorded(work, torch.rand(4, 6))
+
+
+@pytest.mark.parametrize("work", [lambda x: x * float(x.sum()), lambda x: x[x > 0.5]], ids=["number", "size"])
+def test_what_depends_on_the_numbers_is_refused(work):
+    x = torch.rand(5)
+    with pytest.raises(CaptureError, match="could not be recorded: aten.* depends on what its tensors hold"):
+        CpuCapture()(lambda: work(x).clone())
+
+
+def test_another_thread_is_not_recorded():
+    x, own = torch.rand(2, 4, 4, 4), torch.zeros(())
+    affine = torch.ones(4), torch.zeros(4)
+
+    def norm():
+        ops.group_norm_silu(x, *affine, None, None, 2, 1e-5)
+
+    def work():
+        aside = threading.Thread(target=norm)
+        aside.start()
+        aside.join()
+        own.add_(1)
+
+    assert len(CpuCapture()(work).args[0]) == 1
+
+
+def test_a_recording_keeps_what_it_reads_and_lets_go_of_it():
+    out, x, weight = torch.empty(6, 6), torch.rand(6, 6), torch.rand(6, 6)
+    expected, storage = x @ weight, weakref.ref(weight)
+    replay = CpuCapture()(lambda: store(out, x @ weight))
+    del weight
+    torch.rand(1000, 6, 6)
+    replay()
+    assert torch.equal(out, expected)
+    memory = weakref.ref(replay.args[1])
+    del replay
+    gc.collect()
+    assert memory() is None and storage() is None
+
+
+@pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])
+@pytest.mark.parametrize("engine", ["fastest", "reference"])
+def test_recordings_equal_the_loop_bit_for_bit_there_and_back(guide, engine):
+    model, network = networks()
+    guide = guides(network)[guide]
+    runner = GraphRunner(model, guide)
+    with ops.backend("reference") if engine == "reference" else contextlib.nullcontext():
+        for seed, one in enumerate((plan(4), plan(4, "ddim", eta=1.0), plan(3), plan(7, "vp_sde"))):
+            expected = reverse_loop(images(3, seed), one, model, guide, noise(3, seed))
+            assert torch.equal(runner.run(images(3, seed), one, noise(3, seed)), expected)
+        found = []
+        for graphs in (None, runner):
+            x = images(3).requires_grad_()
+            out = differentiable_loop(x, plan(), model, guide, noise(3), graphs=graphs)
+            found.append((out, *torch.autograd.grad(out.square().sum(), x)))
+        assert all(torch.equal(loop, graph) for loop, graph in zip(*found, strict=True))
+
+
+def test_another_number_of_threads_or_engine_is_recorded_anew():
+    model, _ = networks()
+    runner = GraphRunner(model, guides(None)["none"])
+    runner.run(images(2), plan(), noise(2))
+    with ops.backend("reference"):
+        runner.run(images(2), plan(), noise(2))
+    assert len(runner._graphs) == 2
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        runner.run(images(2), plan(), noise(2))
+    finally:
+        torch.set_num_threads(before)
+    assert len(runner._graphs) == 3
+
+
+def test_few_recordings_are_kept_the_last_ones_used():
+    runner = GraphRunner(networks()[0], guides(None)["none"])
+    for batch in (1, 2, 3, 4, 1, 5):
+        runner.run(images(batch), plan(), noise(batch))
+    assert [key[1][0] for key in runner._graphs] == [3, 4, 1, 5]
+
+
+def test_a_large_unet_keeps_little_memory():
+    network = randomised(UNet(UNET), 0)
+    x, out, t = images(8), torch.empty(8, 1, 8, 8), torch.full((8,), 20.0)
+    with torch.no_grad():
+        replay = CpuCapture()(lambda: store(out, network(x, t)))
+    held = sum(block.size for block in replay.args[1].blocks.values())
+    written = sum(tensor.numel() * 4 for call in replay.args[0] for tensor in call.keywords.values() if torch.is_tensor(tensor))
+    assert held < written / 2
+
+
+def test_a_purifier_takes_recordings_by_default_and_gives_the_loops_images():
+    graphs, loop = purifier(), purifier(execution="loop")
+    x = images(3).abs()
+    for draw in range(3):
+        assert torch.equal(graphs(x, draw=draw), loop(x, draw=draw))
+    assert len(graphs._graphs._runner[1]._graphs) == 1 and loop._graphs._runner is None
