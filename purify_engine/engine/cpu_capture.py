@@ -124,6 +124,8 @@ class _Memory:
 
     def kept(self, tensor: Tensor) -> Tensor:
         """`tensor` for a call to keep: of a block of ours it does not count as a user, of anything else it does."""
+        if tensor.is_mkldnn:  # packed weights
+            return tensor
         block = self.blocks.get(_storage(tensor))
         return tensor.detach() if block is None else _viewed(block.kept, tensor, int(tensor.storage_offset()))
 
@@ -158,7 +160,8 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """All tensors among `values` but packed weights, which have no storage."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and not leaf.is_mkldnn]
 
 
 def _computed_and_copied(func: Any, args: Any, kwargs: Any, outs: Iterable[Any]) -> None:

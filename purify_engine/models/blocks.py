@@ -103,6 +103,16 @@ class Conv1x1(nn.Conv2d):
         return ops.conv1x1(x, self.weight, self.bias)
 
 
+class StridedConv3x3(nn.Conv2d):
+    """A 3x3 convolution of every second pixel."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, (2, 2), (int(self.padding[0]), int(self.padding[1])))
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, (resize), conv, time embedding, norm, SiLU, conv; plus the shortcut.
 
@@ -190,7 +200,7 @@ class Downsample(nn.Module):
         # Ho et al. pad right and bottom only, which is TensorFlow's "same"; improved-diffusion pads all around.
         symmetric = config.downsample_padding == "symmetric"
         self.pad = nn.Identity() if symmetric else nn.ZeroPad2d((0, 1, 0, 1))
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=int(symmetric)) if config.resample == "conv" else None
+        self.conv = StridedConv3x3(channels, int(symmetric)) if config.resample == "conv" else None
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
         return average_pool(x) if self.conv is None else self.conv(self.pad(x))

@@ -42,6 +42,18 @@ class Conv3x3(nn.Module):
         return ops.conv3x3(x, self.weight, self.bias)
 
 
+class Convolution(nn.Module):
+    """A frozen convolution of another size or stride, as our op."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert not isinstance(conv.padding, str)
+        self.weight, self.bias, self.stride, self.padding = conv.weight, conv.bias, conv.stride, conv.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
 class Folding:
     """The folded twin of a classifier, made on first use and again when a weight has changed. Copies and pickles start empty."""
 
@@ -81,13 +93,16 @@ def folded(network: nn.Module) -> nn.Module:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(module, name, Line(child))
-                elif isinstance(child, nn.Conv2d) and _is_plain_3x3(child):
-                    setattr(module, name, Conv3x3(child))
+                elif isinstance(child, nn.Conv2d):
+                    setattr(module, name, _as_op(child))
     return twin
 
 
-def _is_plain_3x3(conv: nn.Conv2d) -> bool:
-    return (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+def _as_op(conv: nn.Conv2d) -> nn.Module:
+    if conv.dilation != (1, 1) or conv.groups != 1 or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        return conv
+    plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+    return Conv3x3(conv) if plain else Convolution(conv)
 
 
 def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

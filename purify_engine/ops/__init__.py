@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import composed, conv3x3_winograd, flops  # noqa: F401  (flops tells PyTorch's counter)
+from purify_engine.ops import composed, conv3x3_winograd, flops, prepacked  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
 from purify_engine.ops.registry import OPS, backend, call, forced, is_observed
 from purify_engine.ops.stamp import is_frozen
@@ -20,6 +20,7 @@ __all__ = [
     "attention_backward",
     "backend",
     "conv1x1",
+    "conv2d",
     "conv3x3",
     "conv3x3_backward",
     "forced",
@@ -170,6 +171,16 @@ def conv1x1(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:
     if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return F.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def conv2d(
+    x: Images, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, ...] = (1, 1), padding: tuple[int, ...] = (0, 0)
+) -> Images:
+    """A convolution of any size and stride: PyTorch's, on CPUs by weights laid out beforehand where they are frozen.
+
+    [B, C, H, W] and [K, C, R, S] -> [B, K, H', W']. Differentiable in every tensor, any number of times.
+    """
+    return prepacked.conv2d(x, weight, bias, stride, padding)
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -48,6 +48,11 @@ def _address(value: Any) -> Any:
     return addressed(value) if isinstance(value, tuple) else value
 
 
+def is_heard() -> bool:
+    """Whether somebody listens to the launches of this thread."""
+    return getattr(_thread, "listener", None) is not None
+
+
 @contextmanager
 def heard(listener: Listener) -> Iterator[None]:
     """Tell `listener` of every launch in this thread: (function of the room, arguments of `launch`), after it ran."""

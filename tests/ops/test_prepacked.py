@@ -1,0 +1,120 @@
+"""Convolutions by packed weights: PyTorch's numbers and gradients, weights that follow the parameter, who is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from purify_engine import ops
+from purify_engine.ops import prepacked
+
+# (batch, channels, out_channels, pixels, kernel, stride, padding)
+SHAPES = [(1, 16, 32, 17, 3, 2, 0), (2, 5, 7, 16, 3, 2, 1), (3, 8, 4, 9, 1, 2, 0), (1, 3, 8, 8, 5, 1, 2), (2, 32, 32, 8, 3, 1, 1)]
+
+
+def arguments(batch, channels, out_channels, pixels, kernel, stride, padding, layout=torch.channels_last):
+    generator = torch.Generator().manual_seed(batch + channels)
+    x = torch.randn(batch, channels, pixels, pixels, generator=generator).to(memory_format=layout)
+    weight = torch.randn(out_channels, channels, kernel, kernel, generator=generator) / (channels * kernel**2) ** 0.5
+    return x, weight, torch.randn(out_channels, generator=generator), (stride, stride), (padding, padding)
+
+
+def near(got, expected):
+    return (got - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """Counts how often weights are packed."""
+    counted, pack = [], prepacked._MKLDNN._reorder_convolution_weight
+
+    class Counting:
+        _convolution_pointwise = prepacked._MKLDNN._convolution_pointwise
+
+        @staticmethod
+        def _reorder_convolution_weight(*given):
+            counted.append(given)
+            return pack(*given)
+
+    monkeypatch.setattr(prepacked, "_MKLDNN", Counting)
+    return counted
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_pytorchs_convolution_in_its_layout(shape, packings):
+    x, weight, bias, *how = arguments(*shape)
+    for given in (bias, None):
+        expected, got = F.conv2d(x, weight, given, *how), ops.conv2d(x, weight, given, *how)
+        assert near(got, expected) and got.is_contiguous(memory_format=torch.channels_last)
+    assert len(packings) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_pytorchs_to_the_second_order(shape, packings):
+    x, weight, bias, *how = arguments(*shape)
+    found = []
+    for conv in (F.conv2d, ops.conv2d):
+        leaf = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(conv(leaf, weight, bias, *how).pow(3).sum(), leaf, create_graph=True)
+        found.append((grad, torch.autograd.grad(grad.pow(2).sum(), leaf)[0]))
+    assert len(packings) == 1
+    assert all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
+               for theirs, ours in zip(*found, strict=True))  # fmt: skip
+
+
+def test_a_changed_weight_or_size_is_packed_again(packings):
+    x, weight, bias, *how = arguments(*SHAPES[1])
+    conv = nn.Conv2d(5, 7, 3, 2, 1).requires_grad_(False)
+    for change in (lambda: None, lambda: conv.weight.mul_(2), lambda: conv.load_state_dict({"weight": weight, "bias": bias})):
+        change()
+        for _ in range(2):
+            assert near(ops.conv2d(x, conv.weight, conv.bias, *how), F.conv2d(x, conv.weight, conv.bias, *how))
+    larger = torch.cat([x, x]).to(memory_format=torch.channels_last)
+    assert near(ops.conv2d(larger, conv.weight, conv.bias, *how), F.conv2d(larger, conv.weight, conv.bias, *how))
+    assert len(packings) == 4
+
+
+def test_other_layouts_keep_theirs(packings):
+    x, weight, bias, *how = arguments(*SHAPES[1], torch.contiguous_format)
+    assert torch.equal(ops.conv2d(x, weight, bias, *how), expected := F.conv2d(x, weight, bias, *how))
+    assert ops.conv2d(x, weight, bias, *how).stride() == expected.stride()
+    assert not packings
+
+
+def test_what_trains_or_is_not_float32_takes_pytorchs_way(packings):
+    x, weight, bias, *how = arguments(*SHAPES[0])
+    for leaf in (weight, bias):
+        leaf.requires_grad_()
+        (grad,) = torch.autograd.grad(ops.conv2d(x, weight, bias, *how).square().sum(), leaf)
+        assert torch.equal(grad, torch.autograd.grad(F.conv2d(x, weight, bias, *how).square().sum(), leaf)[0])
+        leaf.requires_grad_(False)
+    wide = [tensor.double() for tensor in (x, weight, bias)]
+    assert torch.equal(ops.conv2d(*wide, *how), F.conv2d(*wide, *how))
+    with torch.inference_mode():
+        assert near(ops.conv2d(x.clone(), weight.clone(), None, *how), F.conv2d(x, weight, None, *how))
+    assert ops.conv2d(x[:0], weight, bias, *how).shape == (0, 32, 8, 8)
+    assert not packings
+
+
+def test_who_looks_on_sees_pytorchs_convolution(packings):
+    x, weight, bias, *how = arguments(*SHAPES[0])
+    with ops.backend("reference"):
+        assert torch.equal(ops.conv2d(x, weight, bias, *how), F.conv2d(x, weight, bias, *how))
+    with FlopCounterMode(display=False) as counter:
+        ops.conv2d(x, weight, bias, *how)
+    assert counter.get_total_flops() == 2 * 9 * 16 * 32 * 8 * 8
+    with FakeTensorMode() as mode:
+        assert ops.conv2d(mode.from_tensor(x), mode.from_tensor(weight), None, *how).shape == (1, 32, 8, 8)
+    assert torch.func.vmap(lambda one: ops.conv2d(one, weight, bias, *how))(x[None]).shape == (1, 1, 32, 8, 8)
+    assert not packings
+
+
+def test_without_onednn_it_is_pytorchs(monkeypatch, packings):
+    x, weight, bias, *how = arguments(*SHAPES[0])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.equal(ops.conv2d(x, weight, bias, *how), F.conv2d(x, weight, bias, *how))
+    assert not packings
