@@ -22,6 +22,7 @@ class Capture(Protocol):
     """Records `work` and returns what replays it. `work` reads and writes tensors that outlive it, and nothing on the host."""
 
     most_graphs: int | None  # that are kept for one purifier, the last ones used
+    refused: str | None  # why work could not be recorded, where that shows only later; it then runs as it is
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]: ...
 
@@ -45,6 +46,7 @@ class CudaCapture:
     """
 
     most_graphs: int | None = None
+    refused: str | None = None  # it raises at once
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

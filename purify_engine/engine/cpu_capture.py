@@ -34,35 +34,64 @@ Call = Callable[[], object]
 
 
 class CpuCapture:
-    """Records work on the CPU after one run of it, in which weights are packed and tables filled. Replays must not overlap."""
+    """Records work on the CPU as it runs: no run is spent on the recording. Replays must not overlap.
+
+    The first call of what it returns runs the work, and so packs weights and fills tables; the second is recorded; all others
+    replay. Work that cannot be recorded goes on running, and `refused` says why.
+    """
 
     most_graphs: int | None = 4  # each holds the memory of a step
 
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        work()
-        recorder = _Recorder()
-        with cpp.heard(recorder.launched), recorder:
-            work()
-        return partial(_replay, tuple(recorder.calls), recorder.memory)
+    def __init__(self) -> None:
+        self.refused: str | None = None
+
+    def __call__(self, work: Callable[[], None]) -> Recording:
+        return Recording(work, self)
 
     def bucket(self, batch: int) -> int:
         """The batch that `batch` images are padded to: on a CPU every image costs its time."""
         return batch
 
 
-@torch.no_grad()
-def _replay(calls: tuple[Call, ...], memory: _Memory) -> None:
-    for call in calls:
-        call()
+class Recording:
+    """Work that is soon replayed: `calls` repeat it in `memory`, once it was recorded."""
+
+    def __init__(self, work: Callable[[], None], capture: CpuCapture) -> None:
+        self._work, self._capture = work, capture
+        self._is_warm = False
+        self.calls: list[Call] | None = None
+        self.memory = _Memory()
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        if self.calls is not None:
+            for call in self.calls:
+                call()
+        elif not self._is_warm or self._capture.refused:
+            self._work()
+            self._is_warm = True
+        else:
+            self._record()
+
+    def _record(self) -> None:
+        recorder = _Recorder(self.memory)
+        try:
+            with cpp.heard(recorder.launched), recorder:
+                self._work()
+        except CaptureError as error:
+            self._capture.refused = str(error)
+            self._work()  # which changes what outlives it at its end, if it got there
+        else:
+            self.calls = recorder.calls
 
 
 class _Recorder(TorchDispatchMode):
     """Notes in `calls` what repeats everything that runs under it."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: _Memory) -> None:
         super().__init__()
         self.calls: list[Call] = []
-        self.memory = _Memory()
+        self.memory = memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

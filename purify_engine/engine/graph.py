@@ -77,6 +77,8 @@ class GraphRunner:
             if visited is not None:
                 visited.append(graph.x_t.clone())
             graph.replay()
+        if (reason := self._capture(x_t.device).refused) is not None:
+            raise CaptureError(reason)
         return graph.x_t
 
     def adjoint(

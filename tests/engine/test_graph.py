@@ -41,7 +41,7 @@ def reverse_loop(*arguments):
 class FakeCapture:
     """Warms up as CUDA graphs do, and replays by running the work again. Counts both."""
 
-    most_graphs = None
+    most_graphs = refused = None
     bucket = staticmethod(bucket_of)
 
     def __init__(self):
