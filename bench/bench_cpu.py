@@ -1,6 +1,6 @@
 """The fastest purifier on a CPU: the engine beside eager PyTorch, torch.compile with freezing, ONNX Runtime and OpenVINO.
 
-    python -m bench.bench_cpu [--part unet guide step layers memory] [--threads 1 2] [--batch 1 4] [--variant engine OpenVINO]
+    python -m bench.bench_cpu [--part unet layers memory beside] [--threads 1 2] [--batch 1 4] [--variant engine OpenVINO]
 
 appends to bench/results/cpu-MACHINE.jsonl. Networks are the published ones with random weights, the same for all, in float32.
 Before anything is timed its result is compared with float64: ours may be `OURS` times as far from it as eager PyTorch, an
@@ -9,7 +9,8 @@ is the peak that shares are taken of, as it was just then. Before each call ther
 before it stop spinning: libgomp's do so for milliseconds, and two cores have none to spare.
 
 The single convolutions of part `layers` are timed cold, against oneDNN with prepacked weights; `cpu_subjects.ColdClock` says
-how. Part `memory` runs each variant in a process of its own. Nobody compiles at batches but `COMPILED`: minutes each.
+how. Part `memory` runs each variant in a process of its own. Part `beside` times a host's own work instead, after a U-Net: see
+`cpu_beside`. Nobody compiles at batches but `COMPILED`: minutes each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any
 
 import torch
 
+from bench import cpu_beside
 from bench.bench_loop import OPPONENT
 from bench.cpu_subjects import HONEST, Setting, Subject, Variant, relative_error, subject
 from bench.peers import AbsentError
@@ -42,7 +44,7 @@ OURS = 4
 SECONDS, LEAST = 6.0, 3  # a setting, all variants together
 REST = 0.05
 PEAK = "matmul"
-PARTS = ("unet", "guide", "step", "layers", "memory")
+PARTS = ("unet", "guide", "step", "layers", "memory", "beside")
 CIFAR, GUIDES = "ddpm-cifar10", ("wrn-28-10", "resnet18")
 COMPILED = (1, 8)
 # (batch, pixels, layer): the gates of at least 16 px, then of 8 px
@@ -87,6 +89,8 @@ def measure_all(run: Run, threads: int, chosen: Any) -> None:
             run.note(str(setting), "not measured: no time left")
         elif setting.part == "memory":
             measure_memory(run, setting, chosen.variant)
+        elif setting.part == "beside":
+            measure_beside(run, setting)
         else:
             measure(run, setting, subject(setting, toy=run.toy), chosen.variant)
 
@@ -99,6 +103,7 @@ def settings(run: Run, threads: int, chosen: Any) -> Iterator[Setting]:
         "step": [(f"{CIFAR} + {guide}", batch, 32) for guide in GUIDES for batch in chosen.batch or (1, 8)],
         "layers": [(name, batch, px) for batch, px, name in LAYERS if chosen.batch is None or batch in chosen.batch],
         "memory": [(CIFAR, batch, 32) for batch in chosen.batch or (1, 8)],
+        "beside": [(CIFAR, batch, 32) for batch in chosen.batch or (1,)],
     }
     for part in chosen.part:
         found = [Setting(part, *what, threads) for what in known[part]]
@@ -223,6 +228,16 @@ def measure_memory(run: Run, setting: Setting, only: list[str] | None) -> None:
         peak, resident = (told[key] / 2**20 for key in ("peak", "resident"))
         text = f"{setting}  {name:<22} {peak:.0f} MiB at its peak, {resident:.0f} MiB between calls"
         run.figure(text, kind="memory", **vars(setting), variant=name, **told)
+
+
+def measure_beside(run: Run, setting: Setting) -> None:
+    """A host's own work after calls of the U-Net, eager and by the engine, once both are near float64."""
+    label = f"toy {setting}" if run.toy else str(setting)
+    asked = subject(replace(setting, part="unet"), toy=run.toy)
+    with torch.no_grad():
+        found = built(run, label, asked, [HONEST, "engine"])
+        calls = {name: found[name].call for name in compared(run, label, asked, found)}
+        cpu_beside.measure(run, label, setting, calls, rest=0.0 if run.toy else REST)
 
 
 def held(setting: Setting, variant: str, *, toy: bool) -> dict[str, Any]:

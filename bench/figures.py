@@ -1,6 +1,6 @@
-"""Numbers are generated, never typed: fills the marked blocks of README.md and docs/ from bench/results.
+"""Numbers are generated, never typed: fills the marked blocks of README.md and docs/, and draws, from bench/results.
 
-    python -m bench.figures            write every block again
+    python -m bench.figures            write every block and drawing again
     python -m bench.figures --check    only say which are out of date; exit code 1 if any is
 
 A block stands between `<!-- generated:NAME -->` and `<!-- /generated:NAME -->`; NAME is one of `FIGURES`.
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bench import report, report_cpu
+from bench import growth_chart, report, report_cpu
 from purify_engine.evaluation.defences import GUIDE_ALONE, OURS, RIVALS
 from purify_engine.evaluation.protocol import Cell, read_cells
 from purify_engine.evaluation.report import figure, render_by_attack, render_table
@@ -82,12 +82,15 @@ FIGURES: dict[str, Callable[[], str]] = {
     "cpu-guided-step": report_cpu.cpu_guided_step,
     "cpu-layers": report_cpu.cpu_layers,
     "cpu-memory": report_cpu.cpu_memory,
+    "cpu-beside": report_cpu.cpu_beside,
     "gpu-targets": report.gpu_targets,
     "gpu-steps": report.gpu_steps,
     "gpu-ops": report.gpu_ops,
     "gpu-probe": report.gpu_probe,
     "gpu-checks": report.gpu_checks,
 }
+# Files that are drawn whole; nothing is written where nothing was measured
+DRAWINGS: dict[Path, Callable[[], str]] = {ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth}
 
 
 def digits_cells() -> list[Cell]:
@@ -117,14 +120,22 @@ def documents() -> list[Path]:
     return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 
 
+def outdated() -> dict[Path, str]:
+    """Every file that is not what the results give, with what they give."""
+    given = {path: filled(path.read_text()) for path in documents()}
+    given |= {path: text for path, drawn in DRAWINGS.items() if (text := drawn())}
+    return {path: text for path, text in given.items() if not path.exists() or path.read_text() != text}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a block is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if anything is out of date")
     check = parser.parse_args().check
-    stale = {path: new for path in documents() if (new := filled(path.read_text())) != path.read_text()}
+    stale = outdated()
     for path, new in stale.items():
         print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(new)
     return 1 if check and stale else 0
 

@@ -40,11 +40,11 @@ class Machine:
             found[key] = record
         return list(found.values())
 
-    def together(self, variants: Sequence[str], kind: str = "loop", **wanted: Any) -> list[Record] | None:
-        """A line of each variant, all of the latest run that has them all."""
+    def together(self, variants: Sequence[str], kind: str = "loop", by: str = "variant", **wanted: Any) -> list[Record] | None:
+        """A line of each variant, which is what stands at `by`, all of the latest run that has them all."""
         runs: dict[str, dict[str, Record]] = {}
         for record in self.of(kind=kind, **wanted):
-            runs.setdefault(record["run"], {})[record["variant"]] = record
+            runs.setdefault(record["run"], {})[record[by]] = record
         whole = [run for _, run in sorted(runs.items()) if all(variant in run for variant in variants)]
         return [whole[-1][variant] for variant in variants] if whole else None
 

@@ -5,7 +5,9 @@ As everywhere a ratio is of medians, within one run, and from the latest run tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from bench import report
 from bench.report import Machine, Record, Target, markdown
@@ -18,7 +20,7 @@ FROM_16_PIXELS = ((1, 32, "128->128"), (1, 16, "256->256"), (1, 16, "512->256"),
 OF_8_PIXELS = ("256->256", "640->640")
 
 
-def _to_best(machine: Machine, theirs: Sequence[str], **where: object) -> float | None:
+def _to_best(machine: Machine, theirs: Sequence[str], **where: Any) -> float | None:
     """Times as fast as the best of `theirs`, all of them in the run: an opponent left out is no opponent beaten."""
     found = machine.together(("engine", *theirs), kind="cpu", **where)
     return min(record["median"] for record in found[1:]) / found[0]["median"] if found else None
@@ -87,10 +89,7 @@ def cpu_unet() -> str:
 
 def _growth(machine: Machine) -> str:
     """Milliseconds an image, a row a variant: batches at 32 pixels, then larger images, of the run that measured most."""
-    lines = machine.of(kind="cpu", part="unet")
-    runs = [record["run"] for record in lines]
-    fullest = max(reversed(runs), key=runs.count, default=None)
-    lines = [record for record in lines if record["run"] == fullest]
+    lines = fullest(machine.of(kind="cpu", part="unet"))
     places = sorted({(record["pixels"], record["batch"]) for record in lines})
     cells = {(r["threads"], r["variant"], (r["pixels"], r["batch"])): 1e3 * r["median"] / r["batch"] for r in lines}
     rows = []
@@ -99,6 +98,13 @@ def _growth(machine: Machine) -> str:
         rows.append((str(threads), variant, *("–" if value is None else _digits(value) for value in found)))
     header = ("threads", "ms an image", *(f"batch {batch}, {pixels} px" for pixels, batch in places))
     return markdown(header, rows, left=(1,)) if rows else ""
+
+
+def fullest(lines: Sequence[Record]) -> list[Record]:
+    """Those of the run that has the most of them, the latest of equals."""
+    runs = Counter((record["run"], record["machine"]) for record in lines)
+    most = max(runs, key=lambda run: (runs[run], run), default=None)
+    return [record for record in lines if (record["run"], record["machine"]) == most]
 
 
 def cpu_guides() -> str:
@@ -151,6 +157,24 @@ def cpu_memory() -> str:
             rows.append((record["name"], str(record["batch"]), str(record["threads"]), record["variant"], *sizes))
         header = ("network", "batch", "threads", "variant", "MiB at the peak", "MiB between calls")
         return markdown(header, rows, left=(0, 3)) if rows else ""
+
+    return _by_machine(table)
+
+
+def cpu_beside() -> str:
+    """A host's own work alone, and right after a U-Net."""
+
+    def table(machine: Machine) -> str:
+        rows = []
+        for record in machine.latest("name", "host", "batch", "threads", kind="beside"):
+            where = {key: record[key] for key in ("name", "host", "batch", "threads")}
+            found = machine.together(("nothing", EAGER[0], "engine"), kind="beside", by="after", **where)
+            if found:
+                times = (" ± ".join(_digits(1e3 * line[key]) for key in ("median", "spread")) for line in found)
+                ratio = found[2]["median"] / found[0]["median"]
+                rows.append((record["host"], str(record["batch"]), str(record["threads"]), *times, f"{ratio:.2f}×"))
+        header = ("host's work", "U-Net's batch", "threads", "ms alone", "after eager", "after the engine", "engine to alone")
+        return markdown(header, rows, left=(0,)) if rows else ""
 
     return _by_machine(table)
 

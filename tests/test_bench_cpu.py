@@ -1,14 +1,13 @@
-"""The benchmark of CPUs: a dry run through its code, wrong variants found, who is absent said, tables from lines."""
+"""The benchmark of CPUs: a dry run through its code, wrong variants found, who is absent said."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bench_cpu, cpu_peers, cpu_subjects, figures, report, report_cpu, tune_cpu
+from bench import bench_cpu, cpu_beside, cpu_peers, cpu_subjects, report_cpu, tune_cpu
 from bench.bench_cpu import HONEST
 from bench.cpu_subjects import Setting, Subject, Variant
 from bench.run import begin, parser
@@ -17,6 +16,7 @@ from purify_engine.ops import cpp
 
 ROOT = Path(__file__).parent.parent
 UNET, STEP = report_cpu.UNET, report_cpu.STEP
+AFTER = (cpu_beside.ALONE, HONEST, "engine")
 EAGER = {"eager fp32", "eager channels_last"}
 
 
@@ -54,6 +54,35 @@ def test_every_part_runs_at_toy_size(part, variants, tmp_path, monkeypatch):
     checks = [line for line in found if line["kind"] == "check"]
     assert len(checks) == len(variants) and all(check["ok"] for check in checks)
     assert torch.get_num_threads() == threads
+
+
+def test_a_hosts_own_work_is_timed_alone_and_after_each_at_toy_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_cpu, "toys", lambda found, toys=bench_cpu.toys: list(toys(found))[:1])
+    threads = torch.get_num_threads()
+    assert bench_cpu.main(["--toy", "--part", "beside", "--threads", "1", "--results", str(tmp_path)]) == 0
+    told = [line for line in read_records(sorted(tmp_path.glob("cpu-*.jsonl"))) if line["kind"] == "beside"]
+    hosts = cpu_beside.works(toy=True)
+    assert [(line["host"], line["after"]) for line in told] == [(host, name) for host in hosts for name in AFTER]
+    for line in told:
+        assert (line["part"], line["name"], line["batch"], line["threads"]) == ("beside", UNET, 1, 1)
+        assert line["n"] == cpu_beside.TOY_ROUNDS and line["median"] > 0 and line["spread"] >= 0
+    assert torch.get_num_threads() == threads
+
+
+def test_a_hosts_work_comes_right_after_the_call_and_alone_is_timed(monkeypatch):
+    order = []
+    monkeypatch.setattr(cpu_beside.time, "sleep", lambda seconds: order.append(seconds))
+    monkeypatch.setattr(cpu_beside, "wall_clock", lambda call: order.append("timed") or call() or 7.0)
+    clock = cpu_beside.right_after(lambda: order.append("work"), rest=0.05)
+    assert clock(lambda: order.append("before")) == 7.0
+    assert order == [0.05, "before", "timed", "work"]
+
+
+def test_nobody_is_timed_before_a_hosts_work_who_is_wrong(run, monkeypatch):
+    asked = subject(eager=torch.ones(4), engine=torch.full((4,), 1.1))
+    monkeypatch.setattr(bench_cpu, "subject", lambda setting, toy: asked)
+    bench_cpu.measure_beside(run, Setting("beside", UNET, 1, 8))
+    assert {line["after"] for line in lines(run, "beside")} == {cpu_beside.ALONE, HONEST} and len(run.failed) == 1
 
 
 def test_a_gradient_says_who_has_none(run):
@@ -141,88 +170,6 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     found = [line for line in read_records(sorted(tmp_path.glob("*.jsonl"))) if line["kind"] == "memory"]
     assert [(line["batch"], line["variant"]) for line in found] == [(1, HONEST), (1, "engine"), (2, HONEST), (2, "engine")]
     assert all(line["peak"] >= line["resident"] for line in found)
-
-
-# Tables
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """An empty folder of results, and how to add a run to it."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    monkeypatch.setitem(report.by_machine.__kwdefaults__, "results", folder)
-
-    def add(day, *records):
-        about = {"machine": "a CPU, 2 threads", "run": f"2030-01-{day:02}T00:00:00+00:00"}
-        card = {**about, "kind": "machine", "device": "cpu", "toy": False}
-        with (folder / "cpu-a.jsonl").open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in (card, *({**about, **line} for line in records)))
-
-    return add
-
-
-def line(variant, milliseconds, batch=1, part="unet", name=UNET, pixels=32, threads=2, steps=1):
-    about = {"part": part, "name": name, "batch": batch, "pixels": pixels, "threads": threads, "variant": variant, "steps": steps}
-    measured = {"median": 1e-3 * milliseconds, "spread": 1e-4 * milliseconds, "gflops": 90.0, "share": 1.5, "error": 1e-6}
-    return {**about, "kind": "cpu", "case": f"{part} {name} {batch} {pixels} {threads}", **measured}
-
-
-def verdicts():
-    rows = [row.strip("| ").split(" | ") for row in report_cpu.cpu_targets().splitlines() if row.startswith("|")]
-    return {row[0]: row[3:] for row in rows[2:]}
-
-
-def test_nothing_measured_is_one_line(results):
-    for name in ("cpu-targets", "cpu-unet", "cpu-guides", "cpu-guided-step", "cpu-layers", "cpu-memory"):
-        assert figures.FIGURES[name]() == report_cpu.NOT_YET
-
-
-def test_targets_of_networks_take_the_best_of_the_opponents_in_one_run(results):
-    results(1, line("engine", 10), line("eager fp32", 20), line("OpenVINO", 14), line("ONNX Runtime", 16))
-    results(2, line("engine", 10, 8), line("eager fp32", 30, 8), line("OpenVINO", 30, 8))
-    found = verdicts()
-    assert found["U-Net against eager NCHW, batch 1, 2 threads"] == ["2×", "met"]
-    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 1, 2 threads"] == ["1.4×", "**missed**"]
-    assert found["U-Net against eager NCHW, batch 8, 2 threads"] == ["3×", "stretch reached"]
-    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 8, 2 threads"] == ["–", "not measured"]
-    assert len(found) == len(report_cpu.TARGETS)
-
-
-def test_targets_of_steps_and_layers_take_the_worst_of_their_cases(results):
-    steps = [
-        line(variant, milliseconds, batch, "step", STEP, steps=2)
-        for batch, theirs in ((1, 40), (8, 30))
-        for variant, milliseconds in (("engine", 10), ("naive loop", theirs), ("eager fp32", 30), ("eager channels_last", 28))
-    ]
-    layers = [
-        line(variant, milliseconds, batch, "layers", name, 8, threads=1)
-        for batch, name, theirs in ((1, "256->256", 2.3), (1, "640->640", 2.1), (8, "256->256", 4.0))
-        for variant, milliseconds in (("engine", 1.0), ("oneDNN prepacked", theirs))
-    ]
-    results(1, *steps, *layers)
-    found = verdicts()
-    assert found["DDPM + WRN step against the naive loop, worse of batch 1, 8"] == ["3×", "**missed**"]
-    assert found["DDPM + WRN step against the better eager layout, frozen, worse of batch 1, 8"] == ["2.8×", "stretch reached"]
-    assert found["cold layers of 8 px, batch 1, the worse"] == ["2.1×", "met"]
-    assert found["cold layers of 8 px, batch 8, the worse"] == ["–", "not measured"]
-    assert "| 1 | 8 | 1 | engine | 1 ± 0.1 | 90 | 150 % | 2.30× | 1.0e-06 |" in report_cpu.cpu_layers()
-    assert "| engine | 5 ± 0.5 |" in report_cpu.cpu_guided_step()
-
-
-def test_growth_with_batch_and_resolution_is_a_row_a_variant(results):
-    results(1, line("engine", 10), line("engine", 64, 8), line("engine", 40, pixels=64), line("OpenVINO", 20))
-    text = report_cpu.cpu_unet()
-    assert "| threads | ms an image | batch 1, 32 px | batch 8, 32 px | batch 1, 64 px |" in text
-    assert "| 2 | engine | 10 | 8 | 40 |" in text and "| 2 | OpenVINO | 20 | – | – |" in text
-    results(2, line("engine", 1, 8))  # a part of another run
-    assert "| 2 | engine | 10 | 8 | 40 |" in report_cpu.cpu_unet()
-
-
-def test_memory_is_given_in_mebibytes(results):
-    about = {"name": UNET, "batch": 1, "threads": 2, "variant": "engine"}
-    results(1, {"kind": "memory", **about, "peak": 300 * 2**20, "resident": 200 * 2**20})
-    assert "| engine | 300 | 200 |" in report_cpu.cpu_memory()
 
 
 # Tuning

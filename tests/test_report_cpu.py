@@ -1,0 +1,201 @@
+"""Tables and the drawing of the benchmark of CPUs, from made-up lines."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from bench import figures, growth_chart, report, report_cpu
+from purify_engine.benchmark.chart import Line
+
+UNET, STEP = report_cpu.UNET, report_cpu.STEP
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty folder of results, and how to add a run to it."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    monkeypatch.setitem(report.by_machine.__kwdefaults__, "results", folder)
+
+    def add(day, *records):
+        about = {"machine": "a CPU, 2 threads", "run": f"2030-01-{day:02}T00:00:00+00:00"}
+        card = {**about, "kind": "machine", "device": "cpu", "toy": False}
+        with (folder / "cpu-a.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (card, *({**about, **line} for line in records)))
+
+    return add
+
+
+def line(variant, milliseconds, batch=1, part="unet", name=UNET, pixels=32, threads=2, steps=1):
+    about = {"part": part, "name": name, "batch": batch, "pixels": pixels, "threads": threads, "variant": variant, "steps": steps}
+    measured = {"median": 1e-3 * milliseconds, "spread": 1e-4 * milliseconds, "gflops": 90.0, "share": 1.5, "error": 1e-6}
+    return {**about, "kind": "cpu", "case": f"{part} {name} {batch} {pixels} {threads}", **measured}
+
+
+def verdicts():
+    rows = [row.strip("| ").split(" | ") for row in report_cpu.cpu_targets().splitlines() if row.startswith("|")]
+    return {row[0]: row[3:] for row in rows[2:]}
+
+
+def test_nothing_measured_is_one_line(results):
+    for name in ("cpu-targets", "cpu-unet", "cpu-guides", "cpu-guided-step", "cpu-layers", "cpu-memory", "cpu-beside"):
+        assert figures.FIGURES[name]() == report_cpu.NOT_YET
+
+
+def test_targets_of_networks_take_the_best_of_the_opponents_in_one_run(results):
+    results(1, line("engine", 10), line("eager fp32", 20), line("OpenVINO", 14), line("ONNX Runtime", 16))
+    results(2, line("engine", 10, 8), line("eager fp32", 30, 8), line("OpenVINO", 30, 8))
+    found = verdicts()
+    assert found["U-Net against eager NCHW, batch 1, 2 threads"] == ["2×", "met"]
+    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 1, 2 threads"] == ["1.4×", "**missed**"]
+    assert found["U-Net against eager NCHW, batch 8, 2 threads"] == ["3×", "stretch reached"]
+    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 8, 2 threads"] == ["–", "not measured"]
+    assert len(found) == len(report_cpu.TARGETS)
+
+
+def test_targets_of_steps_and_layers_take_the_worst_of_their_cases(results):
+    steps = [
+        line(variant, milliseconds, batch, "step", STEP, steps=2)
+        for batch, theirs in ((1, 40), (8, 30))
+        for variant, milliseconds in (("engine", 10), ("naive loop", theirs), ("eager fp32", 30), ("eager channels_last", 28))
+    ]
+    layers = [
+        line(variant, milliseconds, batch, "layers", name, 8, threads=1)
+        for batch, name, theirs in ((1, "256->256", 2.3), (1, "640->640", 2.1), (8, "256->256", 4.0))
+        for variant, milliseconds in (("engine", 1.0), ("oneDNN prepacked", theirs))
+    ]
+    results(1, *steps, *layers)
+    found = verdicts()
+    assert found["DDPM + WRN step against the naive loop, worse of batch 1, 8"] == ["3×", "**missed**"]
+    assert found["DDPM + WRN step against the better eager layout, frozen, worse of batch 1, 8"] == ["2.8×", "stretch reached"]
+    assert found["cold layers of 8 px, batch 1, the worse"] == ["2.1×", "met"]
+    assert found["cold layers of 8 px, batch 8, the worse"] == ["–", "not measured"]
+    assert "| 1 | 8 | 1 | engine | 1 ± 0.1 | 90 | 150 % | 2.30× | 1.0e-06 |" in report_cpu.cpu_layers()
+    assert "| engine | 5 ± 0.5 |" in report_cpu.cpu_guided_step()
+
+
+def test_growth_with_batch_and_resolution_is_a_row_a_variant(results):
+    results(1, line("engine", 10), line("engine", 64, 8), line("engine", 40, pixels=64), line("OpenVINO", 20))
+    text = report_cpu.cpu_unet()
+    assert "| threads | ms an image | batch 1, 32 px | batch 8, 32 px | batch 1, 64 px |" in text
+    assert "| 2 | engine | 10 | 8 | 40 |" in text and "| 2 | OpenVINO | 20 | – | – |" in text
+    results(2, line("engine", 1, 8))  # a part of another run
+    assert "| 2 | engine | 10 | 8 | 40 |" in report_cpu.cpu_unet()
+
+
+def test_memory_is_given_in_mebibytes(results):
+    about = {"name": UNET, "batch": 1, "threads": 2, "variant": "engine"}
+    results(1, {"kind": "memory", **about, "peak": 300 * 2**20, "resident": 200 * 2**20})
+    assert "| engine | 300 | 200 |" in report_cpu.cpu_memory()
+
+
+def beside(after, milliseconds, host="matmul", batch=1, threads=2):
+    about = {"kind": "beside", "part": "beside", "name": UNET, "batch": batch, "pixels": 32, "threads": threads}
+    return {**about, "host": host, "after": after, "median": 1e-3 * milliseconds, "spread": 1e-4 * milliseconds}
+
+
+def test_a_hosts_own_work_is_a_row_a_work_of_one_run(results):
+    results(1, beside("nothing", 10), beside("eager fp32", 11), beside("engine", 10.5), beside("engine", 3, "conv2d"))
+    assert "| matmul | 1 | 2 | 10 ± 1 | 11 ± 1.1 | 10.5 ± 1.05 | 1.05× |" in report_cpu.cpu_beside()
+    results(2, beside("engine", 99), beside("nothing", 99))  # eager PyTorch is lacking
+    text = report_cpu.cpu_beside()
+    assert "99" not in text and "conv2d" not in text
+
+
+# The drawing
+
+
+def grown():
+    """Cost an image: the engine's 10 ms fall to 5 at batch 4, and rise to 40 at 64 px; others are slower."""
+    costs = {"OpenVINO": 3.0, "engine": 1.0, "<b> & co": 2.0}
+    places = ((1, 32, 10.0), (4, 32, 20.0), (16, 32, 80.0), (1, 64, 40.0))
+    return [line(name, factor * ms, batch, pixels=px) for name, factor in costs.items() for batch, px, ms in places]
+
+
+def drawn(folder):
+    """The panels of what is drawn from the lines of a folder."""
+    return growth_chart.panels(growth_chart.chosen(report.machines(folder)))
+
+
+def test_points_stand_where_the_lines_say(results, tmp_path):
+    results(1, *grown())
+    batches, sizes = drawn(tmp_path / "results")
+    for panel, places, costs in ((batches, ["1", "4", "16"], [10, 5, 5]), (sizes, ["32", "64"], [10, 40])):
+        assert [tick.label for tick in panel.x_ticks] == places
+        engine = panel.lines[0]
+        assert (engine.name, engine.index) == ("engine", 0)
+        assert [x for x, _, _ in engine.points] == [tick.at for tick in panel.x_ticks]
+        zero, most = panel.y_ticks[0], panel.y_ticks[-1]
+        assert zero.label == "0" and float(most.label) >= 3 * max(costs)
+        scale = (zero.at - most.at) / float(most.label)
+        assert [zero.at - y for _, y, _ in engine.points] == pytest.approx([scale * cost for cost in costs])
+    first, second, third = (tick.at for tick in batches.x_ticks)
+    assert second - first == pytest.approx(third - second)  # 1, 4, 16: the batch's logarithm
+    assert batches.lines[0].points[1][2] == "engine, batch 4: 5 ms an image"
+
+
+def test_every_variant_is_named_and_escaped_and_nothing_is_fetched(results, tmp_path):
+    results(1, *grown(), line("torch.compile", 15))
+    text = growth_chart.growth(tmp_path / "results")
+    root = ET.fromstring(text)
+    names = [node.text for node in root.iter(f"{SVG}text") if node.get("class") == "name"]
+    assert sorted(names) == sorted(2 * ["<b> & co", "OpenVINO", "engine"])  # one at one place only has no line
+    assert names[2] == names[5] == "engine"  # drawn last, over the others
+    assert "<b>" not in text and "<script" not in text and "http" not in text.replace(SVG.strip("{}"), "")
+    said = {node.text for node in root.iter(f"{SVG}text")}
+    assert {"ms an image", "images in a batch, at 32 px", "pixels a side, at batch 1", "U-Net ddpm-cifar10 on 2 threads"} <= said
+    assert root.find(f"{SVG}rect").get("fill").startswith("#")  # opaque: it is read on white and on dark
+    assert text == growth_chart.growth(tmp_path / "results")
+
+
+def test_the_run_that_measured_most_is_drawn_on_two_threads_where_there_are_two(results, tmp_path):
+    results(1, *grown(), line("engine", 77, threads=4), line("engine", 99, threads=1))
+    results(2, line("engine", 1), line("guide", 1, part="guide"))
+    found = growth_chart.chosen(report.machines(tmp_path / "results"))
+    assert len(found) == len(grown()) and {record["threads"] for record in found} == {2}
+    results(3, *(line("engine", 1, batch, threads=threads) for batch in range(1, 20) for threads in (1, 4)))
+    assert {record["threads"] for record in growth_chart.chosen(report.machines(tmp_path / "results"))} == {4}
+
+
+def test_one_place_is_a_point(results, tmp_path):
+    results(1, line("engine", 10), line("OpenVINO", 20))
+    for panel in drawn(tmp_path / "results"):
+        assert [(found.name, len(found.points)) for found in panel.lines] == [("engine", 1), ("OpenVINO", 1)]
+        assert isinstance(panel.lines[0], Line) and panel.lines[0].points[0][0] == panel.x_ticks[0].at
+
+
+def test_names_keep_apart_near_their_lines_and_within_the_axis():
+    gap = growth_chart.GAP
+    assert growth_chart.apart({"a": 200, "b": 100, "c": 100}, 84, 318) == {"b": 100 - gap / 2, "c": 100 + gap / 2, "a": 200}
+    assert growth_chart.apart({"a": 317, "b": 318}, 84, 318) == {"a": 318 - gap, "b": 318}
+    assert growth_chart.apart({"a": 84, "b": 84}, 84, 318) == {"a": 84, "b": 84 + gap}
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers"),
+    [
+        (179, [0, 50, 100, 150, 200]),
+        (100, [0, 20, 40, 60, 80, 100]),
+        (9.99, [0, 2, 4, 6, 8, 10]),
+        (0.25, [0, 0.05, 0.1, 0.15, 0.2, 0.25]),
+    ],
+)
+def test_the_axis_has_round_numbers(most, numbers):
+    assert growth_chart.round_numbers(most) == pytest.approx(numbers)
+
+
+def test_nothing_is_drawn_or_written_where_nothing_was_measured(results, tmp_path, monkeypatch):
+    results(1, line("engine", 10, part="guide"))
+    assert growth_chart.growth(tmp_path / "results") == ""
+    path = tmp_path / "growth.svg"
+    monkeypatch.setattr(figures, "documents", list)
+    monkeypatch.setattr(figures, "DRAWINGS", {path: lambda: growth_chart.growth(tmp_path / "results")})
+    assert figures.outdated() == {}
+    results(2, *grown())
+    assert list(figures.outdated()) == [path]
+    path.write_text(figures.outdated()[path])
+    assert figures.outdated() == {}
