@@ -8,7 +8,7 @@ opponent `OPPONENT` times, and who is further is not timed. Variants are timed i
 is the peak that shares are taken of, as it was just then. Before each call there is a rest in which the threads of whoever was
 before it stop spinning: libgomp's do so for milliseconds, and two cores have none to spare.
 
-The single convolutions of part `layers` are timed cold, against oneDNN with prepacked weights; `cpu_subjects.ColdClock` says
+The single convolutions of part `layers` are timed cold, against oneDNN with prepacked weights; `cold_clock.ColdClock` says
 how. Part `memory` runs each variant in a process of its own. Part `beside` times a host's own work instead, after a U-Net: see
 `cpu_beside`. Nobody compiles at batches but `COMPILED`: minutes each.
 """
@@ -182,7 +182,8 @@ def compared(run: Run, label: str, asked: Subject, found: dict[str, Variant]) ->
         except Exception as fault:
             run.check(f"{label}: {name}", False, f"{type(fault).__name__}: {str(fault)[:300]}")
             continue
-        error = relative_error(got, truth) if got.shape == truth.shape else float("nan")
+        like = truth[: variant.images]
+        error = relative_error(got, like) if got.shape == like.shape else float("nan")
         honest = max(near.get(HONEST, error), slack)
         allowed = (OURS if name.startswith("engine") else OPPONENT) * honest + torch.finfo(torch.float32).eps
         says = f"relative error {error:.3g} to float64, allowed {allowed:.3g}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import bench_loop, cpu_peers
+from bench.cold_clock import ColdClock
 from bench.cpu_peers import NO_BACKWARD, Call
 from purify_engine import ops  # noqa: F401  (registers torch.ops.purify)
 from purify_engine.benchmark.eager_baseline import BASELINES, EagerPurifier, gaussian
@@ -33,15 +34,19 @@ from purify_engine.types import NoiseKey
 
 HONEST = "eager fp32"  # its error is float32's own
 COMPARED = 2  # images of a batch that are computed in float64
-FLUSH = 100 * 2**20  # bytes; more than any cache of the processors meant here
+GRADIENTS = 8  # of a guide: more, since single ReLUs decide how far each is from float64
 STEPS = 2  # of a purification that is timed
 
 
 class Variant(NamedTuple):
-    """What is timed, and what is compared: the same but for a purification, which is compared with given noise."""
+    """What is timed, and what is compared: the same but for a purification, which is compared with given noise.
+
+    images: how many of the truth's the comparison has, where it has not all.
+    """
 
     call: Call
     compared: Call
+    images: int | None = None
 
 
 @dataclass
@@ -142,36 +147,69 @@ def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject
     Of the millions of ReLUs in a large guide some stand within a rounding of zero, and fall on either side. Each moves the whole
     gradient by far more than a rounding, in honest arithmetic too: `_slack` measures how far.
     """
-    purifier = random_purifier(*_configs("", name, toy), _config())
-    x, x_t = (_images(setting, seed) for seed in (1, 2))
-    own = AdversarialGuide(purifier.guide, purifier.config.guidance)
-    target, plan, noise = own.target(x), purifier.plan(), NoiseKey(purifier.seed, torch.arange(setting.batch))
-    network = {name: partial(_pull, purifier, x=x, x_t=x_t, **how) for name, how in EAGER.items()}
-    makers = {name: lambda make=make: _same(make()) for name, make in network.items()}
-    makers["torch.compile"] = lambda: _same(_pull(purifier, x, x_t, channels_last=True, compiled=True, toy=toy))
-    makers |= _ours(lambda: own.grad(x_t, None, target, plan, plan.steps[0], noise))
-    few, noisy = (images[:COMPARED].double() for images in (x, x_t))
+    purifier, number = random_purifier(*_configs("", name, toy), _config()), 1 if toy else -(-GRADIENTS // setting.batch)
+    draws = [(_images(setting, 2 * n + 1), _images(setting, 2 * n + 2)) for n in range(number)]
+    few, noisy = (torch.cat(images)[: COMPARED if toy else GRADIENTS].double() for images in zip(*draws, strict=True))
+    makers: dict[str, Callable[[], Variant]] = {
+        name: lambda how=how: _over(_pulls(purifier, draws, **how)) for name, how in EAGER.items()
+    }
+    makers["torch.compile"] = lambda: _over(
+        _pulls(purifier, draws[:1], channels_last=True, compiled=True, toy=toy), min(setting.batch, len(few))
+    )
+    makers |= _our_pulls(purifier, draws)
 
     def truth(seen: Tensor = noisy) -> Tensor:
-        return _pull(purifier, few, seen, dtype=torch.float64)()
+        return _pulls(purifier, [(few, seen)], dtype=torch.float64)[0]()
 
-    work = _flops(_pull(purifier, x[:1], x_t[:1])) * setting.batch
+    work = _flops(_pulls(purifier, [(draws[0][0][:1], draws[0][1][:1])])[0]) * setting.batch
     absent = dict.fromkeys(("ONNX Runtime", "OpenVINO"), NO_BACKWARD)
     return Subject(makers, truth, work, absent, slack=lambda: _slack(truth, noisy, truth()))
 
 
 EAGER: dict[str, dict[str, Any]] = {HONEST: {}, "eager channels_last": {"channels_last": True}}
+Draws = list[tuple[Tensor, Tensor]]  # images, and what is noisy of them
 
 
-def _pull(
-    purifier: GuidedPurifier, x: Tensor, x_t: Tensor, *, compiled: bool = False, toy: bool = False, **how: Any
-) -> Call:
-    """The guide's gradient by autograd on the classifier."""
+def _pulls(purifier: GuidedPurifier, draws: Draws, *, compiled: bool = False, toy: bool = False, **how: Any) -> list[Call]:
+    """The guide's gradient by autograd on the classifier, for each draw."""
     eager = EagerPurifier(purifier, **how)
-    target, row = eager.target(x), eager.row(0, x_t)
     if compiled:
         eager.objective = cpu_peers.traced(eager.objective, toy=toy)  # type: ignore[method-assign]
-    return lambda: eager.pull(x_t, x_t, target, row, gaussian, 0)  # type: ignore[return-value]
+
+    def pull(x: Tensor, x_t: Tensor) -> Call:
+        target, row = eager.target(x), eager.row(0, x_t)
+        return lambda: eager.pull(x_t, x_t, target, row, gaussian, 0)  # type: ignore[return-value]
+
+    return [pull(*draw) for draw in draws]
+
+
+def _over(calls: list[Call], images: int | None = None) -> Variant:
+    """The first is timed, all are compared."""
+    return Variant(calls[0], lambda: torch.cat([call() for call in calls]), images)
+
+
+def _our_pulls(purifier: GuidedPurifier, draws: Draws) -> dict[str, Callable[[], Variant]]:
+    """The engine's, from tensors that are loaded with one draw after the other: a recording reads where it was made."""
+    assert purifier.guide is not None
+    own = AdversarialGuide(purifier.guide, purifier.config.guidance)
+    plan, noise = purifier.plan(), NoiseKey(purifier.seed, torch.arange(len(draws[0][0])))
+    held = [tensor.clone() for tensor in (draws[0][1], *own.target(draws[0][0]))]
+
+    def load(x: Tensor, x_t: Tensor) -> None:
+        for mine, given in zip(held, (x_t, *own.target(x)), strict=True):
+            mine.copy_(given)
+
+    def variant(make: Callable[[], Variant]) -> Variant:
+        call = make().call
+
+        def after(draw: tuple[Tensor, Tensor]) -> Tensor:
+            load(*draw)
+            return call().clone()
+
+        return Variant(call, _over([partial(after, draw) for draw in draws]).compared)
+
+    ours = _ours(lambda: own.grad(held[0], None, tuple(held[1:]), plan, plan.steps[0], noise))
+    return {name: partial(variant, make) for name, make in ours.items()}
 
 
 def steps(purifier: GuidedPurifier, batch: int) -> Subject:
@@ -222,28 +260,6 @@ def layer(setting: Setting) -> Subject:
     work = 2 * 9 * channels * out_channels * setting.pixels**2 * setting.batch
     truth = lambda: F.conv2d(few, weight.double(), bias.double(), padding=1)  # noqa: E731
     return Subject(makers, truth, work, clock=ColdClock(x))
-
-
-class ColdClock:
-    """The wall clock, on caches that hold neither weights nor anything packed, but the image, and the memory of the last result.
-
-    That memory is freed just before the call, and so is what the allocator gives it for its own.
-    """
-
-    def __init__(self, x: Tensor, flush: int = FLUSH) -> None:
-        self.x, self.flush, self.result = x, torch.zeros(flush // 4), None
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        self.flush.add_(1)
-        self.x.sum()
-        if isinstance(self.result, Tensor):
-            self.result.sum()
-        self.result = None
-
-        def kept() -> None:
-            self.result = call()
-
-        return wall_clock(kept)
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bench.cpu_subjects import ColdClock
+from bench.cold_clock import ColdClock
 from bench.run import RESULTS, Run, begin, parser
 from bench.shapes import CONVOLUTIONS, TOY, Convolution
 from purify_engine.benchmark.harness import Timing, interleaved, read_records

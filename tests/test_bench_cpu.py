@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_cpu, cpu_beside, cpu_peers, cpu_subjects, report_cpu, tune_cpu
+from bench import bench_cpu, cold_clock, cpu_beside, cpu_peers, cpu_subjects, report_cpu, tune_cpu
 from bench.bench_cpu import HONEST
 from bench.cpu_subjects import Setting, Subject, Variant
 from bench.run import begin, parser
@@ -150,7 +150,7 @@ def test_one_that_breaks_or_is_absent_stops_nobody_else(run, monkeypatch):
 
 def test_a_cold_call_comes_after_the_flush():
     seen = []
-    clock = cpu_subjects.ColdClock(torch.ones(4), flush=64)
+    clock = cold_clock.ColdClock(torch.ones(4), flush=64)
     for _ in range(2):
         clock(lambda: seen.append(float(clock.flush[0])) or torch.ones(4))
     assert seen == [1, 2] and clock.result.shape == (4,)

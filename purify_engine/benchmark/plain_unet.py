@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from purify_engine.models.blocks import (
     RESIZE,
     AttentionBlock,
+    Conv1x1,
     Conv3x3,
     Downsample,
     GroupNormSiLU,
     ResBlock,
     Stage,
+    StridedConv3x3,
     Upsample,
     add,
 )
@@ -74,7 +76,7 @@ class PlainResBlock(nn.Module):
         self.index, self.scale_shift, self.gain = block.index, block.scale_shift, block.gain
         self.resize = RESIZE[block.direction] if block.direction else None
         self.norm1, self.conv1, self.norm2, self.conv2 = map(plain, (block.norm1, block.conv1, block.norm2, block.conv2))
-        self.shortcut = block.shortcut
+        self.shortcut = plain(block.shortcut)
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
         h = F.silu(self.norm1(x))
@@ -97,12 +99,23 @@ class PlainAttention(nn.Module):
     def __init__(self, block: AttentionBlock) -> None:
         super().__init__()
         self.num_heads, self.rescale = block.num_heads, block.rescale
-        self.norm, self.qkv, self.out = plain(block.norm), block.qkv, block.out
+        self.norm, self.qkv, self.out = plain(block.norm), plain(block.qkv), plain(block.out)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.num_heads, -1)).transpose(3, 4)
         h = F.scaled_dot_product_attention(*qkv.unbind(1))
         return add(x, self.out(h.transpose(2, 3).reshape(x.shape)), self.rescale)
+
+
+class PlainDownsample(nn.Module):
+    """Every second pixel of a convolution, or a 2x2 mean."""
+
+    def __init__(self, layer: Downsample) -> None:
+        super().__init__()
+        self.pad, self.conv = layer.pad, None if layer.conv is None else plain(layer.conv)
+
+    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+        return RESIZE["down"](x) if self.conv is None else self.conv(self.pad(x))
 
 
 class PlainUpsample(nn.Module):
@@ -125,9 +138,12 @@ def plain(layer: Any) -> nn.Module:
     if isinstance(layer, Upsample):
         return PlainUpsample(layer)
     if isinstance(layer, Downsample):
-        return layer  # plain already
-    if isinstance(layer, Conv3x3):
-        return _sharing(nn.utils.skip_init(nn.Conv2d, layer.in_channels, layer.out_channels, 3, padding=1), layer)
+        return PlainDownsample(layer)
+    if isinstance(layer, (Conv1x1, Conv3x3, StridedConv3x3)):
+        channels, how = (layer.in_channels, layer.out_channels), {"stride": layer.stride, "padding": layer.padding}
+        return _sharing(nn.utils.skip_init(nn.Conv2d, *channels, layer.kernel_size, **how), layer)
+    if isinstance(layer, nn.Identity):
+        return layer
     assert isinstance(layer, GroupNormSiLU), f"no plain form of {type(layer).__name__}"
     return _sharing(nn.utils.skip_init(nn.GroupNorm, layer.num_groups, len(layer.weight), eps=layer.norm_eps), layer)
 

@@ -27,7 +27,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def conv2d(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
     """`F.conv2d`, by packed weights where they may be kept; differentiable any number of times."""
-    if not _serves(x, weight, bias):
+    if torch.compiler.is_compiling() or not _serves(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Convolution.apply(x, weight, bias, stride, padding)

@@ -107,6 +107,8 @@ def test_who_looks_on_sees_pytorchs_convolution(packings):
     with FlopCounterMode(display=False) as counter:
         ops.conv2d(x, weight, bias, *how)
     assert counter.get_total_flops() == 2 * 9 * 16 * 32 * 8 * 8
+    compiled = torch.compile(ops.conv2d, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x, weight, bias, *how), F.conv2d(x, weight, bias, *how))
     with FakeTensorMode() as mode:
         assert ops.conv2d(mode.from_tensor(x), mode.from_tensor(weight), None, *how).shape == (1, 32, 8, 8)
     assert torch.func.vmap(lambda one: ops.conv2d(one, weight, bias, *how))(x[None]).shape == (1, 1, 32, 8, 8)
