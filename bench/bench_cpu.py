@@ -33,14 +33,13 @@ import torch
 
 from bench import cpu_beside
 from bench.bench_loop import OPPONENT
-from bench.cpu_subjects import HONEST, Setting, Subject, Variant, relative_error, subject
+from bench.cpu_subjects import HONEST, OURS, Setting, Subject, Variant, relative_error, subject
 from bench.peers import AbsentError
 from bench.run import Run, begin, parser
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.harness import Timing, interleaved, wall_clock
 from purify_engine.benchmark.machine import ceilings
 
-OURS = 4
 SECONDS, LEAST = 6.0, 3  # a setting, all variants together
 REST = 0.05
 PEAK = "matmul"

@@ -33,6 +33,8 @@ from purify_engine.purifier import GuidedPurifier
 from purify_engine.types import NoiseKey
 
 HONEST = "eager fp32"  # its error is float32's own
+OURS = 4  # times as far from float64 as eager PyTorch we may be
+ROUNDING = torch.finfo(torch.float32).eps
 COMPARED = 2  # images of a batch that are computed in float64
 GRADIENTS = 8  # of a guide: more, since single ReLUs decide how far each is from float64
 STEPS = 2  # of a purification that is timed
@@ -144,8 +146,9 @@ def _in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject:
     """d/dx of the guide's objective at a noisy image, parameters frozen. The U-Net beside it is a toy: it is never run.
 
-    Of the millions of ReLUs in a large guide some stand within a rounding of zero, and fall on either side. Each moves the whole
-    gradient by far more than a rounding, in honest arithmetic too: `_slack` measures how far.
+    Of the millions of ReLUs in a large guide some stand within an error of zero, and fall on either side. Each moves its image's
+    gradient by far more than a rounding, in honest arithmetic too. So the slack is how far float64's own gradient goes when its
+    input moves by what a forward pass may be wrong, `OURS` times as far as eager PyTorch's is.
     """
     purifier, number = random_purifier(*_configs("", name, toy), _config()), 1 if toy else -(-GRADIENTS // setting.batch)
     draws = [(_images(setting, 2 * n + 1), _images(setting, 2 * n + 2)) for n in range(number)]
@@ -163,7 +166,8 @@ def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject
 
     work = _flops(_pulls(purifier, [(draws[0][0][:1], draws[0][1][:1])])[0]) * setting.batch
     absent = dict.fromkeys(("ONNX Runtime", "OpenVINO"), NO_BACKWARD)
-    return Subject(makers, truth, work, absent, slack=lambda: _slack(truth, noisy, truth()))
+    moved = OURS * _forward_error(purifier.guide, (noisy + 1) / 2)
+    return Subject(makers, truth, work, absent, slack=lambda: _slack(truth, noisy, truth(), moved))
 
 
 EAGER: dict[str, dict[str, Any]] = {HONEST: {}, "eager channels_last": {"channels_last": True}}
@@ -236,10 +240,14 @@ def steps(purifier: GuidedPurifier, batch: int) -> Subject:
     return Subject(made, lambda: compared.truth, work, per=STEPS, slack=slack)
 
 
-def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor) -> float:
-    """How far a function in float64 moves, relatively, when every pixel moves by one rounding of float32."""
-    rounding = torch.finfo(torch.float32).eps
-    return max(relative_error(function(images * (1 + way * rounding)), there) for way in (-1, 1))
+def _forward_error(network: nn.Module, images: Tensor) -> float:
+    """Of a network's logits in eager float32; `images` are float64."""
+    return relative_error(network(images.float()), _in_float64(network, (images,)))
+
+
+def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor, moved: float = ROUNDING) -> float:
+    """How far a function in float64 goes, relatively, when every pixel moves by so much, one rounding of float32 at least."""
+    return max(relative_error(function(images * (1 + way * max(moved, ROUNDING))), there) for way in (-1, 1))
 
 
 def layer(setting: Setting) -> Subject:

@@ -192,3 +192,12 @@ def test_ways_to_convolve_are_timed_and_the_table_is_made_from_the_lines(tmp_pat
 def test_the_committed_table_is_the_one_that_the_results_give():
     records = read_records(sorted((ROOT / "bench" / "results").glob("tiles-cpu-*.jsonl")))
     assert tune_cpu.TABLE.read_text() == tune_cpu.table(records)
+
+
+def test_slack_is_how_far_the_truth_goes_for_what_may_be_wrong():
+    jump = lambda x: (x > 1 + 1e-6).double() + 1  # noqa: E731
+    images = torch.ones(4, dtype=torch.float64)
+    assert cpu_subjects._slack(jump, images, jump(images)) == 0
+    assert cpu_subjects._slack(jump, images, jump(images), 1e-5) == 1
+    network = torch.nn.Linear(4, 4).requires_grad_(False)
+    assert 0 < cpu_subjects._forward_error(network, torch.rand(2, 4, dtype=torch.float64)) < 1e-6
