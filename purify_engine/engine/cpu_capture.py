@@ -3,13 +3,15 @@
 What CUDA graphs are to a GPU: while the work runs once, a dispatch mode notes every operation of PyTorch's beneath autograd, and
 the ops' own rooms tell of every launch. A replay runs the notes in order on the very memory that they were taken on, PyTorch's
 operations by their `out=` variants: the same kernels on the same numbers, so the results are equal to the bit. Views and shapes
-are not repeated. What reads a number back to Python, or makes a tensor of a size that depends on data, cannot be recorded.
+are not repeated. What reads a number back to Python, or makes a tensor of a size that depends on data, is refused. What goes past
+PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as it was: nothing of ours does.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +32,11 @@ LARGEST_FIT = 2  # a free block serves what fills at least one in so many of its
 ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
+PACK = "_reorder_convolution_weight"
+
 Call = Callable[[], object]
+
+_one_at_a_time = threading.RLock()  # what PyTorch notes of dispatch modes is not a thread's own
 
 
 class CpuCapture:
@@ -57,7 +63,8 @@ class Recording:
     """Work that is soon replayed: `calls` repeat it in `memory`, once it was recorded."""
 
     def __init__(self, work: Callable[[], None], capture: CpuCapture) -> None:
-        self._work, self._capture = work, capture
+        self._work: Callable[[], None] | None = work
+        self._capture = capture
         self._is_warm = False
         self.calls: list[Call] | None = None
         self.memory = _Memory()
@@ -67,22 +74,26 @@ class Recording:
         if self.calls is not None:
             for call in self.calls:
                 call()
-        elif not self._is_warm or self._capture.refused:
+            return
+        assert self._work is not None
+        if not self._is_warm or self._capture.refused:
             self._work()
             self._is_warm = True
         else:
-            self._record()
+            self._record(self._work)
 
-    def _record(self) -> None:
+    def _record(self, work: Callable[[], None]) -> None:
         recorder = _Recorder(self.memory)
         try:
-            with cpp.heard(recorder.launched), recorder:
-                self._work()
-        except CaptureError as error:
-            self._capture.refused = str(error)
-            self._work()  # which changes what outlives it at its end, if it got there
+            with _one_at_a_time, cpp.heard(recorder.launched), recorder:
+                work()
+        except Exception as error:  # whatever a recorder stumbles over; a real fault is raised again below
+            says = str(error) if isinstance(error, CaptureError) else f"the step could not be recorded: {error}"
+            self._capture.refused = says
+            self.memory = _Memory()
+            work()  # which changes what outlives it at its end, if it got there
         else:
-            self.calls = recorder.calls
+            self.calls, self._work = recorder.calls, None  # the work may hold what holds this recording
 
 
 class _Recorder(TorchDispatchMode):
@@ -101,13 +112,20 @@ class _Recorder(TorchDispatchMode):
         if any(tag in func.tags for tag in UNREPEATABLE):
             raise CaptureError(f"the step could not be recorded: {func} depends on what its tensors hold")
         result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name == "lift_fresh":  # a constant: what changes it in place starts from its value every time
+            constant, lifted = result.detach(), self.memory.like(result)
+            self.calls.append(partial(self.memory.kept(lifted).copy_, constant))
+            return lifted
+        if name != PACK and any(isinstance(leaf, Tensor) and leaf.is_mkldnn for leaf in tree_leaves(result)):
+            raise CaptureError(f"the step could not be recorded: {func} has a result in a layout of oneDNN's")
         given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         if all(_storage(tensor) in given for tensor in _tensors(result)):  # a view, something changed in place, or no tensor
             if func._schema.is_mutable:
                 self.calls.append(partial(func, *self._kept(args), **self._kept(kwargs)))
             return result
         moved = tree_map_only(Tensor, lambda tensor: tensor if _storage(tensor) in given else self.memory.like(tensor), result)
-        if func.overloadpacket.__name__ not in ALLOCATE:
+        if name not in ALLOCATE:
             self._note(func, self._kept(args), self._kept(kwargs), self._kept(moved))
         return moved
 
@@ -153,6 +171,8 @@ class _Memory:
 
     def kept(self, tensor: Tensor) -> Tensor:
         """`tensor` for a call to keep: of a block of ours it does not count as a user, of anything else it does."""
+        if tensor.is_conj() or tensor.is_neg():
+            raise CaptureError("the step could not be recorded: a lazily conjugated or negated tensor is in it")
         if tensor.is_mkldnn:  # packed weights
             return tensor
         block = self.blocks.get(_storage(tensor))

@@ -118,7 +118,8 @@ class _ReverseWalk(torch.autograd.Function):
         num_targets = len(ctx.saved_tensors) - len(walk.plan)
         target, visited = ctx.saved_tensors[:num_targets], ctx.saved_tensors[num_targets:]
         if ctx.graphs is not None:
-            adjoint, totals = ctx.graphs.adjoint(adjoint, list(visited), target, walk.plan, walk.noise, walk.guide_path)
+            with torch.autocast(adjoint.device.type, enabled=False):  # as it was on the way there, or there would be no graphs
+                adjoint, totals = ctx.graphs.adjoint(adjoint, list(visited), target, walk.plan, walk.noise, walk.guide_path)
             return adjoint, None, None, *totals
         totals = tuple(torch.zeros_like(part) for part in target)
         for step, x_t in zip(reversed(walk.plan.steps), reversed(visited), strict=True):

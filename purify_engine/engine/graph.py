@@ -24,6 +24,7 @@ from purify_engine.engine.loop import Denoiser
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.walk import Walk
 from purify_engine.models.derived import Watched
+from purify_engine.ops import cpp
 from purify_engine.ops.stamp import Stamp
 from purify_engine.types import Images, NoiseKey
 
@@ -63,7 +64,7 @@ class GraphRunner:
             batch, visited = len(x_t), list[Images]()
             x_t, noise = self._padded(x_t), NoiseKey(noise.key, self._padded(noise.ids))
             target = tuple(self._padded(part) for part in target)
-            self._graph(_AdjointGraph, x_t, target, plan, noise, guide_path)  # what cannot be captured fails here already
+            self._graph(_AdjointGraph, x_t, target, plan, noise, guide_path)  # a CUDA capture that fails does so here already
             x = self._walked(x_t, target, plan, noise, visited)
             return x[:batch].clone(), [seen[:batch] for seen in visited]
 
@@ -106,7 +107,8 @@ class GraphRunner:
         if torch.is_autocast_enabled(x_t.device.type):
             raise CaptureError(AUTOCAST)
         self._drop_stale()
-        engine = ops.forced(), torch.get_num_threads()  # who computes is captured with what
+        vectors = cpp.room.instruction_set() if cpp.room else None
+        engine = ops.forced(), torch.get_num_threads(), vectors  # who computes is captured with what
         key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, detail, engine
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(plan):

@@ -45,7 +45,8 @@ def _serves(x: Images, weight: Tensor, bias: Tensor | None) -> bool:
 def _fits(x: Images) -> bool:
     if x.is_inference() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
-    return torch.backends.mkldnn.is_available() and hasattr(_MKLDNN, "_reorder_convolution_weight")
+    wanted = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    return wanted and hasattr(_MKLDNN, "_reorder_convolution_weight")
 
 
 class _Convolution(torch.autograd.Function):
@@ -55,12 +56,14 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
     ) -> Images:
-        ctx.weight, ctx.how, ctx.shape = weight, (stride, padding), x.shape
+        ctx.save_for_backward(weight)
+        ctx.how, ctx.shape = (stride, padding), x.shape
         return _convolved(x, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return conv2d_input(ctx.shape, ctx.weight, grad, *ctx.how), None, None, None, None
+        (weight,) = ctx.saved_tensors
+        return conv2d_input(ctx.shape, weight, grad, *ctx.how), None, None, None, None
 
 
 @dataclass

@@ -149,17 +149,52 @@ def test_another_thread_is_not_recorded():
 
 def test_a_recording_keeps_what_it_reads_and_lets_go_of_it():
     out, x, weight = torch.empty(6, 6), torch.rand(6, 6), torch.rand(6, 6)
-    expected, storage = x @ weight, weakref.ref(weight)
-    replay = CpuCapture()(lambda: store(out, x @ weight))
+    expected, held = x @ weight, [weight]
+    replay = CpuCapture()(lambda: store(out, x @ held[0]))
     replay(), replay()
-    out.zero_()
+    held.clear()
+    del weight
+    torch.rand(1000, 6, 6)
     replay()
     assert torch.equal(out, expected)
-    memory = weakref.ref(replay.memory)
-    del weight
-    del replay
-    gc.collect()
-    assert memory() is None and storage() is None
+
+
+def test_a_dropped_graph_gives_its_memory_back_at_once():
+    runner = GraphRunner(networks()[0], guides(None)["none"])
+    runner.run(images(2), plan(), noise(2))
+    ((_, graph),) = runner._graphs.items()
+    memory = weakref.ref(graph.replay.memory)
+    gc.disable()
+    try:
+        del graph
+        runner._graphs.clear()
+        assert memory() is None
+    finally:
+        gc.enable()
+
+
+def test_a_constant_that_is_changed_in_place_starts_anew():
+    recorded(lambda x: torch.tensor([1.0, 2.0]).add_(x), torch.rand(2))
+
+
+def test_whatever_stops_a_recorder_leaves_the_work_running():
+    capture, x, out = CpuCapture(), torch.rand(3, 3), torch.empty(3, 3)
+    replay = capture(lambda: store(out, x.to_sparse().to_dense() * 2))
+    for _ in range(3):
+        x.uniform_()
+        replay()
+        assert torch.equal(out, x * 2)
+    assert "could not be recorded" in capture.refused and replay.calls is None and not replay.memory.blocks
+
+
+def test_backward_under_autocast_takes_the_graphs_of_its_forward():
+    model, network = networks()
+    x, runner = images(2).requires_grad_(), GraphRunner(model, guides(network)["adversarial"])
+    out = differentiable_loop(x, plan(), model, runner.guide, noise(2), graphs=runner)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+    again = differentiable_loop(x, plan(), model, runner.guide, noise(2))
+    assert torch.equal(grad, torch.autograd.grad(again.square().sum(), x)[0])
 
 
 @pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])

@@ -66,6 +66,14 @@ def test_gradients_are_pytorchs_to_the_second_order(shape, packings):
                for theirs, ours in zip(*found, strict=True))  # fmt: skip
 
 
+def test_a_weight_changed_before_the_backward_pass_is_noticed():
+    x, weight, bias, *how = arguments(*SHAPES[1])
+    y = ops.conv2d(x.requires_grad_(), weight, bias, *how)
+    weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_a_changed_weight_or_size_is_packed_again(packings):
     x, weight, bias, *how = arguments(*SHAPES[1])
     conv = nn.Conv2d(5, 7, 3, 2, 1).requires_grad_(False)
