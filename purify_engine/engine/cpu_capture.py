@@ -10,7 +10,6 @@ PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,8 +30,7 @@ ALIGNMENT = 64  # bytes, as PyTorch aligns its own
 LARGEST_FIT = 2  # a free block serves what fills at least one in so many of its bytes
 ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-
-PACK = "_reorder_convolution_weight"
+PACK = "_reorder_convolution_weight"  # the one op whose result may be in a layout of oneDNN's: a weight, laid out once
 
 Call = Callable[[], object]
 
@@ -200,7 +198,7 @@ def _viewed(memory: Tensor, like: Tensor, offset: int) -> Tensor:
 
 def _extent(tensor: Tensor) -> int:
     """Elements from the first to the last of a tensor."""
-    reach = (math.prod((size - 1, stride)) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = ((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return 1 + sum(reach) if tensor.numel() else 0
 
 
