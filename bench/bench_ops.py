@@ -26,7 +26,8 @@ from purify_engine.benchmark.harness import Timing, clocks, interleaved
 from purify_engine.benchmark.machine import ceilings
 from purify_engine.ops.registry import OPS
 from purify_engine.testing.agreement import as_tuple
-from purify_engine.testing.cases import Case, bytes_moved, flops
+from purify_engine.testing.cases import Case
+from purify_engine.testing.costs import bytes_moved, flops
 
 CIFAR_BATCHES, IMAGENET_BATCHES = (1, 64, 256), (1, 8)
 SECONDS = 0.5  # a case and state of the cache, for all engines together
@@ -43,6 +44,8 @@ CPU_CASES = (
     Case("conv3x3", (1, 128, 32, 32), variant="norm-bias-residual", num_groups=32),
     Case("conv3x3", (8, 256, 8, 8), variant="norm-bias-residual", num_groups=32),
     Case("conv3x3_backward", (8, 320, 16, 16)),
+    Case("relu_conv3x3", (8, 320, 16, 16), variant="line-bias-residual"),
+    Case("relu_conv3x3_backward", (8, 320, 16, 16), variant="line"),
     Case("to_images", (16, 3, 32, 32)),
 )
 

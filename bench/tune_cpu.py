@@ -83,7 +83,7 @@ def measure(run: Run, isa: str, batch: int, conv: Convolution) -> None:
     def convolved(way: Way) -> torch.Tensor:
         if way is None:
             return layers.convolved(x, weight, bias, None, None, 1.0, False)
-        return conv3x3_winograd.convolved(x, weight, (bias, None, None), 1.0, False, way, flip=False)
+        return conv3x3_winograd.convolved(x, weight, way, bias=bias)
 
     with torch.no_grad():
         calls = {way: partial(convolved, way) for way in ways}

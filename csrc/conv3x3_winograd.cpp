@@ -114,30 +114,36 @@ struct Tiles {
         all(an_image * conv.images) {}
 };
 
-// Gathers the (kResults + 2) squared inputs of a tile and transforms them: values[point * stride + channel].
-template <int kResults>
+// Gathers the (kResults + 2) squared inputs of a tile, passes them through a ReLU with `kRelu`, and transforms them:
+// values[point * stride + channel].
+template <int kResults, bool kRelu>
 void transform_inputs(float* values, int64_t stride, const Convolution& conv, const Tiles& tiles, int64_t tile, const float* zeros) {
   constexpr int kPoints = kResults + 2;
   const int64_t image = tile / tiles.an_image, place = tile % tiles.an_image;
   const int64_t top = place / tiles.across * kResults - 1, left = place % tiles.across * kResults - 1;
   const int zoom = conv.upsample ? 1 : 0;
   const int64_t width = conv.width >> zoom, height = conv.height >> zoom;
-  const float* at[kPoints][kPoints];
+  const float *at[kPoints][kPoints], *offsets[kPoints][kPoints];  // outside of the image there are zeros, which no line moves
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < kPoints; ++j) {
       const int64_t row = top + i, column = left + j;
       const bool inside = row >= 0 && row < conv.height && column >= 0 && column < conv.width;
       at[i][j] = inside ? conv.x + ((image * height + (row >> zoom)) * width + (column >> zoom)) * conv.channels : zeros;
+      if (kRelu) offsets[i][j] = inside && conv.relu.offset ? conv.relu.offset : zeros;
     }
   }
   for (int64_t channel = 0; channel < conv.channels; channel += kLanes) {
     const int64_t count = conv.channels - channel;
+    const Vector slope = kRelu && conv.relu.slope ? load(conv.relu.slope + channel, count) : Vector{} + 1.0f;
     Vector columns[kPoints][kPoints];  // [column][point]
 #pragma GCC unroll 6
     for (int j = 0; j < kPoints; ++j) {
       Vector column[kPoints];
 #pragma GCC unroll 6
-      for (int i = 0; i < kPoints; ++i) column[i] = load(at[i][j] + channel, count);
+      for (int i = 0; i < kPoints; ++i) {
+        column[i] = load(at[i][j] + channel, count);
+        if (kRelu) column[i] = relu(column[i] * slope + load(offsets[i][j] + channel, count));
+      }
       Winograd<kResults>::input(column, columns[j]);
     }
 #pragma GCC unroll 6
@@ -152,11 +158,20 @@ void transform_inputs(float* values, int64_t stride, const Convolution& conv, co
   }
 }
 
-// What follows the convolution at one place: gain (residual + y + bias + temb).
-PURIFY_INLINE Vector finished(Vector y, Vector offset, const float* residual, float gain, int64_t count) {
+// The gradient `y` behind a ReLU of lines: let through where the line at x is positive.
+PURIFY_INLINE Vector behind(const Relu& relu, Vector y, int64_t place, int64_t channel, int64_t count) {
+  const Vector x = load(relu.x + place, count);
+  if (!relu.slope) return x <= 0.0f ? Vector{} : y;
+  const Vector slope = load(relu.slope + channel, count), line = x * slope + load(relu.offset + channel, count);
+  return line <= 0.0f ? Vector{} : y * slope;
+}
+
+// What follows the convolution at one place: gain (residual + y + bias + temb), y behind a ReLU where its gradient is asked for.
+PURIFY_INLINE Vector finished(const Convolution& conv, Vector y, Vector offset, int64_t place, int64_t channel, int64_t count) {
   y += offset;
-  if (residual) y += load(residual, count);
-  return y * gain;
+  if (conv.relu.x) y = behind(conv.relu, y, place, channel, count);
+  if (conv.residual) y += load(conv.residual + place, count);
+  return y * conv.gain;
 }
 
 // Transforms a tile's products back, for `count` channels from `first`, and stores its results, as many as lie in the image.
@@ -193,7 +208,7 @@ void transform_outputs(const Convolution& conv, const Tiles& tiles, int64_t tile
       for (int j = 0; j < kResults; ++j) {
         if (j >= columns) break;
         const int64_t to = start + j * conv.out_channels;
-        store(conv.y + to, finished(results[j], offset, conv.residual ? conv.residual + to : nullptr, conv.gain, lanes), lanes);
+        store(conv.y + to, finished(conv, results[j], offset, to, here, lanes), lanes);
       }
     }
   }
@@ -270,6 +285,7 @@ void convolve(const Convolution& conv) {
   const Buffers sizes(conv, chunks, block, kSquare);
   const int64_t zeros_size = rounded_up(conv.channels, kApart), all_inputs = sizes.inputs * (alone ? conv.threads : 1);
   const int64_t own = sizes.filters + sizes.products;
+  const auto transform = conv.relu.before ? transform_inputs<kResults, true> : transform_inputs<kResults, false>;
   float* const zeros = scratch(zeros_size + all_inputs + own * conv.threads);
   std::fill(zeros, zeros + zeros_size, 0.0f);
 #pragma omp parallel num_threads(conv.threads) if (conv.threads > 1)
@@ -281,7 +297,7 @@ void convolve(const Convolution& conv) {
     for (int64_t b = alone ? thread : 0; b < blocks; b += alone ? threads : 1) {
       const int64_t first = b * block, count = std::min(block, tiles.all - first);
       for (int64_t t = alone ? 0 : thread; t < count; t += alone ? 1 : threads)
-        transform_inputs<kResults>(inputs + t * sizes.row, sizes.point, conv, tiles, first + t, zeros);
+        transform(inputs + t * sizes.row, sizes.point, conv, tiles, first + t, zeros);
       if (!alone) {
 #pragma omp barrier
       }

@@ -150,13 +150,15 @@ void conv3x3_winograd_pack(uintptr_t packed, int kept, const FilterArguments& gi
   PURIFY_RUN_WIDE(conv3x3_winograd_pack, pointer<float>(packed), kept, filters);
 }
 
-// (x, packed, bias, temb, residual), then (images, height, width, channels, out_channels, temb_stride).
+// (x, packed, bias, temb, residual), (x, slope, offset, before) of a ReLU, then (images, height, width, channels, out_channels, temb_stride).
 using ConvolutionPointers = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+using ReluArguments = std::tuple<uintptr_t, uintptr_t, uintptr_t, bool>;
 using ConvolutionSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
-void conv3x3_winograd(uintptr_t y, const ConvolutionPointers& pointers, const ConvolutionSizes& sizes, float gain, bool upsample,
-                      int results, bool kept, int64_t block, int threads) {
+void conv3x3_winograd(uintptr_t y, const ConvolutionPointers& pointers, const ReluArguments& relu, const ConvolutionSizes& sizes, float gain,
+                      bool upsample, int results, bool kept, int64_t block, int threads) {
   const auto& [x, packed, bias, temb, residual] = pointers;
+  const auto& [relu_x, slope, offset, before] = relu;
   const auto& [images, height, width, channels, out_channels, temb_stride] = sizes;
   const Convolution conv{pointer<float>(y),
                          pointer<const float>(x),
@@ -164,6 +166,7 @@ void conv3x3_winograd(uintptr_t y, const ConvolutionPointers& pointers, const Co
                          pointer<const float>(bias),
                          pointer<const float>(temb),
                          pointer<const float>(residual),
+                         {pointer<const float>(relu_x), pointer<const float>(slope), pointer<const float>(offset), before},
                          images,
                          height,
                          width,
@@ -193,7 +196,7 @@ void define_ops(py::module_& module, const std::string& dtype) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ engine room of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 2;  // purify_engine/ops/cpp.py refuses an extension built for another
+  module.attr("INTERFACE") = 3;  // purify_engine/ops/cpp.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");

@@ -57,11 +57,19 @@ struct Filters {
   int threads;
 };
 
+// A ReLU of lines, relu(slope x + offset), one line a channel; of x itself where both are null. It stands before a convolution; or, where
+// there is `x`, behind its gradient, which it lets through multiplied by the slope where the line at x is positive.
+struct Relu {
+  const float *x, *slope, *offset;
+  bool before;
+};
+
 // The arguments of conv3x3_winograd, images channels_last. `height` and `width` are the result's; `bias`, `temb` and `residual` may be
 // null. `block` tiles are worked on at a time; `kept` says that `packed` are transformed filters.
 struct Convolution {
   float* y;
   const float *x, *packed, *bias, *temb, *residual;
+  Relu relu;
   int64_t images, height, width, channels, out_channels, temb_stride, block;
   float gain;
   bool upsample, kept;

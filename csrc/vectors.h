@@ -41,6 +41,9 @@ PURIFY_INLINE void store(float* to, Vector value, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
 }
 
+// Zero where `value` is negative; what is no number stays so.
+PURIFY_INLINE Vector relu(Vector value) { return 0.0f > value ? Vector{} : value; }
+
 constexpr int64_t rounded_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
 }  // namespace purify::PURIFY_ISA

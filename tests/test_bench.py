@@ -19,7 +19,8 @@ from purify_engine.benchmark.plain_unet import PlainUNet
 from purify_engine.config import PurifierConfig
 from purify_engine.models import Classifier, UNet
 from purify_engine.ops.registry import OPS, Op
-from purify_engine.testing.cases import Case, bytes_moved, cases, flops
+from purify_engine.testing.cases import Case, cases
+from purify_engine.testing.costs import bytes_moved, flops
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -69,6 +70,8 @@ def test_the_convolutions_written_out_are_those_of_the_networks(name):
 def test_work_of_known_calls():
     conv = Case("conv3x3", (2, 16, 8, 8), torch.bfloat16, "channels_last", "norm-bias-residual", 4)
     assert flops(conv) == 2 * 9 * 16 * 16 * 2 * 64
+    for op in ("relu_conv3x3", "relu_conv3x3_backward"):
+        assert flops(Case(op, (2, 16, 8, 8), variant="line")) == 2 * 9 * 16 * 32 * 2 * 64
     assert bytes_moved(conv) == 2 * (3 * 2 * 16 * 64 + 9 * 16 * 16 + 3 * 16)  # x, residual, result; weight; bias, norm
     step = Case("guided_step", (8, 3, 32, 32), variant="guided-bfloat16-eps", keywords={"net_dtype": torch.bfloat16})
     ids_rows_and_scalars = 8 * 8 + 8 * 16 + 2 * 8

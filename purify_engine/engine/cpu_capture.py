@@ -30,7 +30,8 @@ ALIGNMENT = 64  # bytes, as PyTorch aligns its own
 LARGEST_FIT = 2  # a free block serves what fills at least one in so many of its bytes
 ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-PACK = "_reorder_convolution_weight"  # the one op whose result may be in a layout of oneDNN's: a weight, laid out once
+# The ops whose result may be in a layout of oneDNN's: a weight, laid out once.
+PACK = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
 
 Call = Callable[[], object]
 
@@ -115,7 +116,7 @@ class _Recorder(TorchDispatchMode):
             constant, lifted = result.detach(), self.memory.like(result)
             self.calls.append(partial(self.memory.kept(lifted).copy_, constant))
             return lifted
-        if name != PACK and any(isinstance(leaf, Tensor) and leaf.is_mkldnn for leaf in tree_leaves(result)):
+        if name not in PACK and any(isinstance(leaf, Tensor) and leaf.is_mkldnn for leaf in tree_leaves(result)):
             raise CaptureError(f"the step could not be recorded: {func} has a result in a layout of oneDNN's")
         given = {_storage(tensor) for tensor in _tensors((args, kwargs))}
         if all(_storage(tensor) in given for tensor in _tensors(result)):  # a view, something changed in place, or no tensor

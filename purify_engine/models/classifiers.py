@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine.config import ClassifierConfig
+from purify_engine.models.folded_blocks import PostActivation, PreActivation
 from purify_engine.models.folding import Folding
 from purify_engine.types import Features, Images, Logits
 
@@ -61,6 +62,10 @@ class BasicBlock(nn.Module):
         h = self.activation(self.bn1(self.conv1(x)))
         return self.activation(self.bn2(self.conv2(h)) + self.shortcut(x))
 
+    def fused(self) -> nn.Module:
+        """What runs in its place once its batch norms are folded."""
+        return PostActivation(self) if isinstance(self.activation, nn.ReLU) else self
+
 
 class PreActivationBlock(nn.Module):
     """norm, activation, conv, twice, plus the shortcut (Zagoruyko & Komodakis 2016)."""
@@ -80,6 +85,10 @@ class PreActivationBlock(nn.Module):
         h = self.activation(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(h)
         return shortcut + self.conv2(self.activation(self.bn2(self.conv1(h))))
+
+    def fused(self) -> nn.Module:
+        """What runs in its place once its batch norms are folded."""
+        return PreActivation(self) if isinstance(self.activation, nn.ReLU) else self
 
 
 def stage(block: type[nn.Module], index: int, widths: list[int], depth: int, config: ClassifierConfig) -> nn.Sequential:

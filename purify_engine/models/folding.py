@@ -6,6 +6,7 @@ PyTorch differentiates batch norm twice by taking it apart; a guide's exact grad
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ class Line(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         slope, offset = line_of(norm)
-        self.register_buffer("slope", slope.to(norm.weight.dtype)[:, None, None])
-        self.register_buffer("offset", offset.to(norm.weight.dtype)[:, None, None])
+        self.register_buffer("slope", slope.to(norm.weight.dtype))
+        self.register_buffer("offset", offset.to(norm.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.offset, x, self.slope)
+        return torch.addcmul(self.offset[:, None, None], x, self.slope[:, None, None])
 
 
 class Conv3x3(nn.Module):
@@ -40,6 +41,17 @@ class Conv3x3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv3x3(x, self.weight, self.bias)
+
+
+class Conv1x1(nn.Module):
+    """A frozen 1x1 convolution, as our op."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv1x1(x, self.weight, self.bias)
 
 
 class Convolution(nn.Module):
@@ -80,7 +92,8 @@ class Folding:
 def folded(network: nn.Module) -> nn.Module:
     """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into lines.
 
-    A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names.
+    A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names; and by `fused`
+    what runs in its place after that.
     """
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(network).eval().requires_grad_(False)
@@ -95,14 +108,19 @@ def folded(network: nn.Module) -> nn.Module:
                     setattr(module, name, Line(child))
                 elif isinstance(child, nn.Conv2d):
                     setattr(module, name, _as_op(child))
+        for module in list(twin.modules()):
+            for name, child in list(module.named_children()):
+                fused = getattr(child, "fused", None)
+                if callable(fused):
+                    setattr(module, name, fused())
     return twin
 
 
 def _as_op(conv: nn.Conv2d) -> nn.Module:
     if conv.dilation != (1, 1) or conv.groups != 1 or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return conv
-    plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    return Conv3x3(conv) if plain else Convolution(conv)
+    ours: dict[Any, Any] = {((3, 3), (1, 1), (1, 1)): Conv3x3, ((1, 1), (1, 1), (0, 0)): Conv1x1}
+    return ours.get((conv.kernel_size, conv.stride, conv.padding), Convolution)(conv)
 
 
 def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from purify_engine.ops import composed, conv3x3_winograd, flops, prepacked  # no
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
 from purify_engine.ops.registry import OPS, backend, call, forced, is_observed
 from purify_engine.ops.stamp import is_frozen
+from purify_engine.reference import layers
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "philox",
     "philox_normal",
     "q_sample",
+    "relu_conv3x3",
+    "relu_conv3x3_backward",
     "to_images",
 ]
 
@@ -161,6 +164,41 @@ def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -
     With `upsample` x was half as high and wide. Differentiable in both, any number of times.
     """
     return call(OPS["conv3x3_backward"], grad_out, weight, upsample)
+
+
+def relu_conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+    residual: Images | None = None,
+) -> Images:
+    """residual + conv(relu(slope x + offset)) + bias: a 3x3 convolution as a residual classifier has it (docs/math.md E19).
+
+    x [B, C, H, W], `weight` [K, C, 3, 3], `bias` [K], `residual` of the result's shape; `slope` and `offset` [C], or neither.
+    One kernel on CPUs, elsewhere its parts. Differentiable in every tensor, any number of times.
+    """
+    tensors = (x, weight, bias, slope, offset, residual)
+    op = OPS["relu_conv3x3"]
+    if x.device.type == "cpu" and forced() in (None, "cpp", "fused") and callable(op.engines["cpp"]):
+        return call(op, *tensors)
+    op.check(*tensors)
+    return conv3x3(F.relu(layers.on_line(x, slope, offset)), weight, bias, residual=residual)
+
+
+def relu_conv3x3_backward(
+    grad_out: Images,
+    x: Images,
+    weight: Tensor,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Images:
+    """The gradient of `relu_conv3x3` to its x: grad_out [B, K, H, W], the rest as there -> [B, C, H, W] (docs/math.md E19).
+
+    Differentiable in every tensor, any number of times.
+    """
+    return call(OPS["relu_conv3x3_backward"], grad_out, x, weight, slope, offset)
 
 
 def conv1x1(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:

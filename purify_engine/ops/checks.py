@@ -142,11 +142,44 @@ def conv3x3_backward(grad_out: Tensor, weight: Tensor, upsample: bool = False) -
         _refuse("grad_out", "of even height and width, being the gradient of an upsampled image", grad_out)
 
 
+def relu_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    """relu_conv3x3: what conv3x3 accepts, and a line for every channel of x; slope and offset together."""
+    conv3x3(x, weight, bias, residual=residual)
+    _line(x, slope, offset)
+
+
+def relu_conv3x3_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> None:
+    """relu_conv3x3_backward: what conv3x3_backward accepts, and the x, slope and offset of relu_conv3x3."""
+    conv3x3_backward(grad_out, weight)
+    batch, _, height, width = grad_out.shape
+    _like("x", x, grad_out, (batch, weight.shape[1], height, width))
+    _line(x, slope, offset)
+
+
 def to_images(x: Tensor, dtype: torch.dtype) -> None:
     """to_images: float x, to a float dtype or uint8."""
     if not x.is_floating_point():
         _refuse("x", "float images", x)
     require(dtype.is_floating_point or dtype == torch.uint8, "dtype", "a floating point dtype or torch.uint8", dtype)
+
+
+def _line(x: Tensor, slope: Tensor | None, offset: Tensor | None) -> None:
+    require((slope is None) == (offset is None), "offset", "given with slope", None if offset is None else _kind(offset))
+    _like("slope", slope, x, x.shape[1:2])
+    _like("offset", offset, x, x.shape[1:2])
 
 
 def _images(name: str, x: Tensor, net_dtype: torch.dtype | None) -> None:

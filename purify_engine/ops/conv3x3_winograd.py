@@ -41,9 +41,8 @@ def conv3x3(
         x = cpp.group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
     if chosen is None:
         return layers.convolved(x, weight, bias, temb, residual, gain, upsample)
-    layout = _layout(x, weight, residual)
-    around = (bias, temb, residual)
-    return convolved(x, weight, around, gain, upsample, chosen, flip=False).contiguous(memory_format=layout)
+    y = convolved(x, weight, chosen, bias=bias, temb=temb, residual=residual, gain=gain, upsample=upsample)
+    return y.contiguous(memory_format=_layout(x, weight, residual))
 
 
 def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
@@ -52,8 +51,40 @@ def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -
     if chosen is None:
         return layers.conv3x3_backward(grad_out, weight, upsample)
     layout = _layout(grad_out, weight, None)
-    grad = convolved(grad_out, weight, (None, None, None), 1.0, False, chosen, flip=True)
+    grad = convolved(grad_out, weight, chosen, flip=True)
     return layers.downsampled(grad, upsample).contiguous(memory_format=layout)
+
+
+def relu_conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+    residual: Images | None = None,
+) -> Images:
+    """`reference.layers.relu_conv3x3` in C++."""
+    chosen = _tiling(x, weight, upsample=False, flip=False)
+    if chosen is None:
+        return layers.relu_conv3x3(x, weight, bias, slope, offset, residual)
+    relu = (None, _plain(slope), _plain(offset), True)
+    y = convolved(x, weight, chosen, relu=relu, bias=bias, residual=residual)
+    return y.contiguous(memory_format=_layout(x, weight, residual))
+
+
+def relu_conv3x3_backward(
+    grad_out: Images,
+    x: Images,
+    weight: Tensor,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Images:
+    """`reference.layers.relu_conv3x3_backward` in C++."""
+    chosen = _tiling(grad_out, weight, upsample=False, flip=True)
+    if chosen is None:
+        return layers.relu_conv3x3_backward(grad_out, x, weight, slope, offset)
+    relu = (_channels_last(x.float()), _plain(slope), _plain(offset), False)
+    return layers.in_layout_of(x, convolved(grad_out, weight, chosen, flip=True, relu=relu))
 
 
 @dataclass
@@ -93,28 +124,34 @@ def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
     return filters
 
 
+# Of a ReLU: its x where its gradient is asked for, slope and offset of its lines, whether it stands before the convolution.
+Relu = tuple[Images | None, Tensor | None, Tensor | None, bool]
+
+
 def convolved(
     x: Images,
     weight: Tensor,
-    around: tuple[Tensor | None, Tensor | None, Images | None],
-    gain: float,
-    upsample: bool,
     chosen: Tiling,
     *,
-    flip: bool,
+    flip: bool = False,
+    relu: Relu = (None, None, None, False),
+    bias: Tensor | None = None,
+    temb: Tensor | None = None,
+    residual: Images | None = None,
+    gain: float = 1.0,
+    upsample: bool = False,
 ) -> Images:
-    """gain (residual + conv(up(x)) + bias + temb), channels_last."""
+    """gain (residual + conv(up(relu(x))) + bias + temb), channels_last."""
     x, filters = _channels_last(x), packed(weight, chosen.results if chosen.keep else 0, flip)
     into, out_of = _channels(weight, flip)
     batch, _, height, width = x.shape
     zoom = 2 if upsample else 1
     y = cpp.empty((batch, out_of, zoom * height, zoom * width), torch.float32, torch.channels_last)
-    bias, temb, residual = around
     given = x, filters, _plain(bias), _plain(temb), None if residual is None else _channels_last(residual.float())
     temb_stride = 0 if temb is None or len(temb) == 1 else out_of
     sizes = (batch, zoom * height, zoom * width, into, out_of, temb_stride)
     how = (gain, upsample, chosen.results, chosen.keep, chosen.block, torch.get_num_threads())
-    cpp.launch("conv3x3_winograd", y, given, sizes, *how)
+    cpp.launch("conv3x3_winograd", y, given, relu, sizes, *how)
     return y
 
 

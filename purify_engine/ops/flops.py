@@ -25,10 +25,16 @@ def attention_backward(grad_out: Shape, q: Shape, k: Shape, v: Shape, *, out_sha
     return 5 * 2 * math.prod(q) * k[2]
 
 
-@register_flop_formula(torch.ops.purify.conv3x3)
+@register_flop_formula([torch.ops.purify.conv3x3, torch.ops.purify.relu_conv3x3])
 def conv3x3(x: Shape, weight: Shape, *others: Any, out_shape: Any = None, **_: Any) -> int:
     """Nine products an input channel, for each element of the result."""
     return 2 * 9 * weight[1] * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.purify.relu_conv3x3_backward)
+def relu_conv3x3_backward(grad_out: Shape, x: Shape, weight: Shape, *others: Any, out_shape: Any = None, **_: Any) -> int:
+    """As many as the convolution."""
+    return 2 * 9 * weight[1] * math.prod(grad_out)
 
 
 @register_flop_formula(torch.ops.purify.conv3x3_backward)

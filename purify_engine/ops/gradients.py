@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from purify_engine.ops.registry import Launcher, Op
+from purify_engine.reference import layers
 
 
 def differentiate_by_reference(op: Op) -> None:
@@ -124,6 +125,49 @@ def differentiate_conv3x3_backward(op: Op, forward_op: Op) -> None:
             return generic.backward(ctx, grad)
         _, weight, upsample = generic.inputs_of(ctx)
         return launch(grad, weight, upsample=upsample), *(None,) * (len(ctx.needs_input_grad) - 1)
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=generic.setup_context)
+
+
+def differentiate_relu_conv3x3(op: Op, backward_op: Op) -> None:
+    """Its gradient to x is an op of its own; to filters or lines that want one, the reference's."""
+    reference = op.engines["reference"]
+    assert callable(reference)
+    launch, generic = getattr(torch.ops.purify, backward_op.name), _Recomputed(reference)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = generic.inputs_of(ctx)
+        x, weight, bias, slope, offset, residual = inputs
+        to_x, to_weight, to_bias, to_slope, to_offset, to_residual = _wanted(ctx, len(inputs))
+        if to_weight or to_slope or to_offset:
+            return generic.backward(ctx, grad)[: len(ctx.needs_input_grad)]
+        grads = (
+            launch(grad.to(x.dtype), x, weight, slope, offset) if to_x else None,
+            None,
+            grad.sum((0, 2, 3)).to(bias.dtype) if to_bias else None,
+            None,
+            None,
+            grad.to(residual.dtype) if to_residual else None,
+        )
+        return grads[: len(ctx.needs_input_grad)]
+
+    torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=generic.setup_context)
+
+
+def differentiate_relu_conv3x3_backward(op: Op, conv3x3_op: Op) -> None:
+    """Linear in grad_out and constant in x, but where a line crosses zero; to filters or lines that want one, the reference's."""
+    reference = op.engines["reference"]
+    assert callable(reference)
+    launch, generic = getattr(torch.ops.purify, conv3x3_op.name), _Recomputed(reference)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = generic.inputs_of(ctx)
+        grad_out, x, weight, slope, offset = inputs
+        to_grad_out, _, *to_others = _wanted(ctx, len(inputs))
+        if any(to_others):
+            return generic.backward(ctx, grad)[: len(ctx.needs_input_grad)]
+        let_through = layers.behind_relu(grad, x, slope, offset).to(grad_out.dtype)
+        return launch(let_through, weight) if to_grad_out else None, *(None,) * (len(ctx.needs_input_grad) - 1)
 
     torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=generic.setup_context)
 

@@ -17,6 +17,8 @@ from purify_engine.ops.gradients import (
     differentiate_conv3x3_backward,
     differentiate_guided_step,
     differentiate_q_sample,
+    differentiate_relu_conv3x3,
+    differentiate_relu_conv3x3_backward,
 )
 from purify_engine.ops.registry import Launcher, define, forced
 from purify_engine.reference import layers, philox, process
@@ -24,6 +26,7 @@ from purify_engine.reference import layers, philox, process
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; the matrix kernels are Triton's, or PyTorch's own"
 _TWO_PRODUCTS = "its matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU"
 _CUDNN_BACKWARD = "cuDNN computes it; autograd reaches it through PyTorch's own convolution"
+_APART = "its parts are run apart there: one kernel for line and ReLU, and `conv3x3`"
 _ONE_CALL = "a few elementwise calls of PyTorch, once in a purification"
 
 
@@ -150,6 +153,27 @@ conv3x3 = define(
 )
 differentiate_conv3x3(conv3x3, conv3x3_backward, composed.conv3x3)
 differentiate_conv3x3_backward(conv3x3_backward, conv3x3)
+
+relu_conv3x3_backward = define(
+    "relu_conv3x3_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor? slope=None, Tensor? offset=None) -> Tensor",
+    layers.relu_conv3x3_backward,
+    check=checks.relu_conv3x3_backward,
+    cpp=_cpp(conv3x3_winograd.relu_conv3x3_backward),
+    cuda=_APART,
+    triton=_APART,
+)
+
+relu_conv3x3 = define(
+    "relu_conv3x3(Tensor x, Tensor weight, Tensor? bias=None, Tensor? slope=None, Tensor? offset=None, Tensor? residual=None)"
+    " -> Tensor",
+    layers.relu_conv3x3,
+    check=checks.relu_conv3x3,
+    cpp=_cpp(conv3x3_winograd.relu_conv3x3),
+    cuda=_APART,
+    triton=_APART,
+)
+differentiate_relu_conv3x3(relu_conv3x3, relu_conv3x3_backward)
+differentiate_relu_conv3x3_backward(relu_conv3x3_backward, conv3x3)
 
 to_images = define(
     "to_images(Tensor x, ScalarType dtype) -> Tensor",

@@ -46,7 +46,7 @@ def _fits(x: Images) -> bool:
     if x.is_inference() or not x.is_contiguous(memory_format=torch.channels_last):
         return False
     wanted = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
-    return wanted and hasattr(_MKLDNN, "_reorder_convolution_weight")
+    return wanted and all(hasattr(_MKLDNN, f"_reorder_{kind}_weight") for kind in ("convolution", "convolution_transpose"))
 
 
 class _Convolution(torch.autograd.Function):
@@ -63,7 +63,33 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        return conv2d_input(ctx.shape, weight, grad, *ctx.how), None, None, None, None
+        return _to_input(grad, weight, ctx.shape, *ctx.how), None, None, None, None
+
+
+def _to_input(grad: Images, weight: Tensor, shape: torch.Size, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
+    """The gradient of a convolution to its input [B, C, H, W]."""
+    if not _serves(grad, weight, None):
+        return conv2d_input(shape, weight, grad, stride, padding)
+    if torch.is_grad_enabled() and grad.requires_grad:
+        return _Gradient.apply(grad, weight, shape, stride, padding)
+    return _transposed(grad, weight, shape, stride, padding)
+
+
+class _Gradient(torch.autograd.Function):
+    """Linear in what arrives, its own gradient being the convolution."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Images, weight: Tensor, shape: torch.Size, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Images:
+        ctx.save_for_backward(weight)
+        ctx.how = stride, padding
+        return _transposed(grad, weight, shape, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        return conv2d(grad, weight, None, *ctx.how), None, None, None, None
 
 
 @dataclass
@@ -75,13 +101,27 @@ class _Packing:
     weight: Tensor
 
 
-# weight -> the packing used last; dropped with the weight.
+# weight -> {kind of convolution: the packing used last}; dropped with the weight.
 _packings: Any = WeakTensorKeyDictionary()
 
 
-def _convolved(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
-    sizes, packing = (x.shape, stride, padding), _packings.get(weight)
+def _packed(weight: Tensor, kind: str, *sizes: Any) -> Tensor:
+    """`weight` laid out by oneDNN's function for a kind of convolution; `sizes` are that function's, the image's at their end."""
+    kept = _packings.setdefault(weight, {})
+    packing = kept.get(kind)
     if packing is None or packing.sizes != sizes or not packing.made_of.still_of([weight]):
-        laid_out = _MKLDNN._reorder_convolution_weight(weight.detach(), padding, stride, (1, 1), 1, list(x.shape))
-        packing = _packings[weight] = _Packing(Stamp([weight]), sizes, laid_out)
-    return _MKLDNN._convolution_pointwise(x, packing.weight, bias, padding, stride, (1, 1), 1, "none", [], "")
+        laid_out = getattr(_MKLDNN, f"_reorder_{kind}_weight")(weight.detach(), *sizes)
+        packing = kept[kind] = _Packing(Stamp([weight]), sizes, laid_out)
+    return packing.weight
+
+
+def _convolved(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
+    packed = _packed(weight, "convolution", padding, stride, (1, 1), 1, list(x.shape))
+    return _MKLDNN._convolution_pointwise(x, packed, bias, padding, stride, (1, 1), 1, "none", [], "")
+
+
+def _transposed(grad: Images, weight: Tensor, shape: torch.Size, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
+    reached = ((out - 1) * step - 2 * pad for out, step, pad in zip(grad.shape[2:], stride, padding, strict=True))
+    beyond = [size - there - taps for size, there, taps in zip(shape[2:], reached, weight.shape[2:], strict=True)]
+    packed = _packed(weight, "convolution_transpose", padding, beyond, stride, (1, 1), 1, list(grad.shape))
+    return _MKLDNN._convolution_transpose_pointwise(grad, packed, None, padding, beyond, stride, (1, 1), 1, "none", [], "")

@@ -160,6 +160,46 @@ def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -
     return downsampled(F.conv_transpose2d(grad_out, weight.to(grad_out.dtype), padding=1), upsample)
 
 
+def relu_conv3x3(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+    residual: Images | None = None,
+) -> Images:
+    """residual + conv(relu(slope x + offset)) + bias: a 3x3 convolution as a residual classifier has it, its batch norm a line.
+
+    x [B, C, H, W], `weight` [K, C, 3, 3], `bias` [K]; `slope` and `offset` [C], or neither: relu(x); `residual` of the result's
+    shape. What pads the image is zero behind the ReLU.
+    """
+    return convolved(F.relu(on_line(x, slope, offset)), weight, bias, None, residual, 1.0, False)
+
+
+def relu_conv3x3_backward(
+    grad_out: Images,
+    x: Images,
+    weight: Tensor,
+    slope: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> Images:
+    """The gradient of `relu_conv3x3` to its x, stored as x is. Differentiable itself."""
+    return in_layout_of(x, behind_relu(conv3x3_backward(grad_out, weight), x, slope, offset))
+
+
+def on_line(x: Images, slope: Tensor | None, offset: Tensor | None) -> Images:
+    """slope x + offset in every channel; x itself without them."""
+    if slope is None or offset is None:
+        return x
+    return torch.addcmul(_per_channel(offset, x.dtype), x, _per_channel(slope, x.dtype))
+
+
+def behind_relu(grad: Images, x: Images, slope: Tensor | None, offset: Tensor | None) -> Images:
+    """The gradient of relu(slope x + offset) to x, where it is `grad` to the ReLU's result."""
+    grad = torch.where(on_line(x, slope, offset) <= 0, 0, grad)
+    return grad if slope is None else grad * _per_channel(slope, grad.dtype)
+
+
 def downsampled(grad: Images, upsample: bool) -> Images:
     """The gradient to what was upsampled, if it was: the sum over the four copies of a pixel."""
     return 4 * F.avg_pool2d(grad, 2) if upsample else grad

@@ -10,10 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
-
-import purify_engine.ops.flops  # noqa: F401  (tells PyTorch's counter what our ops cost)
 
 Layout = Literal["contiguous", "channels_last", "strided", "expanded"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels_last", "strided", "expanded")
@@ -69,6 +65,7 @@ CONV_VARIANTS = (
     "bias-up",
     "norm-bias-up-residual",
 )
+RELU_VARIANTS = ("bias", "line", "line-bias-residual", "residual")
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
 RANDOM123 = (
@@ -218,6 +215,20 @@ def _conv3x3_backward(case: Case) -> tuple[Any, ...]:
     return grad_out, case.floats(generator, (channels, 2 * channels, 3, 3)) / (3 * channels**0.5), zoom == 2
 
 
+def _relu_conv3x3(case: Case) -> tuple[Any, ...]:
+    """Variants name the line before the ReLU and the residual. K is 2 C, or C beside a residual."""
+    x, weight, bias, *_, residual, _, _, _, _ = _conv3x3(case)
+    generator = case.generator().manual_seed(2)
+    slope, offset = (case.floats(generator, x.shape[1:2]) if "line" in case.variant else None for _ in range(2))
+    return x, weight, bias, slope, offset, residual
+
+
+def _relu_conv3x3_backward(case: Case) -> tuple[Any, ...]:
+    x, weight, _, slope, offset, _ = _relu_conv3x3(case)
+    grad_out = case.floats(case.generator().manual_seed(1), (len(x), len(weight), *x.shape[2:]))
+    return grad_out, x, weight, slope, offset
+
+
 def _to_images(case: Case) -> tuple[Any, ...]:
     return case.floats(case.generator()), {"uint8": torch.uint8, "float16": torch.float16}.get(case.variant, case.dtype)
 
@@ -233,30 +244,11 @@ _BUILDERS = {
     "attention_backward": _attention_backward,
     "conv3x3": _conv3x3,
     "conv3x3_backward": _conv3x3_backward,
+    "relu_conv3x3": _relu_conv3x3,
+    "relu_conv3x3_backward": _relu_conv3x3_backward,
     "to_images": _to_images,
 }
 _TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand among the arguments
-
-
-def flops(case: Case) -> int:
-    """What the call costs in matrix products and convolutions, 2 a multiply-add (ops/flops.py); 0 for what is bound by memory."""
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        _call(case)
-    return counter.get_total_flops()
-
-
-def bytes_moved(case: Case) -> int:
-    """The least that the call must move: every input read once, every result written once."""
-    with FakeTensorMode():
-        given, results = _call(case)
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*given, *results) if isinstance(tensor, Tensor))
-
-
-def _call(case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The arguments of a call and its results."""
-    arguments = case.arguments()
-    results = getattr(torch.ops.purify, case.op)(*arguments, **case.keywords)
-    return arguments, results if isinstance(results, tuple) else (results,)
 
 
 def cases(op: str) -> list[Case]:
@@ -286,6 +278,9 @@ def cases(op: str) -> list[Case]:
     if op == "conv3x3_backward":
         ways = product(CONV_SHAPES, DTYPES, LAYOUTS, ("plain", "up"))
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
+    if op.startswith("relu_conv3x3"):
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, RELU_VARIANTS)
+        return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
     if op == "to_images":
         return [Case(op, *rest) for rest in product(SHAPES, DTYPES, LAYOUTS, ("plain", "float16", "uint8"))]
     variants = ("plain", "scale-shift", "shift-linear")
@@ -293,4 +288,3 @@ def cases(op: str) -> list[Case]:
         Case(op, shape, dtype, layout, variant, groups)
         for (shape, groups), dtype, layout, variant in product(NORM_SHAPES, DTYPES, LAYOUTS, variants)
     ]
-

@@ -61,14 +61,17 @@ def convolution(room: Any, sizes: tuple[int, int, int], channels: tuple[int, int
     for results, keep, flip, upsample in product((2, 4), (False, True), (False, True), (False, True)):
         zoom = 2 if upsample else 1
         pixels = images * height * width
-        x, y, residual = (buffer("f", length) for length in (pixels * into, *(zoom**2 * pixels * out_of,) * 2))
+        x, y, residual, behind = (buffer("f", length) for length in (pixels * into, *(zoom**2 * pixels * out_of,) * 3))
         packed = buffer("f", room.conv3x3_winograd_packed_size(results if keep else 0, into, out_of))
         strides = (9 * out_of, 9) if flip else (9, 9 * into)
         room.conv3x3_winograd_pack(at(packed), results if keep else 0, (at(weight), into, out_of, *strides, flip, threads))
         pointers = tuple(map(at, (x, packed, bias, temb, residual)))
         all_sizes = (images, zoom * height, zoom * width, into, out_of, out_of)
-        room.conv3x3_winograd(at(y), pointers, all_sizes, 0.5, upsample, results, keep, 5, threads)
-        assert all(value == value for value in y)
+        lines = [buffer("f", into) for _ in range(2)], [buffer("f", out_of) for _ in range(2)]
+        relus = (0, 0, 0, False), (0, 0, 0, True), (0, *map(at, lines[0]), True), (at(behind), *map(at, lines[1]), False)
+        for relu in relus:
+            room.conv3x3_winograd(at(y), pointers, relu, all_sizes, 0.5, upsample, results, keep, 5, threads)
+            assert all(value == value for value in y)
 
 
 def main() -> None:

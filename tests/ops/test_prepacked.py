@@ -30,17 +30,16 @@ def near(got, expected):
 @pytest.fixture
 def packings(monkeypatch):
     """Counts how often weights are packed."""
-    counted, pack = [], prepacked._MKLDNN._reorder_convolution_weight
+    counted, mkldnn = [], prepacked._MKLDNN
 
     class Counting:
-        _convolution_pointwise = prepacked._MKLDNN._convolution_pointwise
+        def __getattr__(self, name):
+            found = getattr(mkldnn, name)
+            if not name.startswith("_reorder"):
+                return found
+            return lambda *given: (counted.append(name), found(*given))[1]
 
-        @staticmethod
-        def _reorder_convolution_weight(*given):
-            counted.append(given)
-            return pack(*given)
-
-    monkeypatch.setattr(prepacked, "_MKLDNN", Counting)
+    monkeypatch.setattr(prepacked, "_MKLDNN", Counting())
     return counted
 
 
@@ -50,7 +49,7 @@ def test_it_is_pytorchs_convolution_in_its_layout(shape, packings):
     for given in (bias, None):
         expected, got = F.conv2d(x, weight, given, *how), ops.conv2d(x, weight, given, *how)
         assert near(got, expected) and got.is_contiguous(memory_format=torch.channels_last)
-    assert len(packings) == 1
+    assert packings == ["_reorder_convolution_weight"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -61,7 +60,7 @@ def test_gradients_are_pytorchs_to_the_second_order(shape, packings):
         leaf = x.clone().requires_grad_()
         (grad,) = torch.autograd.grad(conv(leaf, weight, bias, *how).pow(3).sum(), leaf, create_graph=True)
         found.append((grad, torch.autograd.grad(grad.pow(2).sum(), leaf)[0]))
-    assert len(packings) == 1
+    assert sorted(packings) == ["_reorder_convolution_transpose_weight", "_reorder_convolution_weight"]
     assert all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
                for theirs, ours in zip(*found, strict=True))  # fmt: skip
 
@@ -84,6 +83,26 @@ def test_a_changed_weight_or_size_is_packed_again(packings):
     larger = torch.cat([x, x]).to(memory_format=torch.channels_last)
     assert near(ops.conv2d(larger, conv.weight, conv.bias, *how), F.conv2d(larger, conv.weight, conv.bias, *how))
     assert len(packings) == 4
+
+
+def test_the_gradients_weight_is_packed_again_for_another_size_or_when_it_changed(packings):
+    weight = torch.randn(7, 5, 3, 3)
+    for change, pixels in ((lambda: None, 16), (lambda: weight.mul_(2), 16), (lambda: None, 15), (lambda: None, 15)):
+        change()
+        x = torch.randn(2, 5, pixels, pixels).to(memory_format=torch.channels_last).requires_grad_()
+        expected, got = (torch.autograd.grad(conv(x, weight, None, (2, 2), (1, 1)).pow(2).sum(), x)[0]
+                         for conv in (F.conv2d, ops.conv2d))  # fmt: skip
+        assert near(got, expected) and got.is_contiguous(memory_format=torch.channels_last)
+    assert packings.count("_reorder_convolution_transpose_weight") == 3
+
+
+def test_a_gradient_in_another_layout_takes_pytorchs_way(packings):
+    x, weight, bias, *how = arguments(*SHAPES[1])
+    x.requires_grad_()
+    expected, got = (torch.autograd.grad(conv(x, weight, bias, *how), x, torch.ones(2, 7, 8, 8))[0]
+                     for conv in (F.conv2d, ops.conv2d))  # fmt: skip
+    assert near(got, expected)
+    assert packings == ["_reorder_convolution_weight"]
 
 
 def test_other_layouts_keep_theirs(packings):
