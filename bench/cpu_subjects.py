@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import bench_loop, cpu_peers
 from bench.cold_clock import ColdClock
 from bench.cpu_peers import NO_BACKWARD, Call
+from bench.smooth_images import smoothest
 from purify_engine import ops  # noqa: F401  (registers torch.ops.purify)
 from purify_engine.benchmark.eager_baseline import BASELINES, EagerPurifier, gaussian
 from purify_engine.benchmark.harness import wall_clock
@@ -36,7 +37,8 @@ HONEST = "eager fp32"  # its error is float32's own
 OURS = 4  # times as far from float64 as eager PyTorch we may be
 ROUNDING = torch.finfo(torch.float32).eps
 COMPARED = 2  # images of a batch that are computed in float64
-GRADIENTS = 8  # of a guide: more, since single ReLUs decide how far each is from float64
+GRADIENTS = 8  # of a guide that are
+CANDIDATES = 400  # images that those are chosen from
 STEPS = 2  # of a purification that is timed
 
 
@@ -144,14 +146,10 @@ def _in_float64(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
 
 
 def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject:
-    """d/dx of the guide's objective at a noisy image, parameters frozen. The U-Net beside it is a toy: it is never run.
-
-    Of the millions of ReLUs in a large guide some stand within an error of zero, and fall on either side. Each moves its image's
-    gradient by far more than a rounding, in honest arithmetic too. So the slack is how far float64's own gradient goes when its
-    input moves by what a forward pass may be wrong, `OURS` times as far as eager PyTorch's is.
-    """
+    """d/dx of the guide's objective at noisy images, away from its ReLUs' corners. The U-Net beside it is a toy, never run."""
     purifier, number = random_purifier(*_configs("", name, toy), _config()), 1 if toy else -(-GRADIENTS // setting.batch)
-    draws = [(_images(setting, 2 * n + 1), _images(setting, 2 * n + 2)) for n in range(number)]
+    chosen = _smooth(name, setting.pixels, number * setting.batch, toy).split(setting.batch)
+    draws = [(_images(setting, 2 * n + 1), noisy) for n, noisy in enumerate(chosen)]
     few, noisy = (torch.cat(images)[: COMPARED if toy else GRADIENTS].double() for images in zip(*draws, strict=True))
     makers: dict[str, Callable[[], Variant]] = {
         name: lambda how=how: _over(_pulls(purifier, draws, **how)) for name, how in EAGER.items()
@@ -161,13 +159,20 @@ def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject
     )
     makers |= _our_pulls(purifier, draws)
 
-    def truth(seen: Tensor = noisy) -> Tensor:
-        return _pulls(purifier, [(few, seen)], dtype=torch.float64)[0]()
+    def truth() -> Tensor:
+        return _pulls(purifier, [(few, noisy)], dtype=torch.float64)[0]()
 
     work = _flops(_pulls(purifier, [(draws[0][0][:1], draws[0][1][:1])])[0]) * setting.batch
     absent = dict.fromkeys(("ONNX Runtime", "OpenVINO"), NO_BACKWARD)
-    moved = OURS * _forward_error(purifier.guide, (noisy + 1) / 2)
-    return Subject(makers, truth, work, absent, slack=lambda: _slack(truth, noisy, truth(), moved))
+    return Subject(makers, truth, work, absent)
+
+
+@cache
+def _smooth(name: str, pixels: int, number: int, toy: bool) -> Tensor:
+    """Noisy images at which no ReLU of a guide is near zero."""
+    guide: Any = random_purifier(*_configs("", name, toy), _config()).guide
+    candidates = _images(Setting("guide", name, number if toy else CANDIDATES, pixels, 1), 2)
+    return candidates[smoothest(guide, (candidates + 1) / 2, number)]
 
 
 EAGER: dict[str, dict[str, Any]] = {HONEST: {}, "eager channels_last": {"channels_last": True}}
@@ -240,14 +245,9 @@ def steps(purifier: GuidedPurifier, batch: int) -> Subject:
     return Subject(made, lambda: compared.truth, work, per=STEPS, slack=slack)
 
 
-def _forward_error(network: nn.Module, images: Tensor) -> float:
-    """Of a network's logits in eager float32; `images` are float64."""
-    return relative_error(network(images.float()), _in_float64(network, (images,)))
-
-
-def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor, moved: float = ROUNDING) -> float:
-    """How far a function in float64 goes, relatively, when every pixel moves by so much, one rounding of float32 at least."""
-    return max(relative_error(function(images * (1 + way * max(moved, ROUNDING))), there) for way in (-1, 1))
+def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor) -> float:
+    """How far a function in float64 goes, relatively, when every pixel moves by one rounding of float32."""
+    return max(relative_error(function(images * (1 + way * ROUNDING)), there) for way in (-1, 1))
 
 
 def layer(setting: Setting) -> Subject:

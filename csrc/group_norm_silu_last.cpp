@@ -1,7 +1,7 @@
 // purify::group_norm_silu on CPUs, channels_last. Specification: purify_engine/reference/layers.py.
 //
 // A task is some whole groups of one image: a run of channels at every pixel. Statistics take two passes over it (no cancellation), sums
-// running in double per channel; the third pass writes.
+// running in double per channel; the third pass writes. Channels may come from two images side by side, as a U-Net's decoder has them.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -29,18 +29,50 @@ inline void average(double* means, const double* sums, int64_t width, int64_t gr
   }
 }
 
+// to = (from - mean) * slope + offset for each of `width` channels, and its SiLU.
+inline void apply_lines(float* to, const float* from, int64_t width, const float* means, const float* slopes, const float* offsets, bool silu) {
+  if (!silu) {
+    for (int64_t k = 0; k < width; ++k) to[k] = (from[k] - means[k]) * slopes[k] + offsets[k];
+    return;
+  }
+  for (int64_t k = 0; k < width; ++k) {
+    const float affine = (from[k] - means[k]) * slopes[k] + offsets[k];
+    to[k] = affine * sigmoid(affine);
+  }
+}
+
+// Some channels of one image that lie together: `width` from `x` at every pixel, `stride` floats apart; the first is channel `begin` of
+// a task.
+struct Run {
+  const float* x;
+  int64_t stride, begin, width;
+};
+
+// Where the `width` channels from `first` of one image are: in x, which has the first `own` channels, and in `beside`.
+std::vector<Run> runs_of(const Norm<float>& norm, const float* beside, int64_t own, int64_t image, int64_t first, int64_t width) {
+  const int64_t others = norm.channels - own, here = std::clamp<int64_t>(own - first, 0, width), pixel = image * norm.pixels;
+  std::vector<Run> runs;
+  if (here > 0) runs.push_back({norm.x + pixel * own + first, own, 0, here});
+  if (here < width) runs.push_back({beside + pixel * others + first + here - own, others, here, width - here});
+  return runs;
+}
+
 // The layer on `width` channels from `first` of one image: whole groups.
-void norm_channels(float* y, const Norm<float>& norm, int64_t image, int64_t first, int64_t width) {
+void norm_channels(float* y, const Norm<float>& norm, const float* beside, int64_t own, int64_t image, int64_t first, int64_t width) {
   const int64_t stride = norm.channels, group_width = norm.channels / norm.groups, start = image * norm.pixels * stride + first;
-  const float* x = norm.x + start;
+  const std::vector<Run> runs = runs_of(norm, beside, own, image, first, width);
   std::vector<double> sums(width), mean(width), variance(width);
-  sum_pixels(sums.data(), x, norm.pixels, stride, width, [](float value, int64_t) { return static_cast<double>(value); });
+  for (const Run& run : runs)
+    sum_pixels(sums.data() + run.begin, run.x, norm.pixels, run.stride, run.width,
+               [](float value, int64_t) { return static_cast<double>(value); });
   average(mean.data(), sums.data(), width, group_width, norm.pixels);
-  const double* centre = mean.data();
-  sum_pixels(sums.data(), x, norm.pixels, stride, width, [=](float value, int64_t channel) {
-    const double off = value - centre[channel];
-    return off * off;
-  });
+  for (const Run& run : runs) {
+    const double* centre = mean.data() + run.begin;
+    sum_pixels(sums.data() + run.begin, run.x, norm.pixels, run.stride, run.width, [=](float value, int64_t channel) {
+      const double off = value - centre[channel];
+      return off * off;
+    });
+  }
   average(variance.data(), sums.data(), width, group_width, norm.pixels);
   // On one channel the layer is the line (x - mean as a float) * slope + offset; what the mean lost to rounding is in the offset.
   std::vector<float> lines(3 * width);
@@ -54,21 +86,13 @@ void norm_channels(float* y, const Norm<float>& norm, int64_t image, int64_t fir
     const double shift = norm.shift ? norm.shift[place] : 0.0;
     offsets[k] = static_cast<float>(norm.bias[channel] * gain + shift - (mean[k] - means[k]) * slope);
   }
-  for (int64_t pixel = 0; pixel < norm.pixels; ++pixel) {
-    const float* from = x + pixel * stride;
-    float* to = y + start + pixel * stride;
-    if (norm.silu) {
-      for (int64_t k = 0; k < width; ++k) {
-        const float affine = (from[k] - means[k]) * slopes[k] + offsets[k];
-        to[k] = affine * sigmoid(affine);
-      }
-    } else {
-      for (int64_t k = 0; k < width; ++k) to[k] = (from[k] - means[k]) * slopes[k] + offsets[k];
-    }
-  }
+  for (const Run& run : runs)
+    for (int64_t pixel = 0; pixel < norm.pixels; ++pixel)
+      apply_lines(y + start + run.begin + pixel * stride, run.x + pixel * run.stride, run.width, means + run.begin, slopes + run.begin,
+                  offsets + run.begin, norm.silu);
 }
 
-void group_norm_silu_last(float* y, const Norm<float>& norm) {
+void group_norm_silu_last(float* y, const Norm<float>& norm, const float* beside, int64_t own) {
   const int64_t group_width = norm.channels / norm.groups;
   const int64_t enough = 1 + norm.images * norm.channels * norm.pixels / 4096;  // elements that outweigh starting a thread
   // Channels are shared out only where there are too few images, and by cache lines.
@@ -79,7 +103,7 @@ void group_norm_silu_last(float* y, const Norm<float>& norm) {
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t image = task / parts, part = task % parts;
     const int64_t from = norm.groups * part / parts, to = norm.groups * (part + 1) / parts;
-    norm_channels(y, norm, image, from * group_width, (to - from) * group_width);
+    norm_channels(y, norm, beside, own, image, from * group_width, (to - from) * group_width);
   }
 }
 

@@ -133,8 +133,8 @@ void group_norm_silu_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uin
   PURIFY_RUN(group_norm_silu_backward, grads, pointer<const T>(grad_out), norm_of<T>(norm));
 }
 
-void group_norm_silu_last(uintptr_t y, const NormArguments& norm) {
-  PURIFY_RUN_WIDE(group_norm_silu_last, pointer<float>(y), norm_of<float>(norm));
+void group_norm_silu_last(uintptr_t y, const NormArguments& norm, uintptr_t beside, int64_t own) {
+  PURIFY_RUN_WIDE(group_norm_silu_last, pointer<float>(y), norm_of<float>(norm), pointer<const float>(beside), own);
 }
 
 int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels) {

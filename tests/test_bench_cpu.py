@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_cpu, cold_clock, cpu_beside, cpu_peers, cpu_subjects, report_cpu, tune_cpu
+from bench import bench_cpu, cold_clock, cpu_beside, cpu_peers, cpu_subjects, report_cpu, smooth_images, tune_cpu
 from bench.bench_cpu import HONEST
 from bench.cpu_subjects import Setting, Subject, Variant
 from bench.run import begin, parser
@@ -194,10 +194,16 @@ def test_the_committed_table_is_the_one_that_the_results_give():
     assert tune_cpu.TABLE.read_text() == tune_cpu.table(records)
 
 
-def test_slack_is_how_far_the_truth_goes_for_what_may_be_wrong():
+def test_slack_is_how_far_the_truth_goes_for_one_rounding():
     jump = lambda x: (x > 1 + 1e-6).double() + 1  # noqa: E731
     images = torch.ones(4, dtype=torch.float64)
     assert cpu_subjects._slack(jump, images, jump(images)) == 0
-    assert cpu_subjects._slack(jump, images, jump(images), 1e-5) == 1
-    network = torch.nn.Linear(4, 4).requires_grad_(False)
-    assert 0 < cpu_subjects._forward_error(network, torch.rand(2, 4, dtype=torch.float64)) < 1e-6
+    assert cpu_subjects._slack(jump, (1 + 1e-6) * images, jump(images)) == 1
+
+
+def test_gradients_are_compared_where_no_relu_is_near_zero():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU())
+    images = torch.tensor([[1.0, -1.0], [1.0, 0.0], [3.0, -0.5], [1.0, 0.9]])[:, :, None, None].repeat(1, 1, 1, 3)
+    scale = torch.tensor([1.0, 0.5, 4.625, 0.905]).sqrt()
+    assert torch.allclose(smooth_images.margins(network, images), torch.tensor([1.0, 0.0, 0.5, 0.9]) / scale)
+    assert smooth_images.smoothest(network, images, 2).tolist() == [0, 3]

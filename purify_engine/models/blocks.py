@@ -1,7 +1,7 @@
 """The layers a U-Net is made of, for the three published families: DDPM, DDPM++ (score_sde) and ADM (guided-diffusion).
 
 Every layer that the U-Net walks through is called as `layer(x, embeddings)`: the residual blocks read their own projection of the
-time embedding, at the index they were given; the others do not look at it.
+time embedding, at the index they were given; the others do not look at it. On the way up a stage is given a skip, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from purify_engine import ops
 from purify_engine.config import UNetConfig, require
 from purify_engine.models.time_embedding import Embeddings
+from purify_engine.ops import side_by_side
 
 Direction = Literal["down", "up"]
 
@@ -135,11 +136,15 @@ class ResBlock(nn.Module):
         projected = channels != out_channels or (resize is not None and config.resample_shortcut)
         self.shortcut = Conv1x1(channels, out_channels) if projected else nn.Identity()
 
-    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
+    def forward(self, x: Tensor, embeddings: Embeddings, skip: Tensor | None = None) -> Tensor:
         row = embeddings[self.index]
         scale, shift = row.expand(len(x), -1).chunk(2, dim=1) if self.scale_shift else (None, None)
-        h = self._first(x, None if self.scale_shift else row)
-        shortcut = self.shortcut(RESIZE[self.direction](x) if self.direction else x)
+        temb = None if self.scale_shift else row
+        if skip is not None and isinstance(self.shortcut, Conv1x1) and side_by_side.is_read_apart(x, skip):
+            h, shortcut = self._of_two(x, skip, self.shortcut, temb)
+        else:
+            x = x if skip is None else torch.cat([x, skip], dim=1)
+            h, shortcut = self._first(x, temb), self.shortcut(RESIZE[self.direction](x) if self.direction else x)
         if self.training and self.dropout.p > 0:
             h = self.dropout(self.norm2(h, scale, shift))
             return self.conv2(h, residual=shortcut, gain=self.gain)
@@ -149,6 +154,12 @@ class ResBlock(nn.Module):
         if self.direction == "down":
             return self.conv1(average_pool(self.norm1(x)), temb=temb)
         return self.conv1(x, self.norm1, temb=temb, upsample=self.direction == "up")
+
+
+    def _of_two(self, x: Tensor, skip: Tensor, conv: Conv1x1, temb: Tensor | None) -> tuple[Tensor, Tensor]:
+        norm = self.norm1
+        h = side_by_side.group_norm_silu(x, skip, norm.weight, norm.bias, norm.num_groups, norm.norm_eps)
+        return self.conv1(h, temb=temb), side_by_side.conv1x1(x, skip, conv.weight, conv.bias)
 
 
 def head_count(channels: int, config: UNetConfig) -> int:
@@ -188,8 +199,8 @@ class Stage(nn.Module):
         self.block = ResBlock(channels, out_channels, config)
         self.attention = AttentionBlock(out_channels, config) if attention else nn.Identity()
 
-    def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
-        return self.attention(self.block(x, embeddings))
+    def forward(self, x: Tensor, embeddings: Embeddings, skip: Tensor | None = None) -> Tensor:
+        return self.attention(self.block(x, embeddings, skip))
 
 
 class Downsample(nn.Module):

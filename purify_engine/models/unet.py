@@ -6,7 +6,6 @@ for a whole plan (embedding_table.py).
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from purify_engine import ops
@@ -58,9 +57,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             x = layer(x, embeddings)
         for layer in self.decoder:
-            if isinstance(layer, Stage):
-                x = torch.cat([x, skips.pop()], dim=1)
-            x = layer(x, embeddings)
+            x = layer(x, embeddings, skips.pop()) if isinstance(layer, Stage) else layer(x, embeddings)
         return self.conv_out(x, self.norm_out)
 
 

@@ -121,12 +121,23 @@ def group_norm_silu(
     """`reference.layers.group_norm_silu` in C++, channels_last images as they are in float32."""
     affine = weight, bias, scale, shift
     if x.dtype == torch.float32 and is_channels_last(x):
-        y = empty(x.shape, torch.float32, torch.channels_last)
-        launch("group_norm_silu_last", y, _norm(x, affine, num_groups, norm_eps, silu, torch.channels_last))
-        return y
+        return group_norm_silu_last(x, None, affine, num_groups, norm_eps, silu)
     y = empty(x.shape, _computed_in(x))
     launch(_named("group_norm_silu", y.dtype), y, _norm(x, affine, num_groups, norm_eps, silu))
     return in_layout_of(x, y.to(x.dtype))
+
+
+def group_norm_silu_last(
+    x: Tensor, beside: Tensor | None, affine: tuple[Tensor | None, ...], num_groups: int, norm_eps: float, silu: bool
+) -> Tensor:
+    """The same of float32 channels_last images, the channels of `beside` [B, C', H, W] behind those of x."""
+    batch, own, height, width = x.shape
+    channels = own if beside is None else own + beside.shape[1]
+    y = empty((batch, channels, height, width), torch.float32, torch.channels_last)
+    images, *rest = _norm(x, affine, num_groups, norm_eps, silu, torch.channels_last)
+    rest[5] = channels
+    launch("group_norm_silu_last", y, (images, *rest), beside, own)
+    return y
 
 
 def group_norm_silu_backward(

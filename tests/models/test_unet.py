@@ -79,6 +79,20 @@ def test_goes_through_the_ops(family):
     assert not any(isinstance(module, torch.nn.GroupNorm) for module in unet.modules())
 
 
+@families
+def test_skips_are_read_where_they_are(family, monkeypatch):
+    unet, x, t = small_unet(family).float().requires_grad_(False), noisy_images().float(), torch.tensor([10.0])
+    truth = small_unet(family)(noisy_images(), t)
+    together = unet(x, t)  # where autograd may record, they are written beside what comes up
+    cat, joined = torch.cat, []
+    monkeypatch.setattr(torch, "cat", lambda tensors, *args, **how: (joined.append(len(tensors)), cat(tensors, *args, **how))[1])
+    with torch.no_grad():
+        apart = unet(x, t)
+    channels = [joined_at for joined_at in joined if joined_at == 2]
+    assert len(channels) <= 1  # the time embedding's sine and cosine
+    assert (apart - truth).norm() <= 2 * (together - truth).norm() + 1e-7 * truth.norm()
+
+
 def test_a_fresh_network_predicts_zero():
     unet = UNet(FAMILIES["ddpm"])
     assert unet(torch.randn(1, 1, 8, 8), torch.tensor([3.0])).abs().max() == 0

@@ -1,0 +1,78 @@
+"""Two images side by side: what `torch.cat` and the ops give, without it; who is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from purify_engine import ops
+from purify_engine.ops import cpp, side_by_side
+from purify_engine.reference import layers
+
+pytestmark = pytest.mark.usefixtures("room")
+
+# batch, channels, channels beside, groups, height, width: groups that end where the first image does, that straddle, one of all.
+SIZES = [
+    (1, 32, 32, 8, 16, 16),
+    (2, 24, 12, 4, 5, 7),
+    (3, 1, 7, 2, 1, 1),
+    (5, 40, 9, 7, 3, 4),
+    (1, 3, 61, 1, 8, 8),
+    (0, 4, 4, 2, 3, 3),
+]
+
+
+def two(batch, own, others, height, width):
+    generator = torch.Generator().manual_seed(own)
+    return [
+        torch.randn(batch, channels, height, width, generator=generator).to(memory_format=torch.channels_last)
+        for channels in (own, others)
+    ]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_norm_is_that_of_the_two_together_to_the_bit(sizes, threads):
+    batch, own, others, groups, height, width = sizes
+    x, beside = two(batch, own, others, height, width)
+    weight, bias = torch.randn(own + others), torch.randn(own + others)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = side_by_side.group_norm_silu(x, beside, weight, bias, groups, 1e-5)
+        together = torch.cat([x, beside], dim=1).contiguous(memory_format=torch.channels_last)
+        expected = ops.group_norm_silu(together, weight, bias, None, None, groups, 1e-5)
+    finally:
+        torch.set_num_threads(before)
+    truth = layers.group_norm_silu(together.double(), weight.double(), bias.double(), None, None, groups, 1e-5)
+    assert torch.equal(got, cpp.group_norm_silu_last(together, None, (weight, bias, None, None), groups, 1e-5, silu=True))
+    assert torch.allclose(got, expected, atol=1e-5) and torch.allclose(got.double(), truth, atol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_convolution_is_that_of_the_two_together(sizes, biased):
+    batch, own, others, _, height, width = sizes
+    x, beside = two(batch, own, others, height, width)
+    weight, bias = torch.randn(11, own + others, 1, 1), torch.randn(11) if biased else None
+    got = side_by_side.conv1x1(x, beside, weight, bias)
+    wide = [None if tensor is None else tensor.double() for tensor in (torch.cat([x, beside], dim=1), weight, bias)]
+    truth = torch.nn.functional.conv2d(*wide)
+    assert got.shape == truth.shape and (got - truth).norm() <= 1e-6 * truth.norm()
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_it_is_for_float32_channels_last_images_that_nobody_differentiates():
+    x, beside = two(2, 8, 4, 6, 6)
+    with torch.no_grad():
+        assert side_by_side.is_read_apart(x, beside)
+        assert not side_by_side.is_read_apart(x.contiguous(), beside)
+        assert not side_by_side.is_read_apart(x, beside.double())
+        with ops.backend("reference"):
+            assert not side_by_side.is_read_apart(x, beside)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not side_by_side.is_read_apart(x, beside)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+            assert not side_by_side.is_read_apart(x, beside)
+    assert not side_by_side.is_read_apart(x, beside)
