@@ -1,6 +1,6 @@
 """The fastest purifier on a CPU: the engine beside eager PyTorch, torch.compile with freezing, ONNX Runtime and OpenVINO.
 
-    python -m bench.bench_cpu [--part unet layers memory beside] [--threads 1 2] [--batch 1 4] [--variant engine OpenVINO]
+    python -m bench.bench_cpu [--part unet layers memory] [--threads 1 2] [--avx2] [--batch 1 4] [--variant engine OpenVINO]
 
 appends to bench/results/cpu-MACHINE.jsonl. Networks are the published ones with random weights, the same for all, in float32.
 Before anything is timed its result is compared with float64: ours may be `OURS` times as far from it as eager PyTorch, an
@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from bench import cpu_beside
+from bench import avx2_only, cpu_beside
 from bench.bench_loop import OPPONENT
 from bench.cpu_subjects import HONEST, OURS, Setting, Subject, Variant, relative_error, subject
 from bench.peers import AbsentError
@@ -60,14 +60,17 @@ def main(words: list[str] | None = None) -> int:
     options.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="how many compute; each gives figures of its own")
     options.add_argument("--batch", nargs="+", type=int, help="only these")
     options.add_argument("--variant", nargs="+", help=f"only these, and {HONEST}")
+    options.add_argument("--avx2", action="store_true", help="hold everybody to AVX2; who cannot be told is left out")
     options.add_argument("--memory", metavar="SETTING", help=argparse.SUPPRESS)
     chosen = options.parse_args(words)
+    if chosen.avx2 or avx2_only.is_told():
+        avx2_only.hold("bench.bench_cpu")
     if chosen.memory:
         print(json.dumps(held(Setting(**json.loads(chosen.memory)), chosen.variant[0], toy=chosen.toy)))
         return 0
     before = torch.get_num_threads()
     torch.set_num_threads(max(chosen.threads))  # the machine is named by the most that compute
-    run, _ = begin("cpu", options, words)
+    run, _ = begin("cpu", options, words, suffix=avx2_only.SAYS if avx2_only.is_told() else "")
     try:
         for threads in chosen.threads:
             torch.set_num_threads(threads)
@@ -149,6 +152,8 @@ def matmul(side: int) -> Callable[[], object]:
 def wanted(run: Run, label: str, setting: Setting, asked: Subject, only: list[str] | None) -> list[str]:
     """The names of who takes part: the honest one always, and first."""
     names = [HONEST, *(name for name in asked.makers if name != HONEST and (only is None or name in only))]
+    if avx2_only.is_told():
+        names = [name for name in names if name not in avx2_only.DEAF]
     compiled = [name for name in names if name.startswith("torch.compile")]
     if run.toy or (setting.batch in COMPILED and setting.pixels == 32):
         return names

@@ -37,7 +37,7 @@ HONEST = "eager fp32"  # its error is float32's own
 OURS = 4  # times as far from float64 as eager PyTorch we may be
 ROUNDING = torch.finfo(torch.float32).eps
 COMPARED = 2  # images of a batch that are computed in float64
-GRADIENTS = 8  # of a guide that are
+GRADIENTS = 8  # images of which a guide's gradient is
 CANDIDATES = 400  # images that those are chosen from
 STEPS = 2  # of a purification that is timed
 
@@ -169,7 +169,7 @@ def guide_gradient(name: str, setting: Setting, *, toy: bool = False) -> Subject
 
 @cache
 def _smooth(name: str, pixels: int, number: int, toy: bool) -> Tensor:
-    """Noisy images at which no ReLU of a guide is near zero."""
+    """Noisy images that keep a guide's ReLUs far from zero."""
     guide: Any = random_purifier(*_configs("", name, toy), _config()).guide
     candidates = _images(Setting("guide", name, number if toy else CANDIDATES, pixels, 1), 2)
     return candidates[smoothest(guide, (candidates + 1) / 2, number)]

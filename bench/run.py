@@ -70,10 +70,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def begin(stem: str, options: argparse.ArgumentParser, words: Sequence[str] | None = None) -> tuple[Run, argparse.Namespace]:
-    """Read the command line and open FOLDER/STEM-MACHINE.jsonl."""
+def begin(
+    stem: str, options: argparse.ArgumentParser, words: Sequence[str] | None = None, *, suffix: str = ""
+) -> tuple[Run, argparse.Namespace]:
+    """Read the command line and open FOLDER/STEM-MACHINE.jsonl. `suffix` says how the machine differs from itself."""
     chosen = options.parse_args(sys.argv[1:] if words is None else words)
     card = machine_card(chosen.device)
+    card["machine"] += suffix
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     folder = chosen.results or (Path(tempfile.mkdtemp(prefix="purify-toy-")) if chosen.toy else RESULTS)
     path = folder / f"{stem}-{file_name(card['machine'])}.jsonl"

@@ -1,4 +1,4 @@
-"""Images at which a network of ReLUs may be differentiated in two precisions and compared: no ReLU is near zero there.
+"""Images at which a network of ReLUs may be differentiated in two precisions and compared: they keep all of them far from zero.
 
 Of the millions in a large network some stand within an error of zero, and fall on either side. Each that does moves its image's
 gradient by a thousand times a rounding, in honest arithmetic too, and hides what the gradient's own error is.
@@ -14,7 +14,7 @@ AT_A_TIME = 8  # images
 
 def smoothest(network: nn.Module, candidates: Tensor, number: int) -> Tensor:
     """Which `number` of the candidates [N, C, H, W] keep every ReLU of `network` farthest from zero, the best first."""
-    return torch.cat([margins(network, few) for few in candidates.split(AT_A_TIME)]).topk(number).indices
+    return torch.cat([margins(network, few) for few in candidates.split(AT_A_TIME)]).nan_to_num(0).topk(number).indices
 
 
 @torch.no_grad()

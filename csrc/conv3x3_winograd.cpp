@@ -167,8 +167,8 @@ PURIFY_INLINE Vector behind(const Relu& relu, Vector y, int64_t place, int64_t c
 }
 
 // What follows the convolution at one place: gain (residual + y + bias + temb), y behind a ReLU where its gradient is asked for.
-PURIFY_INLINE Vector finished(const Convolution& conv, Vector y, Vector offset, int64_t place, int64_t channel, int64_t count) {
-  y += offset;
+PURIFY_INLINE Vector finished(const Convolution& conv, Vector y, Vector shift, int64_t place, int64_t channel, int64_t count) {
+  y += shift;
   if (conv.relu.x) y = behind(conv.relu, y, place, channel, count);
   if (conv.residual) y += load(conv.residual + place, count);
   return y * conv.gain;
@@ -185,9 +185,9 @@ void transform_outputs(const Convolution& conv, const Tiles& tiles, int64_t tile
   const int64_t corner = ((image * conv.height + top) * conv.width + left) * conv.out_channels;
   for (int64_t channel = 0; channel < count; channel += kLanes) {
     const int64_t here = first + channel, lanes = count - channel;
-    Vector offset = {};
-    if (conv.bias) offset += load(conv.bias + here, lanes);
-    if (conv.temb) offset += load(conv.temb + image * conv.temb_stride + here, lanes);
+    Vector shift = {};
+    if (conv.bias) shift += load(conv.bias + here, lanes);
+    if (conv.temb) shift += load(conv.temb + image * conv.temb_stride + here, lanes);
     Vector half[kPoints][kResults];  // [column of points][row of results]
 #pragma GCC unroll 6
     for (int j = 0; j < kPoints; ++j) {
@@ -208,7 +208,7 @@ void transform_outputs(const Convolution& conv, const Tiles& tiles, int64_t tile
       for (int j = 0; j < kResults; ++j) {
         if (j >= columns) break;
         const int64_t to = start + j * conv.out_channels;
-        store(conv.y + to, finished(conv, results[j], offset, to, here, lanes), lanes);
+        store(conv.y + to, finished(conv, results[j], shift, to, here, lanes), lanes);
       }
     }
   }

@@ -57,8 +57,9 @@ struct Filters {
   int threads;
 };
 
-// A ReLU of lines, relu(slope x + offset), one line a channel; of x itself where both are null. It stands before a convolution; or, where
-// there is `x`, behind its gradient, which it lets through multiplied by the slope where the line at x is positive.
+// A ReLU of lines, relu(slope x + offset), one line a channel; slope and offset are null where it is of x itself. With `before` the
+// convolution reads its input through the ReLU. With an `x` the convolution's result is a gradient that passes back through the ReLU:
+// zero where the line at x is not positive, elsewhere times the slope. With neither there is no ReLU.
 struct Relu {
   const float *x, *slope, *offset;
   bool before;

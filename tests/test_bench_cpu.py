@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_every_part_runs_at_toy_size(part, variants, tmp_path, monkeypatch):
     checks = [line for line in found if line["kind"] == "check"]
     assert len(checks) == len(variants) and all(check["ok"] for check in checks)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif("avx2" not in cpp.room.instruction_sets(), reason="this CPU has no AVX2")
+def test_everybody_is_held_to_avx2_or_left_out(tmp_path):
+    words = ["--avx2", "--toy", "--part", "unet", "--threads", "1", "--results", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "bench.bench_cpu", *words], check=True, cwd=ROOT, capture_output=True)
+    found = read_records(sorted(tmp_path.glob("cpu-*-1-threads-avx2-at-most.jsonl")))
+    assert {line["isa"] for line in found if line["kind"] == "ceilings"} == {"AVX2"}
+    assert all("AVX2 at most" in line["machine"] for line in found)
+    assert {line["variant"] for line in found if line["kind"] == "cpu"} == {*EAGER, "engine", "engine loop"}
 
 
 def test_a_hosts_own_work_is_timed_alone_and_after_each_at_toy_size(tmp_path, monkeypatch):

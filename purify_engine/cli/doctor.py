@@ -136,8 +136,9 @@ def gpu_findings() -> Iterator[Finding]:
     yield Finding("device", torch.cuda.get_device_name() if found else "PyTorch finds no GPU on this machine", found)
     for op in OPS.values():
         engines = {engine: op.engines[engine] for engine in ("triton", "cuda")}
-        says = (engine if callable(kernel) else f"{engine}: {kernel}" for engine, kernel in engines.items())
-        yield Finding(op.name, "; ".join(says), any(callable(kernel) for kernel in engines.values()) or None)
+        says = "; ".join(engine if callable(kernel) else f"{engine}: {kernel}" for engine, kernel in engines.items())
+        missing = "is not installed" in says or "is not built" in says  # else it does without by design
+        yield Finding(op.name, says, any(callable(kernel) for kernel in engines.values()) or (False if missing else None))
 
 
 def _mark(finding: Finding) -> str:

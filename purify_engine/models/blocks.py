@@ -155,7 +155,6 @@ class ResBlock(nn.Module):
             return self.conv1(average_pool(self.norm1(x)), temb=temb)
         return self.conv1(x, self.norm1, temb=temb, upsample=self.direction == "up")
 
-
     def _of_two(self, x: Tensor, skip: Tensor, conv: Conv1x1, temb: Tensor | None) -> tuple[Tensor, Tensor]:
         norm = self.norm1
         h = side_by_side.group_norm_silu(x, skip, norm.weight, norm.bias, norm.num_groups, norm.norm_eps)

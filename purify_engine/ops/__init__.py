@@ -184,6 +184,8 @@ def relu_conv3x3(
     if x.device.type == "cpu" and forced() in (None, "cpp", "fused") and callable(op.engines["cpp"]):
         return call(op, *tensors)
     op.check(*tensors)
+    if slope is not None:  # under autocast a line is more precise than the image
+        x = x.to(torch.promote_types(x.dtype, slope.dtype))
     return conv3x3(F.relu(layers.on_line(x, slope, offset)), weight, bias, residual=residual)
 
 

@@ -79,6 +79,17 @@ def group_norm_silu(
     _like("shift", shift, x, (batch, channels))
 
 
+def side_by_side(x: Tensor, beside: Tensor, weight: Tensor, bias: Tensor, num_groups: int) -> None:
+    """group_norm_silu of two images: x [B, C, H, W], beside [B, C', H, W], weight and bias [C + C']."""
+    batch, own, *pixels = x.shape
+    _like("beside", beside, x, (batch, beside.shape[1], *pixels))
+    channels = own + beside.shape[1]
+    if num_groups < 1 or channels % num_groups:
+        require(False, "num_groups", f"a divisor of the {channels} channels", num_groups)
+    _like("weight", weight, x, (channels,))
+    _like("bias", bias, x, (channels,))
+
+
 def group_norm_silu_backward(grad_out: Tensor, x: Tensor, *rest: object) -> None:
     """group_norm_silu_backward: what group_norm_silu accepts, and a gradient of the shape of x."""
     group_norm_silu(x, *rest)  # type: ignore[arg-type]
@@ -177,7 +188,8 @@ def to_images(x: Tensor, dtype: torch.dtype) -> None:
 
 
 def _line(x: Tensor, slope: Tensor | None, offset: Tensor | None) -> None:
-    require((slope is None) == (offset is None), "offset", "given with slope", None if offset is None else _kind(offset))
+    if (slope is None) != (offset is None):
+        require(False, "offset", "given with slope", None if offset is None else _kind(offset))
     _like("slope", slope, x, x.shape[1:2])
     _like("offset", offset, x, x.shape[1:2])
 

@@ -141,7 +141,7 @@ def convolved(
     gain: float = 1.0,
     upsample: bool = False,
 ) -> Images:
-    """gain (residual + conv(up(relu(x))) + bias + temb), channels_last."""
+    """gain (residual + conv(up(x)) + bias + temb), channels_last; x behind a ReLU, or the convolution behind its gradient."""
     x, filters = _channels_last(x), packed(weight, chosen.results if chosen.keep else 0, flip)
     into, out_of = _channels(weight, flip)
     batch, _, height, width = x.shape

@@ -134,9 +134,8 @@ def group_norm_silu_last(
     batch, own, height, width = x.shape
     channels = own if beside is None else own + beside.shape[1]
     y = empty((batch, channels, height, width), torch.float32, torch.channels_last)
-    images, *rest = _norm(x, affine, num_groups, norm_eps, silu, torch.channels_last)
-    rest[5] = channels
-    launch("group_norm_silu_last", y, (images, *rest), beside, own)
+    norm = _norm(x, affine, num_groups, norm_eps, silu, torch.channels_last, channels)
+    launch("group_norm_silu_last", y, norm, beside, own)
     return y
 
 
@@ -182,13 +181,14 @@ def _norm(
     norm_eps: float,
     silu: bool,
     layout: torch.memory_format = torch.contiguous_format,
+    channels: int | None = None,
 ) -> tuple[Any, ...]:
-    """The arguments of both directions of group_norm_silu."""
+    """The arguments of both directions of group_norm_silu; `channels` where x has not all of them."""
     dtype = _computed_in(x)
     plain = (None if tensor is None else _plain(tensor, dtype) for tensor in affine)
-    batch, channels, height, width = x.shape
+    batch, own, height, width = x.shape
     images = x.to(dtype).contiguous(memory_format=layout)
-    return images, *plain, batch, channels, height * width, num_groups, norm_eps, silu, torch.get_num_threads()
+    return images, *plain, batch, channels or own, height * width, num_groups, norm_eps, silu, torch.get_num_threads()
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

@@ -155,7 +155,7 @@ def differentiate_relu_conv3x3(op: Op, backward_op: Op) -> None:
 
 
 def differentiate_relu_conv3x3_backward(op: Op, conv3x3_op: Op) -> None:
-    """Linear in grad_out and constant in x, but where a line crosses zero; to filters or lines that want one, the reference's."""
+    """Linear in grad_out, constant in x and offset but where a line crosses zero; to filters and slopes the reference's."""
     reference = op.engines["reference"]
     assert callable(reference)
     launch, generic = getattr(torch.ops.purify, conv3x3_op.name), _Recomputed(reference)
@@ -163,11 +163,16 @@ def differentiate_relu_conv3x3_backward(op: Op, conv3x3_op: Op) -> None:
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs = generic.inputs_of(ctx)
         grad_out, x, weight, slope, offset = inputs
-        to_grad_out, _, *to_others = _wanted(ctx, len(inputs))
-        if any(to_others):
-            return generic.backward(ctx, grad)[: len(ctx.needs_input_grad)]
-        let_through = layers.behind_relu(grad, x, slope, offset).to(grad_out.dtype)
-        return launch(let_through, weight) if to_grad_out else None, *(None,) * (len(ctx.needs_input_grad) - 1)
+        wanted = _wanted(ctx, len(inputs))
+        grads: list[Tensor | None] = [None] * len(inputs)
+        if wanted[2] or wanted[3]:  # the filters, the slope
+            grads = list(generic.backward(ctx, grad))
+        elif wanted[0]:
+            grads[0] = launch(layers.behind_relu(grad, x, slope, offset).to(grad_out.dtype), weight)
+        for place, value in enumerate(inputs):
+            if wanted[place] and grads[place] is None:
+                grads[place] = torch.zeros_like(value)
+        return tuple(grads[: len(ctx.needs_input_grad)])
 
     torch.library.register_autograd(f"purify::{op.name}", backward, setup_context=generic.setup_context)
 

@@ -26,7 +26,7 @@ from purify_engine.reference import layers, philox, process
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; the matrix kernels are Triton's, or PyTorch's own"
 _TWO_PRODUCTS = "its matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU"
 _CUDNN_BACKWARD = "cuDNN computes it; autograd reaches it through PyTorch's own convolution"
-_APART = "its parts are run apart there: one kernel for line and ReLU, and `conv3x3`"
+_APART = "line, ReLU and `conv3x3` are run apart there"
 _ONE_CALL = "a few elementwise calls of PyTorch, once in a purification"
 
 

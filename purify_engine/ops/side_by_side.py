@@ -1,6 +1,6 @@
 """Two images side by side along the channels, as a U-Net's decoder has them, read where they are: nobody writes them together.
 
-On CPUs, of float32 channels_last images, where autograd does not record. Elsewhere `torch.cat` comes first.
+On CPUs, of float32 channels_last images, where grad mode is off. Elsewhere `torch.cat` comes first.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import cpp
+from purify_engine.ops import checks, cpp
 from purify_engine.ops.registry import forced, is_observed
 from purify_engine.types import Images
 
@@ -17,7 +17,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_read_apart(x: Images, beside: Images) -> bool:
-    """Whether the functions below take these two images, [B, C, H, W] and [B, C', H, W]."""
+    """Whether the functions below take these two images, [B, C, H, W] and [B, C', H, W]; others are for `torch.cat` to refuse."""
     if cpp.room is None or forced() not in (None, "cpp", "fused") or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return False
     fits = all(
@@ -27,11 +27,13 @@ def is_read_apart(x: Images, beside: Images) -> bool:
         and image.is_contiguous(memory_format=torch.channels_last)
         for image in (x, beside)
     )
-    return fits and (not is_observed() or cpp.is_heard())
+    alike = x.dim() == 4 and x.shape[0] == beside.shape[0] and x.shape[2:] == beside.shape[2:]
+    return alike and fits and (not is_observed() or cpp.is_heard())
 
 
 def group_norm_silu(x: Images, beside: Images, weight: Tensor, bias: Tensor, num_groups: int, norm_eps: float) -> Images:
     """`ops.group_norm_silu` of the two, to the bit: [B, C + C', H, W]; `weight` and `bias` [C + C']."""
+    checks.side_by_side(x, beside, weight, bias, num_groups)
     return cpp.group_norm_silu_last(x, beside, (weight, bias, None, None), num_groups, norm_eps, silu=True)
 
 

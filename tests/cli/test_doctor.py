@@ -1,8 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
+from purify_engine.cli import doctor
 from purify_engine.cli.doctor import disagreement
 from purify_engine.ops.registry import OPS, Op
 from purify_engine.testing.cases import cases
@@ -26,6 +28,14 @@ def test_an_op_that_is_slightly_wrong_is_found(name):
 
     assert disagreement(sound, case) == ""
     assert disagreement(Op(name, {**sound.engines, "cpp": broken}, sound.check), case) != ""
+
+
+def test_an_op_that_does_without_a_kernel_is_no_fault_and_one_whose_kernels_are_missing_is(monkeypatch):
+    verdicts = {finding.name: finding.ok for finding in doctor.gpu_findings()}
+    assert verdicts["guided_step"] and verdicts["relu_conv3x3"] is None and verdicts["conv3x3_backward"] is None
+    absent = {**OPS["guided_step"].engines, "triton": "Triton is not installed; get it", "cuda": "_cuda is not built; build it"}
+    monkeypatch.setitem(OPS, "guided_step", dataclasses.replace(OPS["guided_step"], engines=absent))
+    assert {finding.name: finding.ok for finding in doctor.gpu_findings()}["guided_step"] is False
 
 
 def test_what_is_missing_for_a_gpu_is_said_plainly(command, monkeypatch):

@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from purify_engine import ops
+from purify_engine.config import ClassifierConfig
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.cpu_capture import CpuCapture, _Memory
 from purify_engine.engine.gradients import differentiable_loop
 from purify_engine.engine.graph import GraphRunner
+from purify_engine.models.classifiers import Classifier
 from purify_engine.models.unet import UNet
+from purify_engine.ops import conv3x3_winograd
+from purify_engine.ops.winograd_tiles import Tiling
 from tests.engine.test_graph import UNET, guides, images, networks, noise, plan, purifier, randomised, reverse_loop
 
 
@@ -67,6 +71,22 @@ WORK = {
 @pytest.mark.parametrize("name", WORK)
 def test_a_replay_computes_what_the_work_computes(name):
     recorded(WORK[name], torch.rand(3, 4, 6, 6))
+
+
+@pytest.mark.parametrize("architecture", ["resnet", "wide_resnet"])
+def test_a_guide_of_relus_is_recorded_with_its_gradient(architecture, monkeypatch):
+    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    config = ClassifierConfig(architecture=architecture, depth=10 if architecture == "resnet" else 16, width=2)
+    network = randomised(Classifier(config), 3).eval().requires_grad_(False)
+
+    def pull(x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return torch.autograd.grad(network.frozen()(leaf).square().sum(), leaf)[0]
+
+    replay = recorded(pull, torch.rand(2, 3, 16, 16))
+    names = [getattr(call.func, "__name__", str(call.func)) for call in replay.calls]
+    assert "conv3x3_winograd" in names
 
 
 @pytest.mark.parametrize("order", [1, 2])

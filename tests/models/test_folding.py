@@ -12,11 +12,13 @@ from torch import nn
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.folding import Line
+from purify_engine.ops import conv3x3_winograd, cpp
+from purify_engine.ops.winograd_tiles import Tiling
 
 CONFIGS = {
     "resnet": ClassifierConfig(architecture="resnet", depth=10, width=4, in_channels=1, mean=(0.3,), std=(0.4,)),
     "cifar_resnet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=4, in_channels=1, mean=(0.3,), std=(0.4,)),
-    "wide_resnet": ClassifierConfig(architecture="wide_resnet", depth=10, width=1, in_channels=1, mean=(0.3,), std=(0.4,)),
+    "wide_resnet": ClassifierConfig(architecture="wide_resnet", depth=16, width=1, in_channels=1, mean=(0.3,), std=(0.4,)),
 }
 IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -42,6 +44,26 @@ def test_is_the_same_function_without_batch_norms(name):
     assert torch.allclose(twin(IMAGES), network(IMAGES), rtol=1e-12, atol=1e-12)
     # only where a nonlinearity stands before the norm is it left, as a line
     assert any(isinstance(module, Line) for module in twin.modules()) == (name == "wide_resnet")
+
+
+@pytest.mark.skipif(cpp.room is None, reason="the extension is not built")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_kernels_compute_it_and_its_gradient_in_float32(name, monkeypatch):
+    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    launched, launch = [], cpp.launch
+    monkeypatch.setattr(cpp, "launch", lambda kernel, *given: (launched.append((kernel, given)), launch(kernel, *given))[1])
+    network, found = classifier(name), []
+    for exact in (True, False):
+        twin = network if exact else network.float().frozen()
+        x = IMAGES.to(next(twin.parameters()).dtype).requires_grad_()
+        logits = twin(x)
+        found.append((logits, torch.autograd.grad(logits.log_softmax(1)[:, 0].sum(), x)[0]))
+    for truth, got in zip(*found, strict=True):
+        assert (got - truth).norm() <= 1e-5 * truth.norm()
+    relus = [given[2] for kernel, given in launched if kernel == "conv3x3_winograd"]
+    assert any(before for *_, before in relus) and any(gate is not None for gate, *_ in relus)
+    lines = [slope for _, slope, _, before in relus if before and slope is not None]
+    assert bool(lines) == (name == "wide_resnet")  # of the blocks that keep their width
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -60,6 +60,8 @@ def test_what_is_no_number_stays_so(room, monkeypatch):
     weight, ones = torch.randn(16, 16, 3, 3), torch.ones(16)
     for found in (ops.relu_conv3x3(x, weight), ops.relu_conv3x3_backward(x, torch.ones(2, 16, 8, 8), weight, ones, ones)):
         assert found[1].isnan().all() and not found[0].any()
+    let_through = ops.relu_conv3x3_backward(torch.ones(2, 16, 8, 8), x, weight)  # as PyTorch's ReLU does
+    assert let_through[1].isfinite().all() and let_through[1].any() and not let_through[0].any()
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -82,10 +84,28 @@ def test_with_frozen_filters_gradients_are_the_references_to_the_second_order(va
         assert (got - truth).norm() <= 1e-5 * truth.norm()
 
 
-def test_other_engines_run_its_parts():
-    case = Case("relu_conv3x3", (2, 16, 6, 7), variant="line-bias-residual")
+def test_other_engines_run_its_parts(monkeypatch):
+    case, seen, conv3x3 = Case("relu_conv3x3", (2, 16, 6, 7), variant="line-bias-residual"), [], ops.conv3x3
+    monkeypatch.setattr(ops, "conv3x3", lambda x, *rest, **around: (seen.append(float(x.min())), conv3x3(x, *rest, **around))[1])
     with ops.backend("reference"):
         assert torch.equal(ops.relu_conv3x3(*case.arguments()), layers.relu_conv3x3(*case.arguments()))
+    assert seen == [0.0]
+    with ops.backend("cuda"), pytest.raises(RuntimeError, match="no cuda"):
+        ops.relu_conv3x3(*case.arguments())
+
+
+@pytest.mark.parametrize("names", ["x", "offset", "x offset", "grad_out offset", "slope offset x", "weight"])
+def test_the_gradient_of_the_gradient_is_there_for_every_tensor_by_itself(names):
+    case = Case("relu_conv3x3_backward", (2, 4, 3, 2), torch.float64, variant="line")
+    found = []
+    for op, nothing in ((ops.relu_conv3x3_backward, False), (layers.relu_conv3x3_backward, True)):
+        given = dict(zip(("grad_out", "x", "weight", "slope", "offset"), case.arguments(), strict=True))
+        leaves = [given[name].requires_grad_() for name in names.split()]
+        result = op(*given.values()).sin().sum()
+        if nothing:  # the reference may not depend on a tensor at all, where the op has zeros
+            result = result + sum(0 * leaf.sum() for leaf in leaves)
+        found.append(torch.autograd.grad(result, leaves))
+    assert all(torch.allclose(ours, truth) for ours, truth in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("op", OPS)

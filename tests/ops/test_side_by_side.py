@@ -73,6 +73,24 @@ def test_it_is_for_float32_channels_last_images_that_nobody_differentiates():
             assert not side_by_side.is_read_apart(x, beside)
         with torch.autocast("cpu", torch.bfloat16):
             assert not side_by_side.is_read_apart(x, beside)
+        for other in (beside[:1], beside[:, :, :5], beside[:, :, :, :5]):  # `torch.cat` says what is wrong with these
+            assert not side_by_side.is_read_apart(x, other.contiguous(memory_format=torch.channels_last))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
             assert not side_by_side.is_read_apart(x, beside)
     assert not side_by_side.is_read_apart(x, beside)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.ones(8)}, r"weight must be float \[12\], got 'float32 \[8\]'"),
+        ({"bias": torch.ones(12, 1)}, r"bias must be float \[12\]"),
+        ({"num_groups": 5}, "num_groups must be a divisor of the 12 channels, got 5"),
+        ({"beside": torch.ones(2, 4, 5, 6)}, r"beside must be float \[2, 4, 6, 6\]"),
+    ],
+)
+def test_impossible_arguments_are_refused(changes, message):
+    x, beside = two(2, 8, 4, 6, 6)
+    arguments = {"beside": beside, "weight": torch.ones(12), "bias": torch.ones(12), "num_groups": 3, "norm_eps": 1e-5}
+    with pytest.raises(ValueError, match=message):
+        side_by_side.group_norm_silu(x, **(arguments | changes))
