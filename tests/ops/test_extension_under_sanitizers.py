@@ -32,7 +32,7 @@ words = array("q", [0] * 2)
 at = words.buffer_info()[0]
 _C.philox(at, (1, 64, at, at, at, 1))
 """
-OPS = ("conv3x3_winograd", "group_norm_silu", "guided_step", "q_sample", "philox")
+OPS = ("conv3x3_winograd", "relu_conv3x3", "side_by_side", "group_norm_silu", "guided_step", "q_sample", "philox")
 
 
 @pytest.fixture(scope="module")
