@@ -127,7 +127,8 @@ def _part(part: str, opponent: str) -> Callable[[Machine], str]:
 
     def table(machine: Machine) -> str:
         lines = machine.latest("case", "variant", kind="cpu", part=part)
-        rows = [_row(machine, record, opponent) for record in lines]
+        cases = list(dict.fromkeys(record["case"] for record in lines))
+        rows = [_row(machine, record, opponent) for record in sorted(lines, key=lambda record: cases.index(record["case"]))]
         header = ("case", "batch", "px", "threads", "variant", "ms", "GFLOP/s", "of peak", f"to {opponent}", "error")
         return markdown(header, rows, left=(0, 4)) if rows else ""
 

@@ -87,6 +87,13 @@ def test_growth_with_batch_and_resolution_is_a_row_a_variant(results):
     assert "| 2 | engine | 10 | 8 | 40 |" in report_cpu.cpu_unet()
 
 
+def test_variants_of_a_case_stand_together_whenever_they_were_measured(results):
+    results(1, line("eager fp32", 10), line("eager fp32", 20, 8))
+    results(2, line("engine", 5))
+    rows = [row.strip("| ").split(" | ") for row in report_cpu.cpu_unet().splitlines() if row.startswith(f"| {UNET}")]
+    assert [(row[1], row[4]) for row in rows] == [("1", "eager fp32"), ("1", "engine"), ("8", "eager fp32")]
+
+
 def test_memory_is_given_in_mebibytes(results):
     about = {"name": UNET, "batch": 1, "threads": 2, "variant": "engine"}
     results(1, {"kind": "memory", **about, "peak": 300 * 2**20, "resident": 200 * 2**20})
