@@ -1,12 +1,13 @@
 """A processor held to AVX2, so that figures tell of those without wider vectors: PyTorch, oneDNN, MKL and the engine can be told.
 
-Memory and caches stay the machine's own, and so does the clock, which wider vectors would slow down.
+Memory, caches and the clock stay the machine's own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from purify_engine.ops import cpp
 
@@ -20,9 +21,9 @@ def is_told() -> bool:
     return TOLD.items() <= os.environ.items()
 
 
-def hold(module: str) -> None:
-    """Hold this process to AVX2. Where its libraries were not told, `module` starts once more in its place."""
+def hold(module: str, words: Sequence[str]) -> None:
+    """Hold this process to AVX2. Where its libraries were not told, `module` starts once more in its place, with these words."""
     if not is_told():
-        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, **TOLD})
+        os.execve(sys.executable, [sys.executable, "-m", module, *words], {**os.environ, **TOLD})
     if cpp.room is not None:
         cpp.room.use_instruction_set("avx2")

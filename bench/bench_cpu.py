@@ -64,7 +64,7 @@ def main(words: list[str] | None = None) -> int:
     options.add_argument("--memory", metavar="SETTING", help=argparse.SUPPRESS)
     chosen = options.parse_args(words)
     if chosen.avx2 or avx2_only.is_told():
-        avx2_only.hold("bench.bench_cpu")
+        avx2_only.hold("bench.bench_cpu", sys.argv[1:] if words is None else words)
     if chosen.memory:
         print(json.dumps(held(Setting(**json.loads(chosen.memory)), chosen.variant[0], toy=chosen.toy)))
         return 0

@@ -37,8 +37,7 @@ HONEST = "eager fp32"  # its error is float32's own
 OURS = 4  # times as far from float64 as eager PyTorch we may be
 ROUNDING = torch.finfo(torch.float32).eps
 COMPARED = 2  # images of a batch that are computed in float64
-GRADIENTS = 8  # images of which a guide's gradient is
-CANDIDATES = 400  # images that those are chosen from
+GRADIENTS, CANDIDATES = 8, 400  # images at which a guide's gradient is, and among how many they are found
 STEPS = 2  # of a purification that is timed
 
 

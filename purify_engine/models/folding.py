@@ -6,7 +6,6 @@ PyTorch differentiates batch norm twice by taking it apart; a guide's exact grad
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +40,6 @@ class Conv3x3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv3x3(x, self.weight, self.bias)
-
-
-class Conv1x1(nn.Module):
-    """A frozen 1x1 convolution, as our op."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv1x1(x, self.weight, self.bias)
 
 
 class Convolution(nn.Module):
@@ -119,8 +107,8 @@ def folded(network: nn.Module) -> nn.Module:
 def _as_op(conv: nn.Conv2d) -> nn.Module:
     if conv.dilation != (1, 1) or conv.groups != 1 or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return conv
-    ours: dict[Any, Any] = {((3, 3), (1, 1), (1, 1)): Conv3x3, ((1, 1), (1, 1), (0, 0)): Conv1x1}
-    return ours.get((conv.kernel_size, conv.stride, conv.padding), Convolution)(conv)
+    plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+    return Conv3x3(conv) if plain else Convolution(conv)
 
 
 def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purify_engine.ops import composed, conv3x3_winograd, flops, prepacked  # noqa: F401  (flops tells PyTorch's counter)
 from purify_engine.ops import library as _library  # noqa: F401  (defines torch.ops.purify)
-from purify_engine.ops.registry import OPS, backend, call, forced, is_observed
+from purify_engine.ops.registry import OPS, admits_cpp, backend, call, forced, is_observed
 from purify_engine.ops.stamp import is_frozen
 from purify_engine.reference import layers
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
@@ -181,7 +181,7 @@ def relu_conv3x3(
     """
     tensors = (x, weight, bias, slope, offset, residual)
     op = OPS["relu_conv3x3"]
-    if x.device.type == "cpu" and forced() in (None, "cpp", "fused") and callable(op.engines["cpp"]):
+    if x.device.type == "cpu" and admits_cpp() and callable(op.engines["cpp"]):
         return call(op, *tensors)
     op.check(*tensors)
     if slope is not None:  # under autocast a line is more precise than the image
@@ -220,6 +220,8 @@ def conv2d(
 
     [B, C, H, W] and [K, C, R, S] -> [B, K, H', W']. Differentiable in every tensor, any number of times.
     """
+    if weight.shape[2:] == (1, 1) and (stride, padding) == ((1, 1), (0, 0)):
+        return conv1x1(x, weight, bias)
     return prepacked.conv2d(x, weight, bias, stride, padding)
 
 

@@ -71,10 +71,7 @@ def group_norm_silu(
     if not x.is_floating_point() or x.dim() != 4:
         _refuse("x", "float images [B, C, H, W]", x)
     batch, channels = x.shape[:2]
-    if num_groups < 1 or channels % num_groups:
-        require(False, "num_groups", f"a divisor of the {channels} channels", num_groups)
-    _like("weight", weight, x, (channels,))
-    _like("bias", bias, x, (channels,))
+    _norm(x, channels, weight, bias, num_groups)
     _like("scale", scale, x, (batch, channels))
     _like("shift", shift, x, (batch, channels))
 
@@ -83,11 +80,7 @@ def side_by_side(x: Tensor, beside: Tensor, weight: Tensor, bias: Tensor, num_gr
     """group_norm_silu of two images: x [B, C, H, W], beside [B, C', H, W], weight and bias [C + C']."""
     batch, own, *pixels = x.shape
     _like("beside", beside, x, (batch, beside.shape[1], *pixels))
-    channels = own + beside.shape[1]
-    if num_groups < 1 or channels % num_groups:
-        require(False, "num_groups", f"a divisor of the {channels} channels", num_groups)
-    _like("weight", weight, x, (channels,))
-    _like("bias", bias, x, (channels,))
+    _norm(x, own + beside.shape[1], weight, bias, num_groups)
 
 
 def group_norm_silu_backward(grad_out: Tensor, x: Tensor, *rest: object) -> None:
@@ -185,6 +178,13 @@ def to_images(x: Tensor, dtype: torch.dtype) -> None:
     if not x.is_floating_point():
         _refuse("x", "float images", x)
     require(dtype.is_floating_point or dtype == torch.uint8, "dtype", "a floating point dtype or torch.uint8", dtype)
+
+
+def _norm(x: Tensor, channels: int, weight: Tensor, bias: Tensor, num_groups: int) -> None:
+    if num_groups < 1 or channels % num_groups:
+        require(False, "num_groups", f"a divisor of the {channels} channels", num_groups)
+    _like("weight", weight, x, (channels,))
+    _like("bias", bias, x, (channels,))
 
 
 def _line(x: Tensor, slope: Tensor | None, offset: Tensor | None) -> None:

@@ -6,15 +6,13 @@ not float32, takes the plain path. Results are not those of direct convolution t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from purify_engine.ops import cpp
-from purify_engine.ops.stamp import Stamp, is_frozen
+from purify_engine.ops.stamp import Packings, is_frozen
 from purify_engine.ops.winograd_tiles import Tiling, tiling
 from purify_engine.reference import layers
 from purify_engine.types import Images
@@ -87,16 +85,7 @@ def relu_conv3x3_backward(
     return layers.in_layout_of(x, convolved(grad_out, weight, chosen, flip=True, relu=relu))
 
 
-@dataclass
-class _Packing:
-    """The filters of one convolution as the kernel reads them."""
-
-    made_of: Stamp
-    filters: Tensor
-
-
-# weight -> {(kept, flip, instruction set): _Packing}; dropped with the weight.
-_packings: Any = WeakTensorKeyDictionary()
+_packings = Packings()
 
 
 def packed(weight: Tensor, kept: int, flip: bool) -> Tensor:
@@ -105,12 +94,7 @@ def packed(weight: Tensor, kept: int, flip: bool) -> Tensor:
     Transformed for F(kept x kept, 3x3), or as it is where `kept` is 0.
     """
     room: Any = cpp.room
-    packings = _packings.setdefault(weight, {})
-    key = kept, flip, room.instruction_set()
-    packing = packings.get(key)
-    if packing is None or not packing.made_of.still_of([weight]):
-        packing = packings[key] = _Packing(Stamp([weight]), _pack(weight, kept, flip))
-    return packing.filters
+    return _packings.of(weight, (kept, flip, room.instruction_set()), lambda: _pack(weight, kept, flip))
 
 
 def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purify_engine.ops.registry import admits_cpp, is_observed, is_plain
 from purify_engine.ops.rooms import enter
 from purify_engine.reference.layers import in_layout_of, is_channels_last
 
@@ -46,6 +47,12 @@ def _address(value: Any) -> Any:
     if value is None:
         return 0
     return addressed(value) if isinstance(value, tuple) else value
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether float32 tensors on a CPU may go past PyTorch's dispatcher: no engine is forced against it, and nobody looks on."""
+    fit = all(is_plain(tensor) and tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return fit and admits_cpp() and (is_heard() or not is_observed())
 
 
 def is_heard() -> bool:

@@ -7,22 +7,19 @@ library, of channels_last images, which is what its results are then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from purify_engine.ops import cpp
-from purify_engine.ops.registry import forced, is_observed
-from purify_engine.ops.stamp import Stamp, is_frozen
+from purify_engine.ops.stamp import Packings, is_frozen
 from purify_engine.types import Images
 
 _MKLDNN: Any = torch.ops.mkldnn
-_PLAIN = (Tensor, torch.nn.Parameter)
+_packings = Packings()
 
 
 def conv2d(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:
@@ -35,11 +32,8 @@ def conv2d(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ..
 
 
 def _serves(x: Images, weight: Tensor, bias: Tensor | None) -> bool:
-    tensors = [x, weight] if bias is None else [x, weight, bias]
-    if any(type(tensor) not in _PLAIN or tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in tensors):
-        return False
-    usual = forced() in (None, "cpp", "fused") and (not is_observed() or cpp.is_heard())
-    return usual and is_frozen(tensors[1:]) and x.numel() > 0 and _fits(x)
+    constants = [weight] if bias is None else [weight, bias]
+    return cpp.takes(x, *constants) and is_frozen(constants) and x.numel() > 0 and _fits(x)
 
 
 def _fits(x: Images) -> bool:
@@ -92,27 +86,9 @@ class _Gradient(torch.autograd.Function):
         return conv2d(grad, weight, None, *ctx.how), None, None, None, None
 
 
-@dataclass
-class _Packing:
-    """The weight of one convolution as oneDNN wants it for images of one shape."""
-
-    made_of: Stamp
-    sizes: tuple[object, ...]
-    weight: Tensor
-
-
-# weight -> {kind of convolution: the packing used last}; dropped with the weight.
-_packings: Any = WeakTensorKeyDictionary()
-
-
 def _packed(weight: Tensor, kind: str, *sizes: Any) -> Tensor:
     """`weight` laid out by oneDNN's function for a kind of convolution; `sizes` are that function's, the image's at their end."""
-    kept = _packings.setdefault(weight, {})
-    packing = kept.get(kind)
-    if packing is None or packing.sizes != sizes or not packing.made_of.still_of([weight]):
-        laid_out = getattr(_MKLDNN, f"_reorder_{kind}_weight")(weight.detach(), *sizes)
-        packing = kept[kind] = _Packing(Stamp([weight]), sizes, laid_out)
-    return packing.weight
+    return _packings.of(weight, kind, lambda: getattr(_MKLDNN, f"_reorder_{kind}_weight")(weight.detach(), *sizes), sizes)
 
 
 def _convolved(x: Images, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]) -> Images:

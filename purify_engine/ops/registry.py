@@ -50,6 +50,11 @@ def forced() -> str | None:
     return getattr(_thread, "forced", None)
 
 
+def admits_cpp() -> bool:
+    """Whether nothing is forced that keeps CPU tensors from the C++ room."""
+    return forced() in (None, "cpp", "fused")
+
+
 @dataclass(frozen=True)
 class Op:
     """One name, many implementations: a launcher for each engine, or the reason why there is none."""
@@ -114,7 +119,7 @@ def _is_watched(args: tuple[Any, ...]) -> bool:
     """Whether autograd, a mode, a transform, a tracer, a profiler or a tensor subclass wants to see a call."""
     recorded = torch.is_grad_enabled()
     for value in args:
-        if isinstance(value, Tensor) and (type(value) not in _PLAIN or (recorded and value.requires_grad)):
+        if isinstance(value, Tensor) and (not is_plain(value) or (recorded and value.requires_grad)):
             return True
     return is_observed()
 
@@ -130,7 +135,9 @@ def is_observed() -> bool:
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor is of PyTorch's own classes: a subclass may want to see what is done with it."""
+    return type(value) in (Tensor, torch.nn.Parameter)
 
 
 def define(schema: str, reference: Launcher, *, check: Callable[..., None], **engines: Launcher | str) -> Op:

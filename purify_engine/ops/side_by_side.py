@@ -10,25 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine.ops import checks, cpp
-from purify_engine.ops.registry import forced, is_observed
 from purify_engine.types import Images
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_read_apart(x: Images, beside: Images) -> bool:
     """Whether the functions below take these two images, [B, C, H, W] and [B, C', H, W]; others are for `torch.cat` to refuse."""
-    if cpp.room is None or forced() not in (None, "cpp", "fused") or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    if cpp.room is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not cpp.takes(x, beside):
         return False
-    fits = all(
-        type(image) in _PLAIN
-        and image.dtype == torch.float32
-        and image.device.type == "cpu"
-        and image.is_contiguous(memory_format=torch.channels_last)
-        for image in (x, beside)
-    )
     alike = x.dim() == 4 and x.shape[0] == beside.shape[0] and x.shape[2:] == beside.shape[2:]
-    return alike and fits and (not is_observed() or cpp.is_heard())
+    return alike and all(image.is_contiguous(memory_format=torch.channels_last) for image in (x, beside))
 
 
 def group_norm_silu(x: Images, beside: Images, weight: Tensor, bias: Tensor, num_groups: int, norm_eps: float) -> Images:

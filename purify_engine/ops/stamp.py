@@ -6,9 +6,11 @@ writing into `parameter.data` goes unseen, by PyTorch's version counter and so b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Stamp:
@@ -22,6 +24,25 @@ class Stamp:
     def still_of(self, tensors: Iterable[Tensor]) -> bool:
         """Whether they are what they were."""
         return self._key == _key_of(tensors)
+
+
+class Packings:
+    """Weights as somebody else wants them: one packing of each kind, kept beside its weight and dropped with it."""
+
+    def __init__(self) -> None:
+        self._of: Any = WeakTensorKeyDictionary()  # weight -> {kind: (stamp, details, packing)}
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, weight: Tensor, kind: object, pack: Callable[[], Tensor], details: object = None) -> Tensor:
+        """`pack()` on first use, and again when `weight` has changed, or `details`, of which the last alone are kept."""
+        kept = self._of.setdefault(weight, {})
+        stamp, made_for, packing = kept.get(kind, (None, None, None))
+        if stamp is None or made_for != details or not stamp.still_of([weight]):
+            packing = pack()
+            kept[kind] = Stamp([weight]), details, packing
+        return packing
 
 
 def is_frozen(tensors: Iterable[Tensor]) -> bool:
