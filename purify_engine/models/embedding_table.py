@@ -17,10 +17,13 @@ from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.ops.stamp import Stamp, is_frozen
 from purify_engine.types import Step, Timesteps
 
+CHUNK = 16  # times embedded at once: enough for the matrix products to be efficient, few enough for a plan of three steps
+
 
 @dataclass
 class _Table:
     made_of: Stamp
+    threads: int  # that computed it: they divide the rows of a matrix product among them, so their number may change a rounding
     rows: Tensor  # [N, sum of n]: the projections of all residual blocks, side by side
     widths: list[int]
 
@@ -40,7 +43,8 @@ class EmbeddingTable:
     def row(self, embedding: TimeEmbedding, times: Timesteps, step: Step) -> Embeddings:
         """`embedding(times[step])`, gathered by the device tensor `step`; each entry is [1, n].
 
-        Where a gradient to its parameters may be wanted, or their changes are not counted, nothing is kept.
+        Where a gradient to its parameters may be wanted, or their changes are not counted, nothing is kept and the time is
+        embedded by itself: the same to rounding, since matrix products of one row are rounded otherwise.
         """
         table = self.table(embedding, times)
         if table is None:
@@ -53,7 +57,7 @@ class EmbeddingTable:
         if not is_frozen(parameters):
             return None
         sources, table = [*parameters, times], self._tables.get(times)
-        if table is None or not table.made_of.still_of(sources):
+        if table is None or table.threads != torch.get_num_threads() or not table.made_of.still_of(sources):
             fresh = _build(embedding, times, Stamp(sources))
             if table is not None and _alike(table.rows, fresh.rows):
                 fresh.rows = table.rows.copy_(fresh.rows)
@@ -64,8 +68,13 @@ class EmbeddingTable:
 def _build(embedding: TimeEmbedding, times: Timesteps, made_of: Stamp) -> _Table:
     # Outside inference mode and autocast: the table outlives the call, and another call may want a gradient through its user.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(times.device.type, enabled=False):
-        projections = embedding(times)
-        return _Table(made_of, torch.cat(projections, dim=1), [projection.shape[1] for projection in projections])
+        # In a matrix product of another height a row may be rounded otherwise (MKL's are). A graph's table is longer than the
+        # loop's, and both must hold the same bits: every product has CHUNK rows, and a time its place in them whatever follows.
+        padded = torch.cat((times, times[-1:].expand(-len(times) % CHUNK)))
+        chunks = [embedding(chunk) for chunk in padded.split(CHUNK)]
+        rows = torch.cat([torch.cat(projections, dim=1) for projections in chunks])
+        widths = [projection.shape[1] for projection in chunks[0]]
+        return _Table(made_of, torch.get_num_threads(), rows[: len(times)].clone(), widths)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

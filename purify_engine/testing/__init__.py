@@ -1,0 +1,1 @@
+"""What tests, benchmarks and `doctor` share: cases, the error allowed, truths of more digits, worlds of known answers."""
