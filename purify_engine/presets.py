@@ -19,6 +19,7 @@ from purify_engine.config import (
     require,
     to_dict,
 )
+from purify_engine.files import write_text
 from purify_engine.models.checkpoints import load_safetensors, save_safetensors
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
@@ -64,7 +65,7 @@ def write_config(folder: Path, **parts: Any) -> None:
         "schema_version": SCHEMA_VERSION,
         **{name: to_dict(part) for name, part in parts.items() if part is not None},
     }
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def resolve(name_or_dir: str | Path) -> Path:

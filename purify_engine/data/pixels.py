@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from purify_engine.files import write_whole
+
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -47,12 +49,13 @@ def decode(path: Path, channels: int) -> Tensor:
 
 
 def encode(image: Tensor, path: Path) -> None:
-    """Write float [C, H, W] in [0, 1] as PNG; the file appears whole or not at all."""
+    """Write float [C, H, W] in [0, 1] as PNG; the file appears whole or not at all.
+
+    It does not wait for the disk, which would take longer than purifying a small image does: `make_durable` does for many.
+    """
     levels = to_levels(image.numpy())
     picture = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
-    unfinished = path.with_name(f".{path.name}.part")
-    picture.save(unfinished, format="PNG")
-    unfinished.replace(path)
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
 
 
 def to_levels(pixels: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 from purify_engine.config import require
 from purify_engine.data.pixels import encode, to_levels
 from purify_engine.data.sources import ArraySource, FolderSource
+from purify_engine.files import make_durable, write_text, write_whole
 
 
 class Sink(Protocol):
@@ -43,15 +44,17 @@ class FolderSink:
         self.names = tuple(name if Path(name).suffix.lower() == ".png" else f"{name}.png" for name in source.names)
         clash = [name for name, count in Counter(self.names).items() if count > 1]
         require(not clash, "source", "free of two images that would be written to one file", ", ".join(clash))
+        self.written: list[Path] = []
         root.mkdir(parents=True, exist_ok=True)
 
     def write(self, index: int, image: Tensor) -> None:
         path = self.root / self.names[index]
-        path.parent.mkdir(parents=True, exist_ok=True)
         encode(image, path)
+        self.written.append(path)
 
     def close(self) -> None:
-        """Nothing left to do: every image is already in its place."""
+        """Every image is in its place already; wait until the disk has them."""
+        make_durable(self.written)
 
     def record(self, name: str) -> Path:
         return self.root / name
@@ -76,13 +79,14 @@ class ArraySink:
         self.array[index] = to_levels(pixels) if self.array.dtype == np.uint8 else pixels
 
     def close(self) -> None:
-        unfinished = self.path.with_name(f".{self.path.name}.part")
-        with unfinished.open("wb") as file:
+        write_whole(self.path, self._fill)
+
+    def _fill(self, temporary: Path) -> None:
+        with temporary.open("wb") as file:
             if self.path.suffix == ".npy":
                 np.save(file, self.array, allow_pickle=False)
             else:
                 np.savez_compressed(file, **{**self.source.arrays, self.source.key: self.array})  # type: ignore[arg-type]
-        unfinished.replace(self.path)
 
     def record(self, name: str) -> Path:
         return self.path.with_name(f"{self.path.stem}.{name}")
@@ -96,6 +100,4 @@ def open_sink(source: FolderSource | ArraySource, output: Path) -> FolderSink | 
 def write_record(path: Path, content: Any) -> None:
     """`content` as JSON, or as one JSON line an entry where the name ends in .jsonl; appears whole or not at all."""
     lines = [json.dumps(entry) for entry in content] if path.suffix == ".jsonl" else [json.dumps(content, indent=2)]
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text("".join(f"{line}\n" for line in lines))
-    unfinished.replace(path)
+    write_text(path, "".join(f"{line}\n" for line in lines))

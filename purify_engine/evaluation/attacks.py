@@ -19,6 +19,7 @@ from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.losses import Objective, make_objective, required_guide
 from purify_engine.evaluation.spatial import stadv
 from purify_engine.evaluation.square import square
+from purify_engine.reference.balls import lengths, projected, steepest_ascent
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
@@ -67,7 +68,7 @@ def pgd(objective: Objective, images: Images, ids: Ids, config: AttackConfig, dr
     step_size = config.step_size or 2.5 * config.epsilon / config.num_steps
     for step in range(config.num_steps):
         grad = expected_gradient(objective, x, ids, draws(step))
-        x = project(x + step_size * ascent_direction(grad, config), images, config)
+        x = project(x + step_size * steepest_ascent(grad, config.norm), images, config)
     return x
 
 
@@ -81,21 +82,9 @@ def expected_gradient(objective: Objective, x: Images, ids: Ids, draws: Iterable
     return total
 
 
-def ascent_direction(grad: Tensor, config: AttackConfig) -> Tensor:
-    """Steepest ascent in the attack's norm: signs for l_inf, the unit gradient for l_2."""
-    if config.norm == "linf":
-        return grad.sign()
-    return grad / per_image_norm(grad).clamp(min=1e-12)
-
-
 def project(x: Images, images: Images, config: AttackConfig) -> Images:
     """Into the ball around `images`, then into [0, 1]: clipping brings a point no further from `images`, which lie there."""
-    delta = x - images
-    if config.norm == "linf":
-        delta = delta.clamp(-config.epsilon, config.epsilon)
-    else:
-        delta = delta * (config.epsilon / per_image_norm(delta).clamp(min=1e-12)).clamp(max=1)
-    return (images + delta).clamp(0, 1)
+    return (images + projected(x - images, config.norm, config.epsilon)).clamp(0, 1)
 
 
 def start_point(
@@ -116,9 +105,4 @@ def start_point(
     noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype) * 2 - 1
     if config.norm == "linf":
         return images + config.epsilon * noise
-    return images + config.epsilon * noise / per_image_norm(noise).clamp(min=1e-12)
-
-
-def per_image_norm(x: Tensor) -> Tensor:
-    """Euclidean norm of each image [B, 1, 1, 1]."""
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return images + config.epsilon * noise / lengths(noise)

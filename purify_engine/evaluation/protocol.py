@@ -9,11 +9,9 @@ two sets apart tell how much: the worst attack is picked by one and scored on th
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -27,6 +25,7 @@ from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.suite import attack_suite, fitted
+from purify_engine.files import append_json_line, read_json_lines
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
@@ -55,13 +54,14 @@ class Cell:
         """Expected accuracy of a single draw."""
         return sum(self.pooled) / len(self.pooled)
 
-    def to_json(self) -> str:
-        return json.dumps({**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)})
+    def as_record(self) -> dict[str, Any]:
+        """What a line of a results file holds."""
+        return {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
 
     @staticmethod
-    def from_json(line: str) -> Cell:
-        values = json.loads(line)
-        values.pop("accuracy", None)
+    def from_record(record: dict[str, Any]) -> Cell:
+        """The cell of a line; `accuracy` follows from the scores."""
+        values = {name: value for name, value in record.items() if name != "accuracy"}
         return Cell(**{**values, "scores": tuple(values["scores"]), "selection": tuple(values["selection"])})
 
 
@@ -93,7 +93,7 @@ def evaluate(
         on_cell(cell)
     for cell in _run([task for mark, task in tasks.items() if mark not in found], workers):
         if results is not None:
-            _append(results, cell)
+            append_json_line(results, cell.as_record())
         on_cell(cell)
         found[cell.fingerprint] = cell
     return [found[mark] for mark in tasks]
@@ -179,22 +179,5 @@ def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) 
 
 
 def read_cells(results: Path) -> list[Cell]:
-    """The finished cells of a results file; a line cut short by a kill is not one."""
-    cells = []
-    for line in results.read_text().splitlines() if results.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            cells.append(Cell.from_json(line))
-    return cells
-
-
-def _append(results: Path, cell: Cell) -> None:
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            torn = file.read() != b"\n"
-        else:
-            torn = False
-        file.write((b"\n" if torn else b"") + cell.to_json().encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """The finished cells of a results file; none where there is no file, and a line cut short by a kill is not one."""
+    return [Cell.from_record(record) for record in read_json_lines(results)] if results.exists() else []

@@ -14,9 +14,11 @@ from typing import Any
 import jinja2
 from rich.table import Table
 
+from purify_engine import markdown
 from purify_engine.evaluation.contact_sheet import GAIN, Exhibit
 from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.summary import Comparison, Row
+from purify_engine.files import write_text
 
 _TEMPLATE = "report.html.j2"
 _PACKAGES = ("purify-engine", "torch", "numpy", "scipy", "pillow")
@@ -53,8 +55,7 @@ def write_report(
         notes=notes,
         versions=versions(),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    write_text(path, html)
     return path
 
 
@@ -63,11 +64,11 @@ def render_table(rows: Sequence[Row]) -> str:
     columns = column_names(rows)
     speed = any(row.images_per_second for row in rows)
     header = ["defence", *(f"{name} (n = {sizes(rows)[name]})" for name in columns), *(["images/s"] if speed else [])]
-    lines = [_line(header), _line(["---", *("---:" for _ in header[1:])])]
+    lines = []
     for row in rows:
         figures = [figure(row.columns.get(name)) for name in columns]
-        lines.append(_line([row.defence, *figures, *([_speed(row)] if speed else [])]))
-    return "\n".join(lines)
+        lines.append([row.defence, *figures, *([_speed(row)] if speed else [])])
+    return markdown.table(header, lines)
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
@@ -92,7 +93,7 @@ def by_attack(rows: Sequence[Row]) -> list[list[str]]:
 def render_by_attack(rows: Sequence[Row]) -> str:
     """`by_attack` as a markdown table."""
     header, *lines = by_attack(rows)
-    return "\n".join(map(_line, [header, ["---", *("---:" for _ in rows)], *lines]))
+    return markdown.table(header, lines)
 
 
 def terminal_by_attack(rows: Sequence[Row], title: str) -> Table:
@@ -155,10 +156,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _speed(row: Row) -> str:

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from purify_engine.config import require
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then rename it: a reader sees the old file or the whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from purify_engine.files import write_whole
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers and strings; see `write_atomically`."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    """Write tensors, numbers and strings; whole or not at all."""
+    write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_checkpoint(path: Path, experiment: dict[str, Any]) -> dict[str, Any]:

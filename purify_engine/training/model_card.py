@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from purify_engine import markdown
 from purify_engine.config import Training, to_dict
+from purify_engine.files import write_text
 from purify_engine.models.checkpoints import save_safetensors
-from purify_engine.training.checkpoint import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class ModelCard:
 
 def publish(model: nn.Module, card: ModelCard, out_dir: Path) -> None:
     """Write `<name>.safetensors` and `<name>.md`, each whole or not at all, then drop the checkpoint they came from."""
-    write_atomically(out_dir / f"{card.name}.safetensors", lambda path: save_safetensors(model, path))
-    write_atomically(out_dir / f"{card.name}.md", lambda path: path.write_text(card.render(), encoding="utf-8"))
+    save_safetensors(model, out_dir / f"{card.name}.safetensors")
+    write_text(out_dir / f"{card.name}.md", card.render())
     (out_dir / f"{card.name}.checkpoint").unlink(missing_ok=True)
 
 
@@ -62,8 +63,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _table(key: str, value: str, rows: dict[str, Any]) -> str:
-    lines = [f"| {key} | {value} |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {_shown(entry)} |" for name, entry in rows.items()])
+    return markdown.table((key, value), [(name, _shown(entry)) for name, entry in rows.items()], left=(0, 1))
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine.config import Perturbation
+from purify_engine.reference.balls import projected, steepest_ascent
 from purify_engine.types import Images, Labels
 
 Objective = Callable[[Images], Tensor]  # images -> a number to make large, summed over the batch
@@ -23,8 +24,8 @@ def perturb(images: Images, objective: Objective, attack: Perturbation) -> Image
     for _ in range(attack.num_steps):
         adversarial.requires_grad_()
         (gradient,) = torch.autograd.grad(objective(adversarial), adversarial)
-        moved = adversarial.detach() + attack.step_size * _direction(gradient, attack.norm)
-        adversarial = (images + _projected(moved - images, attack)).clamp(0, 1)
+        moved = adversarial.detach() + attack.step_size * steepest_ascent(gradient, attack.norm)
+        adversarial = (images + projected(moved - images, attack.norm, attack.epsilon)).clamp(0, 1)
     return adversarial
 
 
@@ -43,17 +44,3 @@ def robust_accuracy(classifier: nn.Module, images: Images, labels: Labels, attac
         torch.manual_seed(seed)
         adversarial = perturb(images, lambda x: F.cross_entropy(classifier(x), labels, reduction="sum"), attack)
     return accuracy(classifier, adversarial, labels)
-
-
-def _direction(gradient: Tensor, norm: str) -> Tensor:
-    return gradient.sign() if norm == "linf" else gradient / _lengths(gradient)
-
-
-def _projected(delta: Tensor, attack: Perturbation) -> Tensor:
-    if attack.norm == "linf":
-        return delta.clamp(-attack.epsilon, attack.epsilon)
-    return delta * (attack.epsilon / _lengths(delta)).clamp(max=1)
-
-
-def _lengths(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from purify_engine.files import write_whole
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's zip, and plain pickles
@@ -18,15 +20,8 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
 def save_safetensors(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the state_dict of `module` to `path`, whole or not at all; missing folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, partial)
-        partial.chmod(0o644)  # the library writes for the owner alone
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    weights = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    write_whole(Path(path), lambda temporary: save_file(weights, temporary))
 
 
 def load_safetensors(module: ModuleT, path: str | os.PathLike[str]) -> ModuleT:

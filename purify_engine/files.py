@@ -1,0 +1,96 @@
+"""Files that survive a crash: written whole or not at all, and JSON lines that are added one at a time.
+
+Free of torch, so that every part may use it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it: a reader sees the old file or the whole new one.
+
+    Missing folders are made. The file may be read by whom the umask lets (0644 by default), even if `write` made it private.
+    `durable` waits for the disk before and after the rename, so that a power failure leaves the old file or the new one, never an
+    empty one; without it only a kill is survived (for many files at once: `make_durable` when all are written). Where `write`
+    raises, the old file is untouched and the temporary one removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Only the start of the name: with something added, a name of the greatest length would be refused.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        allowed = temporary.stat().st_mode & 0o777
+        write(temporary)
+        temporary.chmod(allowed)  # safetensors replaces the file by one for its owner alone
+        if durable:
+            _wait_for_disk(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        _wait_for_disk(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def make_durable(paths: Iterable[Path]) -> None:
+    """Wait until the files `paths`, and the folders that name them, are on the disk."""
+    paths = list(paths)
+    for path in [*paths, *sorted({path.parent for path in paths})]:
+        _wait_for_disk(path)
+
+
+def append_json_line(path: Path, record: Any) -> None:
+    """Add `record` to a file of JSON lines, on the disk before this returns; missing folders are made.
+
+    Where a kill cut the last line short, the record begins a line of its own: nothing that is there is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record).encode() + b"\n"
+    with path.open("ab+") as file:
+        file.write(line if _ends_a_line(file) else b"\n" + line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The records of a file of JSON lines, in order. FileNotFoundError where there is no file.
+
+    A last line that was cut short is no record: that is what a kill leaves. Any other line that is no JSON is left out with a
+    warning that names it.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            if number < len(lines):
+                warnings.warn(f"line {number} of {path} is no JSON and is left out: {line[:40]!r}", stacklevel=2)
+    return records
+
+
+def _ends_a_line(file: Any) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def _wait_for_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""A crash at any moment: readers see the old file or the whole new one, and no line that was written is lost."""
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from purify_engine import files
+from purify_engine.files import append_json_line, make_durable, read_json_lines, write_text, write_whole
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What reaches the disk, in order: ("fsync", name of the file or folder) and ("rename", name)."""
+    seen = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor):
+        seen.append(("fsync", Path(f"/proc/self/fd/{descriptor}").resolve()))
+        fsync(descriptor)
+
+    def noted_replace(path, target):
+        seen.append(("rename", Path(path), Path(target)))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    return seen
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, calls):
+    path = tmp_path / "folder" / "a.txt"
+    write_whole(path, lambda temporary: (calls.append(("write", temporary)), temporary.write_text("whole")))
+    temporary = calls[0][1]
+    assert calls == [("write", temporary), ("fsync", temporary), ("rename", temporary, path), ("fsync", path.parent)]
+    assert path.read_text() == "whole" and temporary.parent == path.parent and temporary.name.startswith(".")
+
+
+def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_path, calls):
+    paths = [tmp_path / name for name in ("a/1", "a/2", "b/1")]
+    for path in paths:
+        write_whole(path, Path.touch, durable=False)
+    assert [name for name, *_ in calls] == ["rename"] * 3
+    calls.clear()
+    make_durable(iter(paths))
+    assert calls == [("fsync", path) for path in [*paths, tmp_path / "a", tmp_path / "b"]]
+
+
+def half(temporary):
+    temporary.write_text("half of the n")
+    raise OSError("disk full")
+
+
+def half_and_away(temporary):
+    temporary.unlink()  # as a library does that writes a file of its own and renames it
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("write, error", [(half, OSError), (half_and_away, KeyboardInterrupt)])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(write, error, tmp_path):
+    path = tmp_path / "unet.checkpoint"
+    path.write_text("old")
+    with pytest.raises(error):
+        write_whole(path, write)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(failing, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError("input/output error")
+
+    path = tmp_path / "a"
+    path.write_text("old")
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
+    with pytest.raises(OSError, match="input/output error"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_while_it_is_written_a_reader_sees_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write(temporary):
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        temporary.write_text("whole")
+
+    write_whole(path, write)
+    assert path.read_text() == "whole"
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "made private by a library"])
+def test_the_umask_decides_who_may_read(umask, mode, private, tmp_path):
+    def write(temporary):
+        if private:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "a", write)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, ".hidden", "no suffix", "a.tar.gz"])
+def test_every_name_that_a_file_may_have_can_be_written(name, tmp_path):
+    write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path, both = tmp_path / "a", threading.Barrier(2)
+
+    def write(temporary, text):
+        temporary.write_text(text)
+        both.wait()
+
+    texts = ["one" * 1000, "other"]
+    threads = [threading.Thread(target=write_whole, args=(path, lambda t, text=text: write(t, text))) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_utf8_wherever_it_is_written(tmp_path):
+    path = str(tmp_path / "a")
+    code = f"from pathlib import Path; from purify_engine.files import write_text; write_text(Path({path!r}), '\\xb5 \\xe9')"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(files.__file__).parent.parent)
+    assert (tmp_path / "a").read_bytes() == "µ é".encode()
+
+
+def test_lines_come_back_in_order(tmp_path):
+    path, records = tmp_path / "folder" / "a.jsonl", [{"n": 1}, {"text": "two\nlines | µ \u2028"}, [3], None]
+    for record in records:
+        append_json_line(path, record)
+    assert read_json_lines(path) == records
+    assert path.read_text().count("\n") == len(records)
+
+
+def test_a_line_is_on_the_disk_before_the_next_thing_happens(tmp_path, calls):
+    path = tmp_path / "a.jsonl"
+    append_json_line(path, {"n": 1})
+    assert calls == [("fsync", path)]
+
+
+FIRST, SECOND = {"n": 1}, '{"text": "two µ"}'.encode()
+
+
+@pytest.mark.parametrize("kept", range(1, len(SECOND)))
+def test_a_last_line_cut_anywhere_is_no_record_and_the_next_one_begins_afresh(kept, tmp_path, recwarn):
+    path = tmp_path / "a.jsonl"
+    append_json_line(path, FIRST)
+    with path.open("ab") as file:
+        file.write(SECOND[:kept])
+    assert read_json_lines(path) == [FIRST] and not recwarn.list
+    append_json_line(path, {"n": 3})
+    with pytest.warns(UserWarning, match="line 2 of .*a.jsonl is no JSON and is left out"):
+        assert read_json_lines(path) == [FIRST, {"n": 3}]
+
+
+def test_a_last_line_that_lacks_its_newline_only_is_a_record(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"n": 1}\n{"n": 2}')
+    assert read_json_lines(path) == [{"n": 1}, {"n": 2}]
+    append_json_line(path, {"n": 3})
+    assert read_json_lines(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+def test_damage_in_the_middle_is_reported_by_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": 1}\n\n\xff\xfe\n{"n": 4}\n')
+    with pytest.warns(UserWarning, match="line 3 of .*a.jsonl is no JSON") as warned:
+        assert read_json_lines(path) == [{"n": 1}, {"n": 4}]
+    assert len(warned) == 1, "an empty line is no damage"
+
+
+def test_no_file_is_an_error_and_an_empty_one_is_not(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_json_lines(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").touch()
+    assert read_json_lines(tmp_path / "a.jsonl") == []
+    append_json_line(tmp_path / "a.jsonl", 1)
+    assert (tmp_path / "a.jsonl").read_text() == "1\n"
