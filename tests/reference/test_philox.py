@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -54,3 +56,57 @@ def test_derived_seeds_differ_from_one_another_and_from_the_noise():
     assert derive_seed(key, 1).dtype == torch.int64
     assert derive_seed(key, 1).shape == ()
     assert derive_seed(torch.tensor(6), 1) != seeds[1]
+
+
+def philox_in_python(counter, key):
+    """Philox 4x32-10 on Python's integers, which know no words and no signs."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [second >> 32 ^ c[1] ^ k[0], second % 2**32, first >> 32 ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return tuple(c)
+
+
+SEED = 0x299F31D0_A4093822
+
+
+@pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
+def test_the_cipher_in_python_is_the_cipher(counter, key, words):
+    assert philox_in_python(counter, key) == words
+
+
+@pytest.mark.parametrize("stream", [0, 1, 2**32, 2**32 + 1, 2**33, 2**33 + 1, 2**33 + 7])
+def test_derived_seeds_are_known_words(stream):
+    """Of a counter that noise cannot reach: block and step at their ends, and all 64 bits of the stream."""
+    counter = (0xFFFFFFFF, 0xFFFFFFFE, stream % 2**32, stream >> 32)
+    low, high, *_ = philox_in_python(counter, (SEED % 2**32, SEED >> 32))
+    assert derive_seed(torch.tensor(SEED), stream).item() == (high % 2**31) << 32 | low
+
+
+def test_streams_beyond_32_bits_have_seeds_of_their_own():
+    """The guide's noise, independent draws and cycles begin at 1, 2**32 and 2**33: no two of them may share a seed."""
+    streams = [first + count for first in (0, 2**32, 2**33, 2**34) for count in range(50)]
+    assert len({derive_seed(torch.tensor(3), stream).item() for stream in streams}) == len(streams)
+
+
+@pytest.mark.parametrize("numel", [1, 2, 3, 4, 5, 30])
+def test_normals_are_box_mullers_of_the_words_in_pairs(numel):
+    ids, step = torch.tensor([3, 2**40 + 5]), 9
+    found = philox_normal(torch.tensor(SEED), ids, torch.tensor(step), numel, dtype=torch.float64)
+    assert found.shape == (2, numel) and found.is_contiguous()
+    for identity, row in zip(ids.tolist(), found.tolist(), strict=True):
+        for element, normal in enumerate(row):
+            counter = (element // 4, step, identity % 2**32, identity >> 32)
+            words = philox_in_python(counter, (SEED % 2**32, SEED >> 32))
+            first, second = words[element % 4 // 2 * 2 : element % 4 // 2 * 2 + 2]
+            r, theta = math.sqrt(-2 * math.log(first / 2**32 + 2**-33)), 2 * math.pi * second / 2**32
+            assert normal == pytest.approx(r * (math.sin(theta) if element % 2 else math.cos(theta)), abs=1e-12)
+
+
+def test_normals_are_standard_and_uncorrelated():
+    normals = philox_normal(torch.tensor(1), torch.arange(8), torch.tensor(0), 2**14, dtype=torch.float64)
+    # 131,072 draws: five standard errors of the mean, the variance and a correlation
+    assert abs(normals.mean()) < 5 / 2**8.5
+    assert abs(normals.var() - 1) < 5 * 2**0.5 / 2**8.5
+    assert abs((normals[:, :-1] * normals[:, 1:]).mean()) < 5 / 2**8.5

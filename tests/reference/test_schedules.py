@@ -53,3 +53,34 @@ def test_an_impossible_schedule_is_refused_by_name(bad):
     (argument,) = bad
     with pytest.raises(ValueError, match=argument):
         ScheduleConfig(**bad)
+
+
+def test_the_named_schedule_is_made_with_the_numbers_it_was_given():
+    linear = make_schedule(ScheduleConfig(num_timesteps=5, beta_start=0.1, beta_end=0.3))
+    torch.testing.assert_close(linear.betas, torch.tensor([0.1, 0.15, 0.2, 0.25, 0.3], dtype=torch.float64))
+    cosine = make_schedule(ScheduleConfig(kind="cosine", num_timesteps=50))
+    assert torch.equal(cosine.betas, cosine_betas(50)) and not torch.allclose(cosine.betas, linear_betas(50))
+    for schedule, count in ((linear, 5), (cosine, 50)):
+        assert schedule.num_timesteps == count
+        assert schedule.times.tolist() == list(range(count))
+
+
+def test_the_signal_is_what_each_step_leaves_of_the_one_before():
+    schedule = make_schedule(ScheduleConfig(num_timesteps=4, beta_start=0.1, beta_end=0.4))
+    expected = torch.tensor([0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7, 0.9 * 0.8 * 0.7 * 0.6], dtype=torch.float64)
+    torch.testing.assert_close(schedule.alphas_cumprod, expected)
+
+
+def test_the_last_cosine_step_is_held_to_the_largest_beta():
+    assert cosine_betas(1000)[-1] == 0.999  # alpha_bar ends at 0, so beta would be 1
+    assert cosine_betas(1000, max_beta=0.5).max() == 0.5
+
+
+def test_a_refined_schedule_has_every_step_as_often_as_asked():
+    coarse = make_schedule(ScheduleConfig(num_timesteps=3, beta_start=0.1, beta_end=0.3))
+    fine = coarse.refined(2)
+    torch.testing.assert_close(fine.betas, torch.tensor([0.05, 0.05, 0.1, 0.1, 0.15, 0.15], dtype=torch.float64))
+    assert fine.times.tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5, 2.0]
+    assert torch.equal(coarse.refined(1).betas, coarse.betas)
+    with pytest.raises(ValueError, match="factor must be at least 1, got 0"):
+        coarse.refined(0)
