@@ -12,14 +12,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
@@ -29,6 +31,8 @@ from purify_engine.files import append_json_line, read_json_lines
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
+
+SCALE_ROUNDING = 1e-5  # relative: calibrated scales that differ by less are the same scale, rounded by different processors
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,41 @@ def evaluate(
     thread each share the cells.
     """
     config = config or EvaluationConfig()
-    done = {} if results is None else {cell.fingerprint: cell for cell in read_cells(results)}
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
         mark = fingerprint(defence, wanted, images, labels, config)
         tasks[mark] = (defence, wanted, images, labels, config, mark)
-    found = {mark: done[mark] for mark in tasks if mark in done}
-    for cell in found.values():
+    cells = {} if results is None else _finished(tasks, read_cells(results))
+    for cell in cells.values():
         on_cell(cell)
-    for cell in _run([task for mark, task in tasks.items() if mark not in found], workers):
+    for cell in _run([task for mark, task in tasks.items() if mark not in cells], workers):
         if results is not None:
             append_json_line(results, cell.as_record())
         on_cell(cell)
-        found[cell.fingerprint] = cell
-    return [found[mark] for mark in tasks]
+        cells[cell.fingerprint] = cell
+    return [cells[mark] for mark in tasks]
+
+
+def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> dict[str, Cell]:
+    """Those of `cells` that are one of `tasks`, by the task's fingerprint.
+
+    A cell is a task's where their fingerprints are equal. Calibration on another processor gives a scale that differs from the
+    seventh digit or so on, and with it another fingerprint. So a cell is a task's, too, where only the scales differ, within
+    `SCALE_ROUNDING`; its own fingerprint, made from its own settings with this task's images and weights, must then be right.
+    """
+    by_mark = {cell.fingerprint: cell for cell in cells}
+    apart = [(*_without_scale(cell.config), cell) for cell in cells]
+    finished = {}
+    for mark, (defence, wanted, images, labels, config, _) in tasks.items():
+        cell = by_mark.get(mark)
+        if cell is None:
+            settings, scale = _without_scale(_settings(defence, wanted, config))
+            tensors = _tensors(defence, images, labels)
+            alike = (cell for rest, other, cell in apart if rest == settings and _same_scale(scale, other))
+            cell = next((cell for cell in alike if cell.fingerprint == _hash(cell.config, tensors)), None)
+        if cell is not None:
+            finished[mark] = cell
+    return finished
 
 
 def _run(tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Cell]:
@@ -157,16 +182,21 @@ def fingerprint(
     defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig
 ) -> str:
     """Hash of everything that decides a cell's scores."""
-    digest = hashlib.sha256(json.dumps(_settings(defence, wanted, config), sort_keys=True).encode())
-    networks = [defence.classifier, defence.bare, defence.guide, defence.purifier]
-    tensors = [
-        images,
-        labels,
-        *(value for network in networks if network is not None for value in network.state_dict().values()),
-    ]
+    return _hash(_settings(defence, wanted, config), _tensors(defence, images, labels))
+
+
+def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _tensors(defence: Defence, images: Images, labels: Labels) -> list[Tensor]:
+    """Images, labels and every weight of every network that takes part."""
+    networks = [defence.classifier, defence.bare, defence.guide, defence.purifier]
+    weights = (value for network in networks if network is not None for value in network.state_dict().values())
+    return [images, labels, *weights]
 
 
 def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) -> dict[str, Any]:
@@ -176,6 +206,17 @@ def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) 
         "num_draws": config.num_draws,
         "scoring_seed": config.seed,
     }
+
+
+def _without_scale(settings: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """The settings as JSON keeps them, and the guidance scale taken out of them; 0 where nothing guides."""
+    plain = json.loads(json.dumps(settings))
+    purifier = plain.get("defence", {}).get("purifier") or {}
+    return plain, purifier.get("guidance", {}).pop("scale", 0.0)
+
+
+def _same_scale(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SCALE_ROUNDING)
 
 
 def read_cells(results: Path) -> list[Cell]:

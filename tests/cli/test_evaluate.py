@@ -1,7 +1,13 @@
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from purify_engine.evaluation import protocol, self_test
+
+COMMITTED = Path(__file__).parent.parent.parent / "bench" / "results" / "digits.jsonl"
 
 LIGHT = ["--num-steps", 2, "--num-eot", 1, "--num-draws", 2]
 
@@ -31,6 +37,25 @@ def test_finished_cells_are_found_again(labelled, tmp_path, command, small_purif
     once = (tmp_path / "cells.jsonl").read_text()
     command("evaluate", *words)
     assert (tmp_path / "cells.jsonl").read_text() == once
+
+
+def test_the_committed_evaluation_of_the_digits_is_found_again_on_this_machine(tmp_path, command, monkeypatch):
+    """With the scales that are calibrated here. Its cells are of the held-out digits: another split has another fingerprint."""
+
+    def refuse(defence, attack, *args):
+        raise AssertionError(f"{defence.name}, {attack.name} is computed again")
+
+    monkeypatch.setattr(protocol, "run_cell", refuse)
+    monkeypatch.setattr(self_test, "gradient_self_test", lambda purifier, images, *, seed: {"passed": True})
+    shutil.copy(COMMITTED, tmp_path / "digits.jsonl")
+    code, out, err = command("evaluate", "digits", "--output", tmp_path / "digits.jsonl", "--json")
+    assert code == 0, err
+    assert (tmp_path / "digits.jsonl").read_bytes() == COMMITTED.read_bytes()
+    rows = {row["defence"]: row["columns"] for row in json.loads(out)["rows"]}
+    cells = protocol.read_cells(COMMITTED)
+    for cell in cells:
+        assert rows[cell.defence][cell.attack]["value"] == pytest.approx(cell.accuracy, abs=1e-12)
+    assert sum(map(len, rows.values())) == len(cells) + 2 * len(rows)  # and two minima for each defence
 
 
 @pytest.mark.parametrize(("norm", "gradient"), [("l2", "bpda"), ("linf", "surrogate")])
