@@ -27,6 +27,7 @@ from purify_engine.ops.registry import INTERPRETED, OPS, Op
 from purify_engine.testing import extended
 from purify_engine.testing.agreement import Judge, as_tuple, strides
 from purify_engine.testing.cases import Case, cases
+from purify_engine.testing.magnitudes import magnitudes
 from purify_engine.testing.yardstick import assert_as_good_as_direct, assert_within_yardstick
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -120,8 +121,9 @@ def disagreement(op: Op, case: Case, engine: str, device: torch.device) -> str:
     try:
         with ops.backend(engine), tiles_listed(EveryShape()), poisoned(), torch.no_grad():
             got = as_tuple(op(*arguments, **case.keywords))
-        for index, (result, like) in enumerate(zip(got, honest, strict=True)):
-            _compare(result, like, lambda place=index: _truth(op, case, device)[place], case, judge)  # type: ignore[misc]
+        sizes = magnitudes(op.name, case.arguments(), case.keywords) or (None,) * len(got)
+        for index, (result, like, size) in enumerate(zip(got, honest, sizes, strict=True)):
+            _compare(result, like, lambda place=index: _truth(op, case, device)[place], size, case, judge)  # type: ignore[misc]
     except Exception as fault:  # whatever a kernel does wrong is one line here, and the other cases still run
         if declines(fault):
             raise DeclinedError from fault
@@ -129,7 +131,7 @@ def disagreement(op: Op, case: Case, engine: str, device: torch.device) -> str:
     return ""
 
 
-def _compare(got: Tensor, honest: Tensor, truth: Callable[[], Any], case: Case, judge: Judge) -> None:
+def _compare(got: Tensor, honest: Tensor, truth: Callable[[], Any], size: Any, case: Case, judge: Judge) -> None:
     assert (got.dtype, got.shape) == (honest.dtype, honest.shape), f"{got.dtype} {list(got.shape)}"
     assert strides(got) == strides(honest), f"strides {strides(got)}, expected {strides(honest)}"
     if not got.is_floating_point():
@@ -138,7 +140,7 @@ def _compare(got: Tensor, honest: Tensor, truth: Callable[[], Any], case: Case, 
         assert not got.isnan().any(), "NaN"
         assert (got - honest).norm() <= DOUBLE * honest.norm(), "differs from float64 on this device"
     else:
-        judge(got, honest, truth())
+        judge(got, honest, truth(), size)
 
 
 def _truth(op: Op, case: Case, device: torch.device) -> tuple[Any, ...]:

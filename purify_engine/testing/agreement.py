@@ -10,9 +10,10 @@ from torch import Tensor
 
 from purify_engine.testing import extended
 from purify_engine.testing.cases import Case
+from purify_engine.testing.magnitudes import magnitudes
 from purify_engine.testing.yardstick import assert_within_yardstick
 
-Judge = Callable[[Tensor, Tensor, Any], None]  # of a result, honest PyTorch's, and the truth
+Judge = Callable[[Tensor, Tensor, Any, Any], None]  # of a result, honest PyTorch's, the truth, and the magnitude
 
 
 def assert_agrees(case: Case, got: Any, reference: Callable[..., Any], judge: Judge = assert_within_yardstick) -> None:
@@ -23,11 +24,13 @@ def assert_agrees(case: Case, got: Any, reference: Callable[..., Any], judge: Ju
     else:
         in_double = {**case.keywords, "dtype": torch.float64} if "dtype" in case.keywords else case.keywords
         truth = reference(*case.arguments(torch.float64), **in_double)
-    for result, like, true in zip(*map(as_tuple, (got, honest, truth)), strict=True):
+    results = as_tuple(got)
+    sizes = magnitudes(case.op, case.arguments(), case.keywords) or (None,) * len(results)
+    for result, like, true, size in zip(results, as_tuple(honest), as_tuple(truth), sizes, strict=True):
         assert (result.dtype, result.shape) == (like.dtype, like.shape), f"{result.dtype} {list(result.shape)}"
         assert strides(result) == strides(like), f"strides {strides(result)}, expected {strides(like)}"
         if result.is_floating_point():
-            judge(result, like, true)
+            judge(result, like, true, size)
         else:
             assert result.equal(like), f"{int((result != like).sum())} of {result.numel()} elements differ"
 

@@ -10,6 +10,7 @@ from purify_engine import UNetConfig, ops
 from purify_engine.kernels import _outputs
 from purify_engine.models.blocks import AttentionBlock
 from purify_engine.reference import layers
+from purify_engine.testing import magnitudes
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
@@ -48,8 +49,9 @@ def test_queries_and_keys_may_differ_in_number(queries, keys, dtype):
     honest = layers.attention(q, k, v), *layers.attention_backward(grad, q, k, v)
     grad_out, *inputs = (tensor.double() for tensor in (grad, q, k, v))
     truth = layers.attention(*inputs), *layers.attention_backward(grad_out, *inputs)
-    for result, like, true in zip(got, honest, truth, strict=True):
-        assert_within_yardstick(result.cpu(), like, true)
+    sizes = *magnitudes.attention(q, k, v), *magnitudes.attention_backward(grad, q, k, v)
+    for result, like, true, size in zip(got, honest, truth, sizes, strict=True):
+        assert_within_yardstick(result.cpu(), like, true, size)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
