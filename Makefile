@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-slow check-system bench gpu gpu-carry aot evaluate-digits train-digits figures clean
+.PHONY: help setup demo test check check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,23 @@ check-slow: $(TOOLS) ## the tests that take minutes
 
 check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
 	"$(PY)" -m pytest -m system --durations=10
+
+# FLOOR is reference, engine, evaluation, training or data; SAMPLE=0 takes all of its mutants, SEED draws others. FAULTS names some of
+# the list's; JOBS are worked on at once.
+MUTMUT := $(VENV)/.mutmut
+ifeq ($(PART),tool)
+MUTANTS = tool $(or $(FLOOR),reference) --sample $(or $(SAMPLE),60) --seed $(or $(SEED),0)
+mutants: $(MUTMUT)
+else
+MUTANTS = list $(FAULTS)
+endif
+
+mutants: $(TOOLS) ## plant the faults of mutation/faults: do the tests notice? PART=tool FLOOR=reference SAMPLE=60: those of mutmut
+	"$(PY)" -m mutation $(MUTANTS) --jobs $(or $(JOBS),1)
+
+$(MUTMUT): $(TOOLS)
+	$(INSTALL) mutmut
+	touch "$@"
 
 bench: $(TOOLS) ## time every op and guided steps beside plain PyTorch; appends to bench/results
 	"$(PY)" -m bench.bench_ops

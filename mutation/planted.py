@@ -1,0 +1,108 @@
+"""Faults as an engineer could make them, planted one at a time in a copy of the tree: do the tests that ought to notice do so?"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+from mutation.scratch import build, copy_tree, run_tests
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+FAULTS = Path(__file__).parent / "faults"
+BAR = 0.9  # share of the faults that must be noticed
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` stands exactly once in `file`; with `new` in its place, one of `tests` must fail."""
+
+    name: str
+    file: str
+    says: str  # what is wrong then
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def planted_in(self, source: str) -> str:
+        """`source` with the fault; ValueError where the old text does not stand in it exactly once."""
+        times = source.count(self.old)
+        if times != 1:
+            raise ValueError(f"{self.name}: the text to replace must stand once in {self.file}, got {times} times:\n{self.old}")
+        return source.replace(self.old, self.new)
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.file.startswith("csrc/")
+
+
+def load_faults(folder: Path = FAULTS) -> list[Fault]:
+    """All faults of all lists, by name."""
+    faults = []
+    for path in sorted(folder.glob("*.toml")):
+        for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items():
+            faults.append(Fault(name, **{**entry, "tests": tuple(entry["tests"])}))
+    return faults
+
+
+def run(root: Path, names: list[str], jobs: int = 1) -> int:
+    """Plant the faults `names`, or all; print what noticed each, and the score. 0 where the score reaches the bar."""
+    faults = load_faults()
+    unknown = set(names) - {fault.name for fault in faults}
+    if unknown:
+        raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}")
+    chosen = [fault for fault in faults if not names or fault.name in names]
+    noticed = plant_all(root, chosen, jobs)
+    share = sum(noticed) / len(chosen)
+    print(f"score: {sum(noticed)} of {len(chosen)} planted faults were noticed = {100 * share:.1f} % (bar {100 * BAR:.0f} %)")
+    return 0 if share >= BAR else 1
+
+
+def plant_all(root: Path, faults: list[Fault], jobs: int = 1) -> list[bool]:
+    """Whether each fault was noticed. A test that fails without any fault is named, and counts for nothing."""
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+        trees: Queue[Path] = Queue()
+        for job in range(jobs):
+            copy_tree(root, Path(folder, str(job)))
+            trees.put(Path(folder, str(job)))
+        tests = tuple(sorted({test.split("::")[0] for fault in faults for test in fault.tests}))
+        failing = run_tests(Path(folder, "0"), tests, stop=False).failed
+        for name in failing:
+            print(f"fails without a fault, and counts for nothing: {name}", flush=True)
+
+        def examine(fault: Fault) -> bool:
+            tree = trees.get()
+            try:
+                return _examine(tree, fault, failing)
+            finally:
+                trees.put(tree)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(examine, faults))
+
+
+def _examine(tree: Path, fault: Fault, failing: tuple[str, ...]) -> bool:
+    started, path = time.monotonic(), tree / fault.file
+    source, extensions = path.read_text(encoding="utf-8"), list((tree / "purify_engine").glob("_C*.so"))
+    for extension in extensions if fault.is_compiled else ():
+        shutil.copy2(extension, extension.with_suffix(".kept"))
+    path.write_text(fault.planted_in(source), encoding="utf-8")
+    try:
+        if fault.is_compiled:
+            build(tree)
+        outcome = run_tests(tree, fault.tests, stop=True, without=failing)
+    finally:
+        path.write_text(source, encoding="utf-8")
+        for extension in extensions if fault.is_compiled else ():
+            extension.with_suffix(".kept").replace(extension)
+    by = f"noticed by {outcome.failed[0] if outcome.failed else 'a failure to collect'}" if not outcome.passed else "SURVIVED"
+    print(f"{fault.name}: {by} ({time.monotonic() - started:.0f} s)", flush=True)
+    return not outcome.passed
