@@ -114,7 +114,7 @@ class GuidedPurifier(nn.Module):
     def _purify(self, images: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         if images.numel() == 0:
             return images
-        x = 2 * images.to(torch.promote_types(images.dtype, torch.float32)) - 1
+        x = _in_model_space(images)
         for cycle in range(self.config.cycles):
             key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
             x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end)
@@ -223,9 +223,8 @@ class GuidedPurifier(nn.Module):
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
         probe = self.configured(guidance=unit)
         noise = NoiseKey(self.seed, self._ids(images, None))
-        return guidance_scale_for(
-            2 * images - 1, probe.plan(images.dtype), self.denoiser, probe._guide(), noise, ratio, quantile
-        )
+        x = _in_model_space(images)
+        return guidance_scale_for(x, probe.plan(x.dtype), self.denoiser, probe._guide(), noise, ratio, quantile)
 
     def memory_report(self) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory and of one
@@ -248,6 +247,11 @@ class GuidedPurifier(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`."""
         presets.save_networks(Path(folder), self.denoiser, self.guide, self.config)
+
+
+def _in_model_space(images: Images) -> Images:
+    """[0, 1] to [-1, 1], in float32 at least."""
+    return 2 * images.to(torch.promote_types(images.dtype, torch.float32)) - 1
 
 
 def _check_range(low: float, high: float) -> None:

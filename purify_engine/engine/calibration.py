@@ -52,7 +52,7 @@ def step_memory(x: Images, plan: ReversePlan, model: Denoiser, guide: Guide, noi
 
     target = guide.target(x)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        x_t = x.detach().clone().requires_grad_()
+        x_t = x.detach().to(plan.net_dtype or x.dtype, copy=True).requires_grad_()  # as the networks read it
         eps = model(x_t, plan, plan.steps[0])
         guide.grad(x_t, eps, target, plan, plan.steps[0], noise)
     return sum(kept.values())

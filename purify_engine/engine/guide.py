@@ -74,7 +74,8 @@ class PixelGuide:
         self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images:
         key = derive_seed(noise.key, PIXEL_NOISE)
-        target_t, _ = ops.q_sample(target[0].to(x_t.dtype), plan.marginal(step), step, key, noise.ids)
+        noised_in = torch.promote_types(x_t.dtype, torch.float32)  # as `q_sample` computes, whatever the networks' precision
+        target_t, _ = ops.q_sample(target[0].to(noised_in), plan.marginal(step), step, key, noise.ids)
         return guidance.pixel_gradient(x_t, target_t)
 
 
