@@ -1,4 +1,4 @@
-"""Options from the configuration dataclasses: one option a field, its help the comment beside the field, unset unless given.
+"""Options from the configuration dataclasses: one option a field, its help the docstring below the field, unset unless given.
 
 An option that was not given must leave what a saved purifier or a default says, so each becomes `None | type` here, and only what
 was given is put into the configuration.
@@ -7,18 +7,13 @@ was given is put into the configuration.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
-import sys
 from functools import cache
 from typing import Annotated, Any, Optional, TypeVar, get_type_hints
 
 from cyclopts import Parameter
+from docstring_parser import parse_from_object
 
 ConfigT = TypeVar("ConfigT")
-
-_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
-_COMMENTED_FIELD = re.compile(r"^    (\w+): [^#\n]*  # (.*)$", re.MULTILINE)
 
 
 def options_of(config: type, *, without: tuple[str, ...] = (), saved: bool = False) -> Any:
@@ -26,14 +21,14 @@ def options_of(config: type, *, without: tuple[str, ...] = (), saved: bool = Fal
 
     `saved`: the defaults are those of a saved model, so the help does not name the dataclass's own.
     """
-    hints, comments = get_type_hints(config), field_comments(config)
+    hints, docstrings = get_type_hints(config), field_docstrings(config)
     fields = []
     for field in dataclasses.fields(config):
         if field.name not in without:
             hint, default = hints[field.name], field.default
             kind: Any = options_of(hint, saved=saved) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
             silent = saved or default in (None, dataclasses.MISSING) or dataclasses.is_dataclass(default)
-            said = comments.get(field.name, "") + ("" if silent else f" [default: {default}]")
+            said = docstrings.get(field.name, "") + ("" if silent else f" [default: {default}]")
             option = Annotated[Optional[kind], Parameter(help=said, negative_iterable=())]  # noqa: UP045  (`kind` is a value)
             fields.append((field.name, option, None))
     made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
@@ -41,10 +36,12 @@ def options_of(config: type, *, without: tuple[str, ...] = (), saved: bool = Fal
     return made
 
 
-def field_comments(config: type) -> dict[str, str]:
-    """The trailing comment of every commented field, base classes first."""
+@cache
+def field_docstrings(config: type) -> dict[str, str]:
+    """What stands below every field, base classes first: read as cyclopts reads a class that it is given itself."""
     lineage = [cls for cls in reversed(config.__mro__) if dataclasses.is_dataclass(cls)]
-    return {name: said for cls in lineage for name, said in _COMMENTED_FIELD.findall(_sources(cls.__module__)[cls.__name__])}
+    documented = [field for cls in lineage for field in parse_from_object(cls).params]
+    return {field.arg_name: " ".join((field.description or "").split()) for field in documented}
 
 
 def given(options: Any) -> dict[str, Any]:
@@ -64,10 +61,3 @@ def with_options(config: ConfigT, options: Any) -> ConfigT:
 def _replaced(config: Any, values: dict[str, Any]) -> Any:
     nested = {name: _replaced(getattr(config, name), value) for name, value in values.items() if isinstance(value, dict)}
     return dataclasses.replace(config, **{**values, **nested})
-
-
-@cache
-def _sources(module: str) -> dict[str, str]:
-    """Source text by class. `inspect.getsource` of a class would parse the whole module every time."""
-    _, *parts = _CLASS.split(inspect.getsource(sys.modules[module]))
-    return dict(zip(parts[::2], parts[1::2], strict=True))

@@ -21,17 +21,29 @@ class AttackConfig:
     """One attack: what it may do, and how hard it tries. `name` is its column in every table."""
 
     name: str
-    kind: AttackKind = "pgd"  # none re-scores the clean images
+    """Its column in every table."""
+    kind: AttackKind = "pgd"
+    """How it searches; none re-scores the clean images."""
     norm: AttackNorm = "linf"
-    epsilon: float = 0.15  # the ball's radius in [0, 1] units; for norm="spatial" the largest shift, in pixels
-    step_size: float | None = None  # None: 2.5 * epsilon / num_steps (Madry et al. 2018)
-    num_steps: int = 20  # gradient steps, or queries of the Square attack
-    num_eot: int = 4  # noise draws averaged a step
+    """What its budget is measured in."""
+    epsilon: float = 0.15
+    """The ball's radius in [0, 1] units; for norm="spatial" the largest shift, in pixels."""
+    step_size: float | None = None
+    """In the units of epsilon. None: 2.5 * epsilon / num_steps (Madry et al. 2018)."""
+    num_steps: int = 20
+    """Gradient steps, or queries of the Square attack."""
+    num_eot: int = 4
+    """Noise draws averaged in each step."""
     loss: AttackLoss = "cross_entropy"
-    start: AttackStart = "random"  # guide: start from the adversarial example of the guide alone
-    surface: AttackSurface = "defence"  # guide: attack the guide alone, and hope that it transfers
-    gradient: GradientMode = "exact"  # blind: attack the classifier as if nothing stood before it
+    """What it climbs."""
+    start: AttackStart = "random"
+    """Where it starts; guide: at the adversarial example of the guide alone."""
+    surface: AttackSurface = "defence"
+    """What it attacks; guide: the guide alone, in the hope that this transfers."""
+    gradient: GradientMode = "exact"
+    """What it sees of the purifier; blind: attack the classifier as if nothing stood before it."""
     seed: int = 0
+    """Of random starts, proposals and noise draws."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, AttackKind)
@@ -53,15 +65,24 @@ class AttackConfig:
 class EvaluationConfig:
     """How hard to evaluate. The defaults are those of the handwritten digits, 8 by 8 pixels."""
 
-    epsilon: float = 0.15  # l_inf radius, [0, 1] units
-    epsilon_l2: float = 0.75  # l_2 radius, [0, 1] units
-    max_shift: float = 0.3  # spatial attack: the largest shift, in pixels
-    num_steps: int = 20  # of the main attacks
-    num_eot: int = 3  # of the main attacks
-    num_queries: int = 100  # of the Square attack
-    num_draws: int = 10  # K: fresh noise draws to pick each image's worst attack by, and K others to score it with
+    epsilon: float = 0.15
+    """l_inf radius, [0, 1] units."""
+    epsilon_l2: float = 0.75
+    """l_2 radius, [0, 1] units."""
+    max_shift: float = 0.3
+    """Spatial attack: the largest shift, in pixels."""
+    num_steps: int = 20
+    """Of the main attacks."""
+    num_eot: int = 3
+    """Noise draws averaged in each step of the main attacks."""
+    num_queries: int = 100
+    """Of the Square attack."""
+    num_draws: int = 10
+    """K: fresh noise draws to pick each image's worst attack by, and K others to score it with."""
     confidence: float = 0.95
+    """Of every interval."""
     seed: int = 0
+    """Of the attacks, and of the noise draws that score them."""
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "epsilon_l2", "max_shift"):
@@ -75,15 +96,24 @@ class EvaluationConfig:
 class DemoConfig:
     """How much `purify-engine demo` does: at most two minutes on two cores by default."""
 
-    epsilon: float = 0.15  # l_inf radius, [0, 1] units
-    transfer_steps: int = 40  # of the attack on the bare classifier
-    num_adaptive: int = 64  # images that the adaptive attack is run on; a fixed choice
+    epsilon: float = 0.15
+    """l_inf radius, [0, 1] units."""
+    transfer_steps: int = 40
+    """Of the attack on the bare classifier."""
+    num_adaptive: int = 64
+    """Images that the adaptive attack is run on; a fixed choice."""
     adaptive_steps: int = 10
+    """Of the adaptive attack."""
     num_eot: int = 2
-    num_draws: int = 4  # fresh noise draws that every image is scored with
-    num_exhibits: int = 12  # images of the contact sheet
+    """Noise draws averaged in each step of the adaptive attack."""
+    num_draws: int = 4
+    """Fresh noise draws that every image is scored with."""
+    num_exhibits: int = 12
+    """Images of the contact sheet."""
     confidence: float = 0.95
+    """Of every interval."""
     seed: int = 0
+    """Of the attacks, and of the choice of images."""
 
     def __post_init__(self) -> None:
         require(self.epsilon >= 0, "epsilon", "at least 0", self.epsilon)

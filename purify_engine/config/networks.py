@@ -23,28 +23,50 @@ class UNetConfig:
     The defaults are the CIFAR-10 network of Ho et al. 2020 (35,746,307 parameters).
     """
 
-    image_size: int = 32  # pixels a side
+    image_size: int = 32
+    """Pixels a side."""
     in_channels: int = 3
+    """Of the images: 1 grey, 3 colour."""
     base_channels: int = 128
+    """Channels at full resolution are this times the first of channel_mult."""
     channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    """Channels of each resolution, in units of base_channels; every further one halves the pixels a side."""
     num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)  # in pixels
-    num_heads: int = 1  # ignored where num_head_channels is given
+    """Residual blocks of each resolution on the way down; one more on the way up."""
+    attention_resolutions: tuple[int, ...] = (16,)
+    """Where to attend, in pixels a side."""
+    num_heads: int = 1
+    """Of attention; ignored where num_head_channels is given."""
     num_head_channels: int | None = None
+    """Channels of one head; None: as num_heads says."""
     time_embedding: TimeInjection = "additive"
-    resample: Resample = "conv"  # up and down: strided conv, average pool / nearest, residual block
-    downsample_padding: Padding = "asymmetric"  # asymmetric: (0, 1, 0, 1), as Ho et al.
-    resample_shortcut: bool = False  # DDPM++: resampling residual blocks have a 1x1 shortcut even at equal width
-    decoder_attention: DecoderAttention = "every_block"  # DDPM++ attends once a level, after its last block
-    skip_rescale: bool = False  # DDPM++: (x + h) / sqrt(2)
-    learned_variance: bool = False  # twice the output channels; the second half is dropped by the denoiser
+    """How a block is told the time: added after its first convolution, or as scale and shift of its second norm."""
+    resample: Resample = "conv"
+    """Up and down: strided convolution, average pool and nearest pixel, or a residual block."""
+    downsample_padding: Padding = "asymmetric"
+    """Of strided convolutions; asymmetric: (0, 1, 0, 1), as Ho et al."""
+    resample_shortcut: bool = False
+    """DDPM++: resampling residual blocks have a 1x1 shortcut even at equal width."""
+    decoder_attention: DecoderAttention = "every_block"
+    """Attend after every block on the way up; DDPM++ attends once a level, after its last block."""
+    skip_rescale: bool = False
+    """DDPM++: (x + h) / sqrt(2) where residual blocks add."""
+    learned_variance: bool = False
+    """Twice the output channels; the second half is dropped by the denoiser."""
     sinusoid: Sinusoid = "sin_first"
-    sinusoid_endpoint: bool = True  # frequencies divide by half - 1 (True) or half (False)
-    time_scale: float = 1.0  # network time = (t + time_offset) * time_scale, t the timestep index from 0
-    time_offset: float = 0.0  # score_sde's labels are (t + 1) * 999 / 1000
+    """Which half of the sinusoidal embedding of the time comes first."""
+    sinusoid_endpoint: bool = True
+    """Frequencies divide by half - 1 (True) or half (False)."""
+    time_scale: float = 1.0
+    """Network time = (t + time_offset) * time_scale, t the timestep index from 0."""
+    time_offset: float = 0.0
+    """score_sde's labels are (t + 1) * 999 / 1000, so it has 1 here."""
     norm_groups: int = 32
+    """Groups of each GroupNorm."""
     norm_eps: float = 1e-6
+    """Added to the variance in each GroupNorm."""
     dropout: float = 0.0
+    """Share of values dropped in training."""
 
     def __post_init__(self) -> None:
         require(self.image_size >= 1, "image_size", "at least 1", self.image_size)
@@ -77,14 +99,22 @@ class UNetConfig:
 class ClassifierConfig:
     """A classifier or a guide: residual networks as published for CIFAR, at any depth and width."""
 
-    architecture: ClassifierArchitecture = "resnet"  # ResNet-18 | He et al. 6n+2, option A | Zagoruyko
-    depth: int = 18  # resnet: 10, 18 or 34; cifar_resnet: 6n + 2; wide_resnet: 6n + 4
-    width: int = 64  # channels of the first stage; for wide_resnet the widening factor
+    architecture: ClassifierArchitecture = "resnet"
+    """ResNet-18 and its kin, He et al.'s 6n + 2 layers with option A (cifar_resnet), or Zagoruyko's wide ones."""
+    depth: int = 18
+    """Layers. resnet: 10, 18 or 34; cifar_resnet: 6n + 2; wide_resnet: 6n + 4."""
+    width: int = 64
+    """Channels of the first stage; for wide_resnet the widening factor."""
     num_classes: int = 10
+    """Classes to tell apart."""
     in_channels: int = 3
-    activation: Activation = "relu"  # silu: smooth, so that second derivatives exist everywhere
-    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)  # input normalisation, inside the network
+    """Of the images: 1 grey, 3 colour."""
+    activation: Activation = "relu"
+    """silu is smooth, so that second derivatives exist everywhere."""
+    mean: tuple[float, ...] = (0.4914, 0.4822, 0.4465)
+    """Input normalisation, inside the network: subtracted from each channel."""
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
+    """Input normalisation, inside the network: what each channel is then divided by."""
 
     def __post_init__(self) -> None:
         one_of("architecture", self.architecture, ClassifierArchitecture)

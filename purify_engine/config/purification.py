@@ -21,9 +21,13 @@ class ScheduleConfig:
     """The noise schedule of the diffusion model (docs/math.md E1, E2)."""
 
     kind: Literal["linear", "cosine"] = "linear"
+    """How beta grows: linear (Ho et al. 2020), or so that alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021)."""
     num_timesteps: int = 1000
-    beta_start: float = 1e-4  # linear only
-    beta_end: float = 2e-2  # linear only
+    """T, the timesteps that the diffusion model was trained on."""
+    beta_start: float = 1e-4
+    """The first beta; linear only."""
+    beta_end: float = 2e-2
+    """The last beta; linear only."""
 
     def __post_init__(self) -> None:
         require(self.kind in ("linear", "cosine"), "kind", "one of linear, cosine", self.kind)
@@ -38,16 +42,25 @@ class GuidanceConfig:
     """What pulls the reverse process (docs/math.md E10 to E13)."""
 
     kind: GuideKind = "adversarial"
-    scale: float = (
-        0.0  # s; 0 runs the unguided plan and never the guide. With normalised=True this is the ratio r itself
-    )
+    """What pulls: an adversarially trained network, the pixels of the input (GDMP), or nothing (DiffPure)."""
+    scale: float = 0.0
+    """s, the strength of the pull; 0 runs the unguided plan and never the guide. With normalised=True this is the ratio r
+    itself."""
     form: GuidanceForm = "score"
-    label_weight: float = 1.0  # w_y
-    latent_weight: float = 1.0  # w_d
+    """Whether the pull is added to the score, or to the mean of each step, where it grows with the step's variance."""
+    label_weight: float = 1.0
+    """w_y, the weight of the label term."""
+    latent_weight: float = 1.0
+    """w_d, the weight of the distance between features."""
     pseudo_label: PseudoLabel = "pseudo"
-    look_at: GuidanceInput = "xt"  # where the guide looks: the noisy x_t, or the Tweedie estimate x0
+    """What the label term pulls to: the class that the guide sees in the input, the guide's probabilities (soft), or nothing
+    (none)."""
+    look_at: GuidanceInput = "xt"
+    """Where the guide looks: the noisy x_t, or the Tweedie estimate x0."""
     normalised: bool = False
+    """Give every pull the same length, that of unit noise prediction."""
     norm_eps: float = 1e-6
+    """Added in quadrature to the length that a normalised pull is divided by, so that a pull of 0 stays 0."""
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, GuideKind)
@@ -64,17 +77,29 @@ class GuidanceConfig:
 class PurifierConfig:
     """How to purify. Immutable and printable: the log line is the experiment."""
 
-    t_star: int = 70  # noising steps; larger washes out more attack, and more image
+    t_star: int = 70
+    """Noising steps; larger washes out more attack, and more image."""
     sampler: Sampler = "ddpm"
-    num_steps: int | None = None  # reverse steps, evenly strided over t_star; None walks every timestep
-    eta: float = 0.0  # ddim only: 0 deterministic, 1 DDPM
+    """The reverse process: ddpm (posterior variance), ddpm_large (the step's own variance), ddim, or
+    Euler-Maruyama on the VP-SDE."""
+    num_steps: int | None = None
+    """Reverse steps, evenly strided over t_star; None walks every timestep."""
+    eta: float = 0.0
+    """ddim only: 0 deterministic, 1 DDPM."""
     guidance: GuidanceConfig = GuidanceConfig()
+    """What pulls the reverse process."""
     schedule: ScheduleConfig = ScheduleConfig()
-    cycles: int = 1  # repeat noising and denoising
+    """The noise schedule of the diffusion model."""
+    cycles: int = 1
+    """How many times to repeat noising and denoising."""
     seed: int = 0
+    """Of the noise."""
     noise: NoiseMode = "fresh"
+    """For calls without ids: fresh noise in every call, or always the same (fixed)."""
     gradient: GradientMode = "exact"
-    surrogate_steps: int = 5  # steps of the shorter loop that gradient="surrogate" differentiates
+    """What differentiation sees of the purifier: its exact gradient, or an approximation that attackers use."""
+    surrogate_steps: int = 5
+    """Steps of the shorter loop that gradient="surrogate" differentiates."""
 
     def __post_init__(self) -> None:
         one_of("sampler", self.sampler, Sampler)

@@ -14,9 +14,13 @@ class Perturbation:
     """A projected-gradient search inside a ball around each image; the defaults are those of TRADES on CIFAR-10."""
 
     norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = 8 / 255  # radius, in [0, 1] image units
+    """What the radius is measured in."""
+    epsilon: float = 8 / 255
+    """Radius of the ball, in [0, 1] image units."""
     step_size: float = 0.007
+    """Length of each step, in the same units."""
     num_steps: int = 10
+    """Gradient steps."""
 
     def __post_init__(self) -> None:
         require(self.norm in ("linf", "l2"), "norm", "one of linf, l2", self.norm)
@@ -30,14 +34,23 @@ class Training:
     """What every trainer needs to know. Step k draws from (seed, k) alone, so a resumed run equals an uninterrupted one."""
 
     steps: int = 100_000
+    """Batches to train on."""
     batch_size: int = 128
+    """Images a step."""
     learning_rate: float = 1e-1
+    """Of the first steps (after the warm-up, where there is one)."""
     weight_decay: float = 0.0
-    shift: int = 0  # augmentation: a random shift by up to so many pixels, zeros coming in
-    flip: bool = False  # augmentation: mirror half of the images
+    """Of the optimiser."""
+    shift: int = 0
+    """Augmentation: a random shift by up to so many pixels, zeros coming in."""
+    flip: bool = False
+    """Augmentation: mirror half of the images."""
     seed: int = 0
-    report_every: int = 100  # steps
-    checkpoint_every: int = 1000  # steps
+    """Of initial weights, batches, augmentation and noise."""
+    report_every: int = 100
+    """Steps between two reports."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
@@ -54,14 +67,18 @@ class DiffusionTraining(Training):
 
     steps: int = 800_000
     learning_rate: float = 2e-4
+    """At its largest, after the warm-up."""
     flip: bool = True
-    warmup_steps: int = 5000  # linear; a half cosine down to 0 follows
-    gradient_clip: float = 1.0  # largest norm of a step's gradient
-    ema_decay: float = 0.9999  # the weights that are saved are an exponential moving average
-    t_max: int | None = (
-        None  # trains on timesteps [0, t_max) only: a purifier never goes beyond t_star; None trains on all
-    )
+    warmup_steps: int = 5000
+    """Steps of linear warm-up; a half cosine down to 0 follows."""
+    gradient_clip: float = 1.0
+    """Largest norm of a step's gradient."""
+    ema_decay: float = 0.9999
+    """The weights that are saved are an exponential moving average; this share of it is kept in each step."""
+    t_max: int | None = None
+    """Train on timesteps [0, t_max) only, since a purifier never goes beyond t_star; None trains on all."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The noise schedule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,12 +93,15 @@ class DiffusionTraining(Training):
 class ClassifierTraining(Training):
     """How a plain classifier is trained: SGD with momentum, a half cosine down to 0."""
 
-    steps: int = 78_000  # 200 epochs of CIFAR-10
+    steps: int = 78_000
+    """Batches to train on; 78,000 are 200 epochs of CIFAR-10."""
     weight_decay: float = 5e-4
     shift: int = 4
     flip: bool = True
     momentum: float = 0.9
-    attack: Perturbation = Perturbation(num_steps=20)  # for the model card's robust accuracy; training sees no attack
+    """Of the optimiser."""
+    attack: Perturbation = Perturbation(num_steps=20)
+    """For the model card's robust accuracy; training sees no attack."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,19 +112,25 @@ class ClassifierTraining(Training):
 class TradesTraining(Training):
     """How a guide is trained against attacks (Zhang et al. 2019), optionally on images as noisy as the purifier's x_t."""
 
-    steps: int = 30_000  # 76 epochs of CIFAR-10
+    steps: int = 30_000
+    """Batches to train on; 30,000 are 76 epochs of CIFAR-10."""
     weight_decay: float = 2e-4
     shift: int = 4
     flip: bool = True
     momentum: float = 0.9
+    """Of the optimiser."""
     attack: Perturbation = Perturbation()
-    trade_off: float = 6.0  # lambda: weight of the robust term
-    drop_at: float = 0.9  # share of the steps after which the learning rate falls to a tenth
-    t_star: int = (
-        0  # noise-aware: images are noised to timesteps [0, t_star), the same noise on both sides; 0 leaves them clean
-    )
-    clean_share: float = 0.0  # noise-aware: share of the images left clean, as the guide sees the purifier's input
+    """The search for the perturbed images that it is trained on."""
+    trade_off: float = 6.0
+    """lambda: weight of the robust term."""
+    drop_at: float = 0.9
+    """Share of the steps after which the learning rate falls to a tenth."""
+    t_star: int = 0
+    """Noise-aware: images are noised to timesteps [0, t_star), the same noise on both sides; 0 leaves them clean."""
+    clean_share: float = 0.0
+    """Noise-aware: share of the images left clean, as the guide sees the purifier's input."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Noise-aware: the noise schedule of the diffusion model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
 import pytest
 
-from purify_engine.cli.options import field_comments, given, options_of, with_options
+from purify_engine.cli.options import field_docstrings, given, options_of, with_options
 from purify_engine.config import ClassifierTraining, GuidanceConfig, PurifierConfig, UNetConfig
 
 
@@ -27,9 +27,10 @@ def test_values_that_do_not_fit_together_are_refused():
         with_options(PurifierConfig(t_star=5), options_of(PurifierConfig)(num_steps=9))
 
 
-def test_help_is_the_comment_beside_the_field():
-    assert field_comments(UNetConfig)["image_size"] == "pixels a side"
-    assert field_comments(ClassifierTraining).keys() >= {"shift", "attack"}  # of the base class, and its own
+def test_help_is_the_docstring_below_the_field():
+    assert field_docstrings(UNetConfig)["image_size"] == "Pixels a side."
+    assert field_docstrings(ClassifierTraining).keys() >= {"shift", "attack"}  # of the base class, and its own
+    assert "200 epochs" in field_docstrings(ClassifierTraining)["steps"]  # its own goes before that of the base class
 
 
 def test_fields_can_be_left_out():
