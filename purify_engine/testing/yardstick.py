@@ -14,7 +14,8 @@ def assert_within_yardstick(got: Tensor, honest: Tensor, truth: Tensor | Extende
 
     max |got - truth| <= 2 max |honest - truth| + eps max |truth|. A NaN anywhere is a failure, a wrong shape too. The truth
     must have digits to spare: float64 for what is less precise, for float64 itself `testing/extended.py`. With a `magnitude` of
-    the truth's shape (testing/magnitudes.py), every element is allowed eps times its own in place of eps max |truth|.
+    the truth's shape (testing/magnitudes.py), every element is allowed eps times its own in place of eps max |truth|, and a
+    rounding of itself.
     """
     shape = tuple(truth.shape)
     assert tuple(got.shape) == tuple(honest.shape) == shape, f"shape {tuple(got.shape)}, expected {shape}"
@@ -22,7 +23,7 @@ def assert_within_yardstick(got: Tensor, honest: Tensor, truth: Tensor | Extende
     if got.numel() == 0:
         return
     true = extended(truth)
-    size = np.full(shape, _size(true)) if magnitude is None else extended(magnitude)
+    size = np.full(shape, _size(true)) if magnitude is None else np.maximum(extended(magnitude), np.abs(true))
     assert size.shape == shape, f"magnitude of shape {size.shape}, expected {shape}"
     allowed = 2 * _size(extended(honest) - true) + torch.finfo(got.dtype).eps * size
     error = np.abs(extended(got) - true)
