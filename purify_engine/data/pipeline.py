@@ -1,4 +1,4 @@
-"""A source through a purifier into a sink: reading ahead of the arithmetic, and one bad image never costs another."""
+"""A source through a purifier into a sink: the next batch is read while this one is purified, and a bad image fails alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from purify_engine.data.pixels import ItemError
 from purify_engine.data.sinks import Sink, write_record
 from purify_engine.data.sources import Source
 
-Progress = Callable[[int, int, int], None]  # (done, total, failed)
+PurificationProgress = Callable[[int, int, int], None]  # (done, total, failed), after each batch
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class PurificationSummary:
 
 
 def purify_dataset(
-    purifier: nn.Module, source: Source, sink: Sink, *, batch_size: int = 64, progress: Progress | None = None
+    purifier: nn.Module, source: Source, sink: Sink, *, batch_size: int = 64, progress: PurificationProgress | None = None
 ) -> PurificationSummary:
     """Purify every image of `source` into `sink`, `batch_size` at a time.
 
     `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids, so batching changes results by
-    float rounding at most. An image that cannot be read, or comes out with NaN, is listed as failed; failed.jsonl names each.
+    float rounding at most. An image that cannot be read, or comes out with NaN or infinity, is listed in failed.jsonl.
     """
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
     started, ok, failed = time.perf_counter(), 0, []
@@ -78,9 +78,9 @@ def _purified(purifier: nn.Module, rows: list[tuple[int, Tensor]]) -> list[tuple
     if not rows:
         return []
     indices, images = zip(*rows, strict=True)
-    where = next((state.device for state in purifier.buffers()), torch.device("cpu"))
+    device = next((buffer.device for buffer in purifier.buffers()), torch.device("cpu"))
     with torch.no_grad():
-        out = purifier(torch.stack(images).to(where), ids=torch.tensor(indices, device=where)).cpu()
+        out = purifier(torch.stack(images).to(device), ids=torch.tensor(indices, device=device)).cpu()
     return list(zip(indices, out, strict=True))
 
 

@@ -71,8 +71,8 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
         grey = np.asarray(picture, dtype=np.float32) / 65535.0
         return np.repeat(grey[None], channels, axis=0)
     if picture.has_transparency_data:
-        paper = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(paper, picture.convert("RGBA"))
+        background = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(background, picture.convert("RGBA"))
     levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
     return np.ascontiguousarray(levels.reshape(*levels.shape[:2], channels).transpose(2, 0, 1)) / np.float32(255)
 

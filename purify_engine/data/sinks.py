@@ -33,7 +33,7 @@ class Sink(Protocol):
 
 
 class FolderSink:
-    """PNG files under the same relative paths; a file that was no PNG gets `.png` appended, so that no two names meet."""
+    """PNG files under the same relative paths; a file that was no PNG gets `.png` appended, so that a.png and a.jpg stay two."""
 
     def __init__(self, source: FolderSource, root: Path) -> None:
         inside = source.root.resolve() in (root.resolve(), *root.resolve().parents)
@@ -98,6 +98,6 @@ def open_sink(source: FolderSource | ArraySource, output: Path) -> FolderSink | 
 
 
 def write_record(path: Path, content: Any) -> None:
-    """`content` as JSON, or as one JSON line an entry where the name ends in .jsonl; appears whole or not at all."""
+    """`content` as JSON, or one JSON line per entry where the name ends in .jsonl; appears whole or not at all."""
     lines = [json.dumps(entry) for entry in content] if path.suffix == ".jsonl" else [json.dumps(content, indent=2)]
     write_text(path, "".join(f"{line}\n" for line in lines))

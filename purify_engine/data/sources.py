@@ -29,7 +29,7 @@ class ImageShape(NamedTuple):
 class Source(Protocol):
     """A finite, indexed set of images."""
 
-    names: tuple[str, ...]  # one a row; the position is the image id
+    names: tuple[str, ...]  # of the images; the position is the image id
     skipped: tuple[str, ...]  # what lies there and is no image
     labels: Labels | None  # int64 [N], where the source has them
 
@@ -43,10 +43,10 @@ class FolderSource:
 
     def __init__(self, root: Path, shape: ImageShape) -> None:
         require(shape.channels in (1, 3), "channels", "1 or 3 for an image folder", shape.channels)
-        found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
         self.root, self.shape = root, shape
-        self.names = tuple(name for name in found if _is_image(Path(name)))
-        self.skipped = tuple(sorted(set(found) - set(self.names)))
+        self.names = tuple(name for name in files if _is_image(Path(name)))
+        self.skipped = tuple(sorted(set(files) - set(self.names)))
         require(bool(self.names), "source", f"a folder with images in it ({', '.join(sorted(SUFFIXES))})", str(root))
         self.labels = _class_folders(self.names)
 
@@ -119,8 +119,8 @@ def load_arrays(path: Path) -> Arrays:
 
 def _images_key(arrays: Arrays, path: Path) -> str:
     candidates = ["images"] if "images" in arrays else [name for name, array in arrays.items() if array.ndim in (3, 4)]
-    have = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
-    require(len(candidates) == 1, "source", "a file with one array named images", f"{path.name} with {have}")
+    contents = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "nothing"
+    require(len(candidates) == 1, "source", "a file with one array named images", f"{path.name} with {contents}")
     return candidates[0]
 
 
@@ -131,7 +131,7 @@ def _layout(shape: tuple[int, ...], wanted: ImageShape) -> str:
     if channels == 1:
         layouts["NHW"] = (side, side)
     for layout, expected in layouts.items():
-        if len(shape) == len(expected) + 1 and all(want in (have, "any") for have, want in zip(shape[1:], expected, strict=True)):
+        if len(shape) == len(expected) + 1 and all(e in (n, "any") for n, e in zip(shape[1:], expected, strict=True)):
             return layout
     raise ValueError(f"images must be [N, {channels}, {side}, {side}] or [N, {side}, {side}, {channels}], got {list(shape)}")
 
@@ -152,6 +152,6 @@ def _class_folders(names: tuple[str, ...]) -> Labels | None:
 def _labels(values: np.ndarray | None, count: int) -> Labels | None:
     if values is None:
         return None
-    is_one_each = values.dtype.kind in "iu" and values.shape == (count,)
-    require(is_one_each, "labels", f"integers [{count}]", f"{values.dtype} {list(values.shape)}")
+    is_one_per_image = values.dtype.kind in "iu" and values.shape == (count,)
+    require(is_one_per_image, "labels", f"integers [{count}]", f"{values.dtype} {list(values.shape)}")
     return torch.from_numpy(values.astype(np.int64))

@@ -57,4 +57,4 @@ def check_training_set(images: Images, labels: Labels | None, in_channels: int) 
     low, high = float(images.min()), float(images.max())
     require(low >= 0 and high <= 1, "images", "in [0, 1]", (low, high))
     if labels is not None:
-        require(labels.shape == images.shape[:1], "labels", f"one an image, [{len(images)}]", tuple(labels.shape))
+        require(labels.shape == images.shape[:1], "labels", f"one per image, [{len(images)}]", tuple(labels.shape))

@@ -21,6 +21,6 @@ def load_checkpoint(path: Path, experiment: dict[str, Any]) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     then = state["experiment"]
     changed = sorted(key for key in then.keys() | experiment.keys() if then.get(key) != experiment.get(key))
-    told = {key: (then.get(key), experiment.get(key)) for key in changed}
-    require(not changed, "resume", f"of the configuration that wrote {path.name} (then, now)", told)
+    differences = {key: (then.get(key), experiment.get(key)) for key in changed}
+    require(not changed, "resume", f"of the configuration that wrote {path.name} (then, now)", differences)
     return state

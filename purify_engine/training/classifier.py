@@ -65,12 +65,12 @@ def momentum_sgd(model: Classifier, config: ClassifierTraining | TradesTraining)
 def classification_figures(model: Classifier, sets: dict[str, LabelledImages | None], attack: Perturbation) -> dict[str, float]:
     """Standard and robust accuracy of `model` on (up to 1000 images of) each set, and leave it in eval mode."""
     figures: dict[str, float] = {}
-    told = f"PGD-{attack.num_steps}, {attack.norm} {attack.epsilon:.3g}"
+    name_of_attack = f"PGD-{attack.num_steps}, {attack.norm} {attack.epsilon:.3g}"
     for name, examples in sets.items():
         if examples is not None:
             images, labels = examples[0][:1000], examples[1][:1000]
             figures[f"{name}: standard accuracy"] = accuracy(model, images, labels)
-            figures[f"{name}: robust accuracy ({told})"] = robust_accuracy(model, images, labels, attack)
+            figures[f"{name}: robust accuracy ({name_of_attack})"] = robust_accuracy(model, images, labels, attack)
     return figures
 
 

@@ -14,7 +14,7 @@ from purify_engine.models import UNet
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.training.batches import check_training_set
-from purify_engine.training.loop import Average, Loop, initialised, warmup_cosine
+from purify_engine.training.loop import Loop, MovingAverage, initialised, warmup_cosine
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.progress import Progress, silent
 from purify_engine.types import Images
@@ -40,7 +40,7 @@ def train_diffusion(
     schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
     model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    average = Average(model, config.ema_decay)
+    average = MovingAverage(model, config.ema_decay)
     loop = Loop(
         name="unet",
         model=model,
@@ -54,7 +54,7 @@ def train_diffusion(
         average=average,
     )
     loop.run(images, None, resume=resume, progress=progress)
-    smoothed = cast(UNet, average.model)
+    smoothed = cast(UNet, average.module)
     figures = _figures(smoothed, {"training": images, "held-out": held_out}, schedule, t_max)
     publish(smoothed, _card(smoothed, images, network, config, figures, data), out_dir)
     progress({"network": "unet", "figures": figures, "weights": str(out_dir / "unet.safetensors")})

@@ -63,7 +63,7 @@ GUIDE_TRAINING = TradesTraining(
     shift=0,
     flip=False,
     attack=replace(ATTACK, step_size=0.06, num_steps=5),  # half the time of ten steps, and 20 steps find little more
-    t_star=150,  # it looks at the purifier's x_t, which is that noisy
+    t_star=150,  # it is shown the purifier's x_t, which is that noisy
     clean_share=0.25,  # and at the purifier's input, which is not
     report_every=20,
     checkpoint_every=200,
@@ -106,13 +106,13 @@ def train_embedded(
     def missing(name: str) -> bool:
         return not (resume and (out_dir / f"{name}.safetensors").exists())
 
-    told: dict[str, Any] = {"data": DATA, "resume": resume, "progress": progress}
+    options: dict[str, Any] = {"data": DATA, "resume": resume, "progress": progress}
     if missing("classifier"):
-        train_classifier(images, labels, CLASSIFIER, CLASSIFIER_TRAINING, out_dir, held_out=held_out, **told)
+        train_classifier(images, labels, CLASSIFIER, CLASSIFIER_TRAINING, out_dir, held_out=held_out, **options)
     if missing("guide"):
-        train_trades(images, labels, GUIDE, GUIDE_TRAINING, out_dir, held_out=held_out, **told)
+        train_trades(images, labels, GUIDE, GUIDE_TRAINING, out_dir, held_out=held_out, **options)
     if missing("unet"):
-        train_diffusion(images, UNET, UNET_TRAINING, out_dir, held_out=held_out[0] if held_out else None, **told)
+        train_diffusion(images, UNET, UNET_TRAINING, out_dir, held_out=held_out[0] if held_out else None, **options)
     purifier = replace(PURIFIER, guidance=replace(PURIFIER.guidance, scale=calibrated_scale(images, out_dir)))
     write_config(out_dir, unet=UNET, guide=GUIDE, classifier=CLASSIFIER, purifier=purifier)
 

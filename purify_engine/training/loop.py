@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from purify_engine.config import Training, to_dict
 from purify_engine.training.batches import augment, batch_indices, seed_everything
 from purify_engine.training.checkpoint import load_checkpoint, save_checkpoint
-from purify_engine.training.progress import Meter, Progress
+from purify_engine.training.progress import LossMeter, Progress
 from purify_engine.types import Images, Labels
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 Loss = Callable[[Images, Any], Tensor]  # (a batch, its labels or None) -> mean loss
 
 
@@ -34,14 +35,14 @@ class Loop:
     loss: Loss
     out_dir: Path
     gradient_clip: float = math.inf
-    average: Average | None = None
+    average: MovingAverage | None = None
     step: int = 0
 
     def run(self, images: Images, labels: Labels | None, *, resume: bool, progress: Progress) -> None:
         """Train until `config.steps`; the caller's random generators are left as they were found."""
         if resume and self.checkpoint_path.exists():
             self._restore()
-        meter = Meter()
+        meter = LossMeter()
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             while self.step < self.config.steps:
                 meter.add(self._advance(images, labels))
@@ -70,13 +71,13 @@ class Loop:
         self.optimizer.step()
         self.step += 1
         if self.average is not None:
-            self.average.update(self.model, self.step)
+            self.average.update_parameters(self.model)
         return loss
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _report(self, meter: Meter) -> dict[str, Any]:
+    def _report(self, meter: LossMeter) -> dict[str, Any]:
         loss, seconds = meter.read()
         if not math.isfinite(loss):
             raise FloatingPointError(f"{self.name}: the loss is {loss} at step {self.step}; lower learning_rate")
@@ -96,7 +97,7 @@ class Loop:
     def _save(self) -> None:
         state = {"experiment": self._experiment(), "step": self.step, "model": self.model.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
-        state["average"] = None if self.average is None else self.average.model.state_dict()
+        state["average"] = None if self.average is None else self.average.state_dict()
         save_checkpoint(self.checkpoint_path, state)
 
     def _restore(self) -> None:
@@ -105,26 +106,28 @@ class Loop:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.average.model.load_state_dict(state["average"])
+            self.average.load_state_dict(state["average"])
 
 
-class Average:
-    """An exponential moving average of a network's weights; younger than 1 / (1 - decay) steps, it forgets faster."""
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a network's weights and buffers; younger than 1 / (1 - decay) steps, it forgets faster.
+
+    The initial weights are the first that it averages: after step n, counted from 1, it keeps min(decay, (1 + n) / (10 + n)) of
+    itself. `module` is the averaged network, frozen and in eval mode.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        super().__init__(model, multi_avg_fn=self._move, use_buffers=True)
         self.decay = decay
+        self.module.eval().requires_grad_(False)
+        self.n_averaged.fill_(1)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards `model` after its step number `step`, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = self.model.state_dict(), model.state_dict()
-        for name, value in current.items():
-            if value.is_floating_point():
-                averaged[name].lerp_(value, 1 - decay)
-            else:
-                averaged[name].copy_(value)
+    def _move(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            step = int(self.n_averaged)  # kept on the CPU; the copy passed in lies on the device, and reading it would wait
+            get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(averaged, current, step)
+        else:
+            torch._foreach_copy_(averaged, current)  # a counter has no average
 
 
 def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -12,10 +12,10 @@ from purify_engine.config import Perturbation
 from purify_engine.reference.balls import projected, steepest_ascent
 from purify_engine.types import Images, Labels
 
-Objective = Callable[[Images], Tensor]  # images -> a number to make large, summed over the batch
+SummedObjective = Callable[[Images], Tensor]  # images -> a number to make large, summed over the batch
 
 
-def perturb(images: Images, objective: Objective, attack: Perturbation) -> Images:
+def perturb(images: Images, objective: SummedObjective, attack: Perturbation) -> Images:
     """The images [B, C, H, W] in [0, 1], moved within the ball to raise `objective`; starts at x + 1e-3 N(0, I).
 
     At the image itself a divergence from the image's own prediction has no gradient: hence the start (Zhang et al. 2019).

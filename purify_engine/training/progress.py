@@ -1,4 +1,4 @@
-"""What a trainer says while it works: one JSON-able dict a report, rendered by whoever listens."""
+"""What a trainer reports while it works: dicts that JSON can hold, passed to the caller's `progress`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Progress = Callable[[Report], None]
 
 
 def silent(report: Report) -> None:
-    """Listen to nothing."""
+    """Report nothing."""
 
 
-class Meter:
+class LossMeter:
     """Averages the loss between two reports, and times them. Adds on the device, so that only a report waits for it."""
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
-"""The guide: a classifier trained by TRADES (docs/math.md E21), optionally on images as noisy as those it looks at."""
+"""The guide: a classifier trained by TRADES (docs/math.md E21), optionally on images as noisy as those it will be shown."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,9 +19,11 @@ from purify_engine.training.batches import check_training_set
 from purify_engine.training.classifier import LabelledImages, classification_figures, momentum_sgd
 from purify_engine.training.loop import Loop, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
-from purify_engine.training.perturbation import Objective, accuracy, perturb
+from purify_engine.training.perturbation import accuracy, perturb
 from purify_engine.training.progress import Progress, silent
 from purify_engine.types import Images, Labels, Logits
+
+View = Callable[[Images], Images]  # images in [0, 1] -> what the guide is shown
 
 
 def train_trades(
@@ -73,7 +76,7 @@ def trades_loss(model: Classifier, images: Images, labels: Labels, config: Trade
     return F.cross_entropy(logits, labels) + config.trade_off * robust
 
 
-def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) -> Objective:
+def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) -> View:
     """What the guide sees of a batch: r(x_t) = (x_t + 1) / 2, x_t diffused to a random timestep of [0, t_star) an image.
 
     The noise is drawn once, here, so that an image and its perturbed copy differ by their perturbation only. Where t_star is

@@ -44,7 +44,7 @@ def test_half_of_the_images_are_mirrored():
         (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, "divide uint8 by 255"),
         (torch.full((4, 1, 8, 8), 2.0), None, r"in \[0, 1\]"),
         (torch.full((4, 1, 8, 8), torch.nan), None, r"in \[0, 1\]"),
-        (torch.zeros(4, 1, 8, 8), torch.zeros(3), "labels must be one an image"),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(3), "labels must be one per image"),
     ],
     ids=["no channels", "empty", "colour", "uint8", "out of range", "nan", "labels"],
 )

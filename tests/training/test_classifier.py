@@ -34,6 +34,6 @@ def test_the_same_seed_gives_the_same_network(tiny_classifier, stripes, tmp_path
 
 
 def test_labels_that_do_not_match_are_refused(tiny_classifier, stripes, tmp_path):
-    with pytest.raises(ValueError, match="labels must be one an image"):
+    with pytest.raises(ValueError, match="labels must be one per image"):
         train_classifier(stripes[0], stripes[1][:-1], tiny_classifier, CONFIG, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from torch import nn
 from purify_engine.config import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining
 from purify_engine.training.classifier import train_classifier
 from purify_engine.training.diffusion import train_diffusion
-from purify_engine.training.loop import Average, initialised, warmup_cosine
+from purify_engine.training.loop import MovingAverage, initialised, warmup_cosine
 from purify_engine.training.trades import train_trades
 
 ATTACK = Perturbation(epsilon=0.1, step_size=0.05, num_steps=2)
@@ -93,14 +93,14 @@ def test_a_diverging_run_says_what_to_do(tiny_classifier, stripes, tmp_path):
 
 def test_the_average_follows_its_recursion():
     model = nn.Linear(1, 1, bias=False)
-    average = Average(model, decay=0.9)
+    average = MovingAverage(model, decay=0.9)
     expected = model.weight.item()
     for step, value in enumerate([1.0, -2.0, 0.5], start=1):
         nn.init.constant_(model.weight, value)
-        average.update(model, step)
+        average.update_parameters(model)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * value
-    assert average.model.weight.item() == pytest.approx(expected, abs=1e-6)  # float32, of numbers up to 2
+    assert average.module.weight.item() == pytest.approx(expected, abs=1e-6)  # float32, of numbers up to 2
 
 
 def test_initial_weights_follow_from_the_seed():
