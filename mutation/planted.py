@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -68,28 +69,43 @@ def run(root: Path, names: list[str], jobs: int = 1) -> int:
 
 def plant_all(root: Path, faults: list[Fault], jobs: int = 1) -> list[bool]:
     """Whether each fault was noticed. A test that fails without any fault is named, and counts for nothing."""
-    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder, ThreadPoolExecutor(jobs) as pool:
         trees: Queue[Path] = Queue()
         for job in range(jobs):
             copy_tree(root, Path(folder, str(job)))
             trees.put(Path(folder, str(job)))
-        tests = tuple(sorted({test.split("::")[0] for fault in faults for test in fault.tests}))
-        failing = run_tests(Path(folder, "0"), tests, stop=False).failed
-        for name in failing:
-            print(f"fails without a fault, and counts for nothing: {name}", flush=True)
+        copy_tree(root, Path(folder, "sound"))
+        sound = _Sound(Path(folder, "sound"))
 
         def examine(fault: Fault) -> bool:
+            without = tuple(name for test in fault.tests for name in sound.failing(test.partition("::")[0]))
             tree = trees.get()
             try:
-                return _examine(tree, fault, failing)
+                return _examine(tree, fault, without)
             finally:
                 trees.put(tree)
 
-        with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(examine, faults))
+        return list(pool.map(examine, faults))
 
 
-def _examine(tree: Path, fault: Fault, failing: tuple[str, ...]) -> bool:
+class _Sound:
+    """A tree without a fault: which tests fail in it, by file or folder of tests. Each is run once, when it is first asked for."""
+
+    def __init__(self, tree: Path) -> None:
+        self.tree = tree
+        self._failing: dict[str, tuple[str, ...]] = {}
+        self._turn = threading.Lock()
+
+    def failing(self, tests: str) -> tuple[str, ...]:
+        with self._turn:
+            if tests not in self._failing:
+                self._failing[tests] = run_tests(self.tree, (tests,), stop=False).failed
+                for name in self._failing[tests]:
+                    print(f"fails without a fault, and counts for nothing: {name}", flush=True)
+            return self._failing[tests]
+
+
+def _examine(tree: Path, fault: Fault, without: tuple[str, ...]) -> bool:
     started, path = time.monotonic(), tree / fault.file
     source, extensions = path.read_text(encoding="utf-8"), list((tree / "purify_engine").glob("_C*.so"))
     for extension in extensions if fault.is_compiled else ():
@@ -98,7 +114,7 @@ def _examine(tree: Path, fault: Fault, failing: tuple[str, ...]) -> bool:
     try:
         if fault.is_compiled:
             build(tree)
-        outcome = run_tests(tree, fault.tests, stop=True, without=failing)
+        outcome = run_tests(tree, fault.tests, stop=True, without=without)
     finally:
         path.write_text(source, encoding="utf-8")
         for extension in extensions if fault.is_compiled else ():
