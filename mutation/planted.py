@@ -89,7 +89,7 @@ def plant_all(root: Path, faults: list[Fault], jobs: int = 1) -> list[bool]:
 
 
 class _Sound:
-    """A tree without a fault: which tests fail in it, by file or folder of tests. Each is run once, when it is first asked for."""
+    """A tree without a fault: which tests fail in it, by file or folder. Each is run once, when it is first asked for."""
 
     def __init__(self, tree: Path) -> None:
         self.tree = tree
