@@ -233,6 +233,8 @@ def test_two_cycles_are_one_after_another_each_with_its_own_key(execution):
     assert apart(once(between), expected)  # by the noise alone
     assert expected.min() > 0.01 and expected.max() < 0.99
     assert_close(thrice(x), reseeded[1](expected), 1e-12)
+    drawn = twice.configured(seed=int(derive_seed(torch.tensor(0), 2**32 + 5)))  # a draw's cycles are those of its own seed
+    assert_close(twice(x, draw=5), drawn(x), 1e-12)
     (grad,) = torch.autograd.grad(twice(leaf := x.clone().requires_grad_()).square().sum(), leaf)
     (by_hand,) = torch.autograd.grad(reseeded[0](once(leaf)).square().sum(), leaf)
     assert_close(grad, by_hand, 1e-10)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from purify_engine.config import PurifierConfig, ScheduleConfig
+from purify_engine.config import GuidanceConfig, PurifierConfig, ScheduleConfig
 from purify_engine.engine.plan import make_plan, visited, write_plan
 from purify_engine.reference.schedules import make_schedule
 
@@ -113,3 +113,36 @@ def test_the_network_is_told_the_index_and_the_plan_starts_at_t_star():
 def test_an_impossible_plan_is_refused_by_name(bad, argument):
     with pytest.raises(ValueError, match=argument):
         write_plan(SCHEDULE, **bad)
+
+
+def test_the_plan_of_a_configuration_takes_every_one_of_its_settings():
+    guidance = GuidanceConfig(scale=0.7, form="mean")
+    schedule = ScheduleConfig(kind="cosine", num_timesteps=200)
+    config = PurifierConfig(t_star=60, num_steps=6, sampler="ddim", eta=0.5, guidance=guidance, schedule=schedule)
+    expected = write_plan(make_schedule(schedule), 60, 6, "ddim", eta=0.5, form="mean", guidance_scale=0.7)
+    found = make_plan(config)
+    assert found.guided and found.sampler == "ddim"
+    for name in ("rows", "times", "marginals"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def test_a_plan_of_other_length_has_at_most_one_step_an_index():
+    config = PurifierConfig(t_star=4, num_steps=2)
+    assert [len(make_plan(config, steps)) for steps in (None, 1, 3, 9)] == [2, 1, 3, 4]
+    assert len(make_plan(PurifierConfig(t_star=4))) == 4
+
+
+def test_a_guidance_of_no_kind_guides_nowhere():
+    plan = make_plan(PurifierConfig(t_star=10, num_steps=2, guidance=GuidanceConfig(kind="none", scale=3.0)))
+    assert not plan.guided and not plan.rows[:, 2].any()
+    assert make_plan(PurifierConfig(t_star=10, num_steps=2, guidance=GuidanceConfig(scale=3.0))).guided
+
+
+def test_a_plan_for_networks_of_another_dtype_keeps_its_tables():
+    plan = write_plan(SCHEDULE, 70, 7, guidance_scale=1.0)
+    moved = plan.to("cpu", torch.bfloat16)
+    assert moved.net_dtype == torch.bfloat16 and plan.net_dtype is None and moved.to("cpu").net_dtype is None
+    for name in ("rows", "times", "marginals"):
+        assert getattr(moved, name).dtype == torch.float64
+    assert torch.equal(plan.marginal(torch.tensor(3)), plan.marginals[3])
+    assert int(plan.forward_step) == 2**32 - 1
