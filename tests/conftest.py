@@ -1,4 +1,4 @@
-"""What tests of several floors share: a purifier small enough to build in a blink, in a folder of its own."""
+"""What tests of several floors share: a small purifier in a folder of its own, and what reaches the disk."""
 
 from __future__ import annotations
 
@@ -45,3 +45,22 @@ def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_safetensors(classifier, folder / "classifier.safetensors")
     write_config(folder, unet=unet, guide=network, classifier=network, purifier=config)
     return folder
+
+
+@pytest.fixture
+def disk_calls(monkeypatch):
+    """What reaches the disk, in order: ("fsync", path of a file or folder) and ("rename", from, to)."""
+    seen = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor):
+        seen.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def noted_replace(path, target):
+        seen.append(("rename", Path(path), Path(target)))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    return seen

@@ -13,41 +13,22 @@ from purify_engine import files
 from purify_engine.files import append_json_line, make_durable, read_json_lines, write_text, write_whole
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """What reaches the disk, in order: ("fsync", name of the file or folder) and ("rename", name)."""
-    seen = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noted_fsync(descriptor):
-        seen.append(("fsync", Path(f"/proc/self/fd/{descriptor}").resolve()))
-        fsync(descriptor)
-
-    def noted_replace(path, target):
-        seen.append(("rename", Path(path), Path(target)))
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    return seen
-
-
-def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, calls):
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, disk_calls):
     path = tmp_path / "folder" / "a.txt"
-    write_whole(path, lambda temporary: (calls.append(("write", temporary)), temporary.write_text("whole")))
-    temporary = calls[0][1]
-    assert calls == [("write", temporary), ("fsync", temporary), ("rename", temporary, path), ("fsync", path.parent)]
+    write_whole(path, lambda temporary: (disk_calls.append(("write", temporary)), temporary.write_text("whole")))
+    temporary = disk_calls[0][1]
+    assert disk_calls == [("write", temporary), ("fsync", temporary), ("rename", temporary, path), ("fsync", path.parent)]
     assert path.read_text() == "whole" and temporary.parent == path.parent and temporary.name.startswith(".")
 
 
-def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_path, calls):
+def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_path, disk_calls):
     paths = [tmp_path / name for name in ("a/1", "a/2", "b/1")]
     for path in paths:
         write_whole(path, Path.touch, durable=False)
-    assert [name for name, *_ in calls] == ["rename"] * 3
-    calls.clear()
+    assert [name for name, *_ in disk_calls] == ["rename"] * 3
+    disk_calls.clear()
     make_durable(iter(paths))
-    assert calls == [("fsync", path) for path in [*paths, tmp_path / "a", tmp_path / "b"]]
+    assert disk_calls == [("fsync", path) for path in [*paths, tmp_path / "a", tmp_path / "b"]]
 
 
 def half(temporary):
@@ -151,10 +132,10 @@ def test_lines_come_back_in_order(tmp_path):
     assert path.read_text().count("\n") == len(records)
 
 
-def test_a_line_is_on_the_disk_before_the_next_thing_happens(tmp_path, calls):
+def test_a_line_is_on_the_disk_before_the_next_thing_happens(tmp_path, disk_calls):
     path = tmp_path / "a.jsonl"
     append_json_line(path, {"n": 1})
-    assert calls == [("fsync", path)]
+    assert disk_calls == [("fsync", path)]
 
 
 FIRST, SECOND = {"n": 1}, '{"text": "two µ"}'.encode()
