@@ -22,7 +22,7 @@ MEASURED = [op for op in OPS if op not in ("philox", "to_images")]  # integers; 
 WHOLE = {
     "philox_normal": Case("philox_normal", (2, 1000), keywords={"dtype": torch.float32}),
     "q_sample": Case("q_sample", (2, 3, 16, 16), keywords={"net_dtype": torch.float32}),
-    "guided_step": Case("guided_step", (2, 3, 16, 15), variant="guided", keywords={"net_dtype": torch.float32}),
+    "guided_step": Case("guided_step", (3, 3, 16, 16), variant="guided", keywords={"net_dtype": torch.float32}),
     "attention": Case("attention", (2, 4, 64, 16)),
     "attention_backward": Case("attention_backward", (2, 4, 64, 16)),
     "group_norm_silu": Case("group_norm_silu", (2, 32, 8, 8), variant="scale-shift", num_groups=8),
