@@ -139,3 +139,34 @@ def test_no_mutated_header_does_anything_but_raise_one_line(saved):
             assert "\n" not in str(error)
             refused += 1
     assert refused > 450
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_weights_of_any_layout_are_saved(tmp_path, layout):
+    """safetensors refuses what is not contiguous, and networks for a GPU are channels_last."""
+    first, second, path = network(8).to(memory_format=layout), network(8), tmp_path / "net.safetensors"
+    first[0].weight.data = torch.randn(8, 1, 3, 3).permute(0, 1, 3, 2)  # in no layout that has a name
+    save_safetensors(first, path)
+    load_safetensors(second, path)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)], ids=oct)
+def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_safetensors(network(), tmp_path / "net.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_a_save_that_fails_leaves_the_weights_that_were_there(saved, monkeypatch):
+    whole = saved.read_bytes()
+    with pytest.raises(RuntimeError):  # two names for one storage: safetensors refuses it
+        twice = network()
+        twice.register_buffer("again", twice[0].weight.data)
+        twice[0].weight.data = twice.again
+        save_safetensors(twice, saved)
+    assert saved.read_bytes() == whole
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
