@@ -97,6 +97,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> None:
         _refuse("k", f"like q, {_kind(q)}, but for its tokens", k)
     if v.dtype != k.dtype or v.shape != k.shape:
         _refuse("v", f"like k, {_kind(k)}", v)
+    _beside("k", k, q)
+    _beside("v", v, q)
 
 
 def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -125,6 +127,7 @@ def conv3x3(
         _refuse("x", "float images [B, C, H, W]", x)
     if weight.dim() != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         _refuse("weight", f"float [K, {x.shape[1]}, 3, 3]", weight)
+    _like("weight", weight, x, weight.shape)
     if norm_weight is not None or norm_bias is not None:
         require(norm_weight is not None and norm_bias is not None, "norm_bias", "given with norm_weight", norm_bias)
         group_norm_silu(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps)  # type: ignore[arg-type]
