@@ -4,12 +4,12 @@ import json
 import pytest
 import torch
 
-from purify_engine.config import AttackConfig, EvaluationConfig
+from purify_engine.config import AttackConfig
 from purify_engine.evaluation import protocol
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.protocol import Cell, evaluate, fingerprint, read_cells, score
-from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
+from purify_engine.evaluation.suite import EXACT, TRANSFERRED
 from purify_engine.evaluation.summary import (
     HEADLINE,
     UNION,
@@ -19,19 +19,7 @@ from purify_engine.evaluation.summary import (
     summarise,
     unmasked_by,
 )
-from tests.evaluation.worlds import ToyPurifier, guided, linear_world
-
-CONFIG = EvaluationConfig(num_draws=5, num_steps=4, num_eot=2, num_queries=6)
-ATTACKS = (
-    CLEAN,
-    AttackConfig(name=EXACT, epsilon=0.02, num_steps=5, num_eot=2),
-    AttackConfig(name=TRANSFERRED, epsilon=0.02, gradient="blind"),
-)
-
-
-def toy(**settings) -> tuple[Defence, torch.Tensor, torch.Tensor]:
-    classifier, images, labels = linear_world(40)
-    return Defence("toy", classifier, ToyPurifier(guided(1.0), **settings), guide=classifier), images, labels
+from tests.evaluation.worlds import ATTACKS, CONFIG, ToyPurifier, linear_world, toy
 
 
 def cell(defence, attack, scores, selection=None, norm="linf") -> Cell:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from purify_engine.config import GuidanceConfig, PurifierConfig
+from purify_engine.config import AttackConfig, EvaluationConfig, GuidanceConfig, PurifierConfig
+from purify_engine.evaluation.defences import Defence
+from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
+
+CONFIG = EvaluationConfig(num_draws=5, num_steps=4, num_eot=2, num_queries=6)
+ATTACKS = (
+    CLEAN,
+    AttackConfig(name=EXACT, epsilon=0.02, num_steps=5, num_eot=2),
+    AttackConfig(name=TRANSFERRED, epsilon=0.02, gradient="blind"),
+)
 
 
 class Linear(nn.Module):
@@ -77,3 +86,9 @@ def linear_world(count: int = 6) -> tuple[Linear, Tensor, Tensor]:
     images = 0.35 + 0.3 * torch.rand(count, 1, 4, 4, generator=generator)
     classifier = Linear(weight, -0.5 * float(weight.sum()))
     return classifier, images, classifier(images).argmax(dim=1)
+
+
+def toy(**settings) -> tuple[Defence, Tensor, Tensor]:
+    """A linear classifier behind a purifier that adds noise, guided by the classifier itself; forty images."""
+    classifier, images, labels = linear_world(40)
+    return Defence("toy", classifier, ToyPurifier(guided(1.0), **settings), guide=classifier), images, labels
