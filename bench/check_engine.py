@@ -14,10 +14,11 @@ from torch import Tensor
 from bench.run import Run
 from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.config import PurifierConfig, Sampler
-from purify_engine.engine.graph import GraphRunner
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
-from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.replay import Replay
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.testing.yardstick import assert_within_yardstick
 from purify_engine.types import NoiseKey
@@ -76,15 +77,16 @@ def guides(purifier: GuidedPurifier) -> dict[str, Guide]:
 @torch.no_grad()
 def graph_fault(purifier: GuidedPurifier, guide: Guide, device: torch.device, *, whole_plan: bool) -> str:
     """What differs between replays and the loop; nothing if they agree to the bit."""
-    runner = GraphRunner(purifier.denoiser, guide, whole_plan=whole_plan)
+    replay = Replay(whole_plan=whole_plan)
     network = purifier.denoiser.unet.config
     shape = BATCH, network.in_channels, network.image_size, network.image_size
     x = 2 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device) - 1
     for seed, sampler, t_star, num_steps in REPLAYS:
         plan = plan_for(purifier, sampler, t_star, num_steps)
         noise = NoiseKey(torch.tensor(seed, device=device), torch.arange(BATCH, device=device))
-        looped = reverse_loop(x, plan, purifier.denoiser, guide, noise)
-        replayed = [runner.run(x, plan, noise) for _ in range(3)][-1]  # on a CPU the second is recorded
+        process = ReverseProcess(plan, purifier.denoiser, guide, noise)
+        looped = Loop().run(process, x)
+        replayed = [replay.run(process, x) for _ in range(3)][-1]  # on a CPU the second is recorded
         if not looped.isfinite().all():
             return f"seed {seed}, {plan}: the loop itself is not finite"
         if not looped.equal(replayed):

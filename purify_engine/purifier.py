@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine import ops, presets
-from purify_engine.config import PurifierConfig, one_of, require
+from purify_engine.config import GuidanceConfig, PurifierConfig, one_of, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
-from purify_engine.engine.graph import AUTOCAST, GRAPHS_ON, GraphRunner, PurifierGraphs
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
-from purify_engine.engine.loop import OnStepEnd, reverse_loop
+from purify_engine.engine.loop import Loop, OnStepEnd
 from purify_engine.engine.plan import ReversePlan, make_plan
+from purify_engine.engine.process import Executor, ReverseProcess
+from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.reference.philox import derive_seed
@@ -41,7 +42,7 @@ class GuidedPurifier(nn.Module):
     None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.
     execution: "graph" replays a captured step (a CUDA graph, or a recording on a CPU), "loop" runs step by step, "auto" takes
     graphs where they can be had and says in `execution_reason` why not. The images are the same. Hooks on the networks, and
-    whoever counts operations, see nothing of a replay.
+    tools that count operations, see nothing of a replay.
     """
 
     seed: Tensor
@@ -57,10 +58,11 @@ class GuidedPurifier(nn.Module):
         self.guide = guide
         self.config = config
         self.execution = execution
-        self.register_buffer("seed", torch.tensor(config.seed), persistent=False)
+        self.register_buffer("seed", torch.tensor(config.seed, device=next(denoiser.parameters()).device), persistent=False)
         self._draws = 0
         self._plans: dict[Any, ReversePlan] = {}
-        self._graphs = PurifierGraphs()
+        self._guides: dict[Any, Guide] = {}  # the one in use, by what it is made of: captured graphs are of this very object
+        self._replay = Replay()
         self.requires_grad_(False).train(False)
 
     def train(self, mode: bool = True) -> GuidedPurifier:
@@ -82,8 +84,8 @@ class GuidedPurifier(nn.Module):
         if torch.is_autocast_enabled(device):
             return AUTOCAST
         if device == "cpu" and ops.is_observed():
-            return "somebody looks on, and would see nothing of a replay"
-        return self._graphs.refused
+            return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
+        return self._replay.refused
 
     @torch.compiler.disable
     def forward(
@@ -121,29 +123,25 @@ class GuidedPurifier(nn.Module):
         return ops.to_images(x, images.dtype)
 
     def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
-        plan, guide = self.plan(x.dtype), self._guide()
+        process = ReverseProcess(self.plan(x.dtype), self.denoiser, self._guide(), noise)
         if torch.is_grad_enabled():
             surrogate = self.plan(x.dtype, self.config.surrogate_steps)
-            settings: dict[str, Any] = {"mode": self.config.gradient, "surrogate": surrogate}
-            return self._run(lambda graphs: purify(x, plan, self.denoiser, guide, noise, **settings, graphs=graphs))
+            return self._by(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
         if on_step_end is not None:  # it wants to see every step
-            return reverse_loop(x, plan, self.denoiser, guide, noise, on_step_end)
-        return self._run(
-            lambda graphs: graphs.run(x, plan, noise) if graphs else reverse_loop(x, plan, self.denoiser, guide, noise)
-        )
+            return Loop().run(process, x, on_step_end)
+        return self._by(lambda executor: executor.run(process, x))
 
-    def _run(self, walk: Callable[[GraphRunner | None], Images]) -> Images:
-        """`walk` with graphs where they may be had; where a capture fails and nobody insists, without."""
+    def _by(self, work: Callable[[Executor], Images]) -> Images:
+        """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""
         if self.execution_reason is not None and self.execution != "graph":
-            return walk(None)
+            return work(Loop())
         try:
-            made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
-            return walk(self._graphs.runner(self.denoiser, self._guide, made_of))
+            return work(self._replay)
         except CaptureError as failed:
             if self.execution == "graph":
                 raise
-            self._graphs.refused = str(failed)
-            return walk(None)
+            self._replay.refused = str(failed)
+            return work(Loop())
 
     def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None) -> ReversePlan:
         """The reverse plan on this purifier's device, for images of `dtype`; `num_steps` gives it another number of steps."""
@@ -155,13 +153,10 @@ class GuidedPurifier(nn.Module):
         return self._plans[key]
 
     def _guide(self) -> Guide:
-        guidance = self.config.guidance
-        if guidance.scale == 0 or guidance.kind == "none":
-            return NoGuide()
-        if guidance.kind == "pixel":
-            return PixelGuide()
-        assert self.guide is not None
-        return AdversarialGuide(self.guide, guidance, straight_through=self.config.gradient == "straight_through")
+        made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
+        if made_of not in self._guides:
+            self._guides = {made_of: _make_guide(*made_of)}
+        return self._guides[made_of]
 
     def _key(self, ids: Ids | None, draw: int | None) -> Key:
         if draw is None and (ids is not None or self.config.noise == "fixed"):
@@ -224,19 +219,20 @@ class GuidedPurifier(nn.Module):
         probe = self.configured(guidance=unit)
         noise = NoiseKey(self.seed, self._ids(images, None))
         x = _in_model_space(images)
-        return guidance_scale_for(x, probe.plan(x.dtype), self.denoiser, probe._guide(), noise, ratio, quantile)
+        process = ReverseProcess(probe.plan(x.dtype), self.denoiser, probe._guide(), noise)
+        return guidance_scale_for(process, x, ratio, quantile)
 
     def memory_report(self) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory and of one
         step's recorded networks, measured."""
-        config, plan = self.denoiser.unet.config, self.plan()
+        config = self.denoiser.unet.config
         probe = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device=self.seed.device)
+        noise = NoiseKey(self.seed, self._ids(probe, None))
+        process = ReverseProcess(self.plan(), self.denoiser, self._guide(), noise)
         return {
             "parameters": sum(p.numel() * p.element_size() for p in self.parameters()),
-            "trajectory_per_image": len(plan) * probe.numel() * probe.element_size(),
-            "step_per_image": step_memory(
-                probe, plan, self.denoiser, self._guide(), NoiseKey(self.seed, self._ids(probe, None))
-            ),
+            "trajectory_per_image": len(process.plan) * probe.numel() * probe.element_size(),
+            "step_per_image": step_memory(process, probe),
         }
 
     @classmethod
@@ -252,6 +248,15 @@ class GuidedPurifier(nn.Module):
 def _in_model_space(images: Images) -> Images:
     """[0, 1] to [-1, 1], in float32 at least."""
     return 2 * images.to(torch.promote_types(images.dtype, torch.float32)) - 1
+
+
+def _make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
+    if guidance.scale == 0 or guidance.kind == "none":
+        return NoGuide()
+    if guidance.kind == "pixel":
+        return PixelGuide()
+    assert network is not None
+    return AdversarialGuide(network, guidance, straight_through=straight_through)
 
 
 def _check_range(low: float, high: float) -> None:

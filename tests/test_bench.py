@@ -144,11 +144,11 @@ def test_a_graph_that_replays_old_noise_is_found(monkeypatch):
     guide = check_engine.guides(purifier)["xt"]
     assert check_engine.graph_fault(purifier, guide, CPU, whole_plan=False) == ""
 
-    class Stale(check_engine.GraphRunner):
-        def run(self, x, plan, noise):
-            return super().run(x, plan, check_engine.NoiseKey(torch.tensor(0), noise.ids))
+    class Stale(check_engine.Replay):
+        def run(self, process, x):
+            return super().run(process._replace(noise=check_engine.NoiseKey(torch.tensor(0), process.noise.ids)), x)
 
-    monkeypatch.setattr(check_engine, "GraphRunner", Stale)
+    monkeypatch.setattr(check_engine, "Replay", Stale)
     assert "seed 1, ReversePlan(ddpm" in check_engine.graph_fault(purifier, guide, CPU, whole_plan=False)
 
 

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
-from purify_engine import ops
-from purify_engine.engine.guide import Guide
-from purify_engine.engine.plan import ReversePlan
-from purify_engine.types import Images, NoiseKey, Step
+import torch
+
+from purify_engine.engine.guide import Target
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.types import Images
 
 OnStepEnd = Callable[[int, float, Images], None]
 
 
-class Denoiser(Protocol):
-    """Predicts the noise in `x_net` at one step of a plan; same shape out."""
+class Loop:
+    """Runs a reverse process step by step; holds nothing."""
 
-    def __call__(self, x_net: Images, plan: ReversePlan, step: Step) -> Images: ...
+    def run(self, process: ReverseProcess, x: Images, on_step_end: OnStepEnd | None = None) -> Images:
+        """Diffuse `x` [B, C, H, W] in [-1, 1] to t*, then walk back to 0 under guidance.
 
+        `on_step_end(step, t, x_t)` sees each intermediate image. Autograd records the whole loop where it records at all.
+        """
+        target = process.guide.target(x)
+        x_t, x_net = process.start(x)
+        for index, step in enumerate(process.plan.steps):
+            x_t, x_net = process.step(x_t, x_net, target, step)
+            if on_step_end is not None:
+                on_step_end(index, float(process.plan.times[index]), x_t)
+        return x_t
 
-def reverse_loop(
-    x: Images, plan: ReversePlan, model: Denoiser, guide: Guide, noise: NoiseKey, on_step_end: OnStepEnd | None = None
-) -> Images:
-    """Diffuse `x` in [-1, 1] to t*, then walk back to 0 under guidance.
+    def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:
+        """From x_t at t* to x_0, and the images visited on the way, x_t first; all [B, C, H, W]."""
+        x_net, visited = process.for_networks(x_t), list[Images]()
+        for step in process.plan.steps:
+            visited.append(x_t)
+            x_t, x_net = process.step(x_t, x_net, target, step)
+        return x_t, visited
 
-    `on_step_end(step, t, x_t)` sees each intermediate image.
-    """
-    target = guide.target(x)
-    x_t, x_net = ops.q_sample(x, plan.start, plan.forward_step, *noise, net_dtype=plan.net_dtype)
-    for index, step in enumerate(plan.steps):
-        eps = model(x_net, plan, step)
-        grad = guide.grad(x_net, eps, target, plan, step, noise)
-        x_t, x_net = ops.guided_step(x_t, eps, grad, plan.rows, step, *noise, net_dtype=plan.net_dtype)
-        if on_step_end is not None:
-            on_step_end(index, float(plan.times[index]), x_t)
-    return x_t
+    def adjoint(
+        self, process: ReverseProcess, adjoint: Images, visited: list[Images], target: Target
+    ) -> tuple[Images, Target]:
+        """The gradient at x_0 carried back over a whole walk (docs/math.md E15): to x_t at t*, and to the target."""
+        totals = tuple(torch.zeros_like(part) for part in target)
+        for step, x_t in zip(reversed(process.plan.steps), reversed(visited), strict=True):
+            adjoint, pulls = process.step_adjoint(adjoint, x_t, target, step)
+            totals = tuple(total + pull for total, pull in zip(totals, pulls, strict=True))
+        return adjoint, totals

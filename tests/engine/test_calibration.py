@@ -8,8 +8,9 @@ import torch
 from purify_engine.config import ScheduleConfig
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.guide import NoGuide
-from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
+from purify_engine.engine.process import ReverseProcess
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.testing.oracles import GaussianWorld
 from purify_engine.types import NoiseKey
@@ -18,6 +19,10 @@ PLAN = write_plan(make_schedule(ScheduleConfig()), 70, 4, guidance_scale=0.7)
 WORLD = GaussianWorld(pull=1.5, towards=-0.4)
 NOISE = NoiseKey(torch.tensor(3), torch.arange(3))
 X = torch.linspace(-1, 1, 3 * 5, dtype=torch.float64).view(3, 1, 1, 5)
+
+
+def process(model, guide):
+    return ReverseProcess(PLAN, model, guide, NOISE)
 
 
 @pytest.mark.parametrize("quantile", [0.25, 0.5, 0.9])
@@ -29,9 +34,9 @@ def test_the_scale_is_the_ratio_over_the_quantile_of_an_unguided_walks_pull(quan
         ratios.append(pull.norm(dim=1) * plan.marginals[int(step), 1] / 5**0.5)
         return WORLD.denoiser(x_net, plan, step)
 
-    reverse_loop(X, PLAN, watched, NoGuide(), NOISE)
+    Loop().run(process(watched, NoGuide()), X)
     expected = 0.2 / float(torch.cat(ratios).quantile(quantile))
-    assert guidance_scale_for(X, PLAN, WORLD.denoiser, WORLD, NOISE, 0.2, quantile) == pytest.approx(expected, rel=1e-9)
+    assert guidance_scale_for(process(WORLD.denoiser, WORLD), X, 0.2, quantile) == pytest.approx(expected, rel=1e-9)
 
 
 def test_nothing_is_recorded_while_the_pull_is_measured():
@@ -41,12 +46,12 @@ def test_nothing_is_recorded_while_the_pull_is_measured():
         recorded.append(torch.is_grad_enabled() or x_net.requires_grad)
         return WORLD.denoiser(x_net, plan, step)
 
-    guidance_scale_for(X.clone().requires_grad_(), PLAN, watched, WORLD, NOISE, 0.2, 0.5)
+    guidance_scale_for(process(watched, WORLD), X.clone().requires_grad_(), 0.2, 0.5)
     assert recorded == [False] * 4
 
 
 def kept_by(model, x):
-    return step_memory(x, PLAN, model, NoGuide(), NOISE)
+    return step_memory(process(model, NoGuide()), x)
 
 
 def test_a_steps_memory_is_the_bytes_of_what_autograd_keeps_each_storage_once():
@@ -73,4 +78,4 @@ def test_the_guide_is_part_of_a_step():
             return x_t.exp()
 
     x = torch.rand(2, 3, 4, 5)
-    assert step_memory(x, PLAN, lambda x, plan, step: x.exp(), Cubic(), NOISE) == 2 * 480
+    assert step_memory(process(lambda x, plan, step: x.exp(), Cubic()), x) == 2 * 480

@@ -15,13 +15,15 @@ from purify_engine import ops
 from purify_engine.config import ClassifierConfig
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.cpu_capture import CpuCapture, _Memory
-from purify_engine.engine.gradients import differentiable_loop
-from purify_engine.engine.graph import GraphRunner
+from purify_engine.engine.gradients import differentiable_run
+from purify_engine.engine.loop import Loop
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.replay import Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.unet import UNet
 from purify_engine.ops import conv3x3_winograd
 from purify_engine.ops.winograd_tiles import Tiling
-from tests.engine.test_graph import UNET, guides, images, networks, noise, plan, purifier, randomised, reverse_loop
+from tests.engine.test_replay import UNET, guides, images, looped, networks, noise, plan, purifier, randomised, unguided
 
 
 def recorded(function, *given):
@@ -145,7 +147,7 @@ def test_a_purifier_whose_networks_cannot_be_recorded_loops_and_says_why(monkeyp
     assert torch.equal(one(x, draw=0), loop(x, draw=0))
     assert "depends on what its tensors hold" in one.execution_reason
     with pytest.raises(CaptureError, match="could not be recorded"):
-        one._graphs.refused, one.execution = None, "graph"
+        one._replay.refused, one.execution = None, "graph"
         one(x, draw=0)
 
 
@@ -180,14 +182,14 @@ def test_a_recording_keeps_what_it_reads_and_lets_go_of_it():
 
 
 def test_a_dropped_graph_gives_its_memory_back_at_once():
-    runner = GraphRunner(networks()[0], guides(None)["none"])
-    runner.run(images(2), plan(), noise(2))
-    ((_, graph),) = runner._graphs.items()
+    replay = Replay()
+    replay.run(unguided(), images(2))
+    ((_, graph),) = replay._graphs.items()
     memory = weakref.ref(graph.replay.memory)
     gc.disable()
     try:
         del graph
-        runner._graphs.clear()
+        replay._graphs.clear()
         assert memory() is None
     finally:
         gc.enable()
@@ -209,11 +211,11 @@ def test_whatever_stops_a_recorder_leaves_the_work_running():
 
 def test_backward_under_autocast_takes_the_graphs_of_its_forward():
     model, network = networks()
-    x, runner = images(2).requires_grad_(), GraphRunner(model, guides(network)["adversarial"])
-    out = differentiable_loop(x, plan(), model, runner.guide, noise(2), graphs=runner)
+    x, process = images(2).requires_grad_(), ReverseProcess(plan(), model, guides(network)["adversarial"], noise(2))
+    out = differentiable_run(Replay(), process, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (grad,) = torch.autograd.grad(out.square().sum(), x)
-    again = differentiable_loop(x, plan(), model, runner.guide, noise(2))
+    again = differentiable_run(Loop(), process, x)
     assert torch.equal(grad, torch.autograd.grad(again.square().sum(), x)[0])
 
 
@@ -222,40 +224,39 @@ def test_backward_under_autocast_takes_the_graphs_of_its_forward():
 def test_recordings_equal_the_loop_bit_for_bit_there_and_back(guide, engine):
     model, network = networks()
     guide = guides(network)[guide]
-    runner = GraphRunner(model, guide)
+    replay = Replay()
     with ops.backend("reference") if engine == "reference" else contextlib.nullcontext():
         for seed, one in enumerate((plan(4), plan(4, "ddim", eta=1.0), plan(3), plan(7, "vp_sde"))):
-            expected = reverse_loop(images(3, seed), one, model, guide, noise(3, seed))
-            assert torch.equal(runner.run(images(3, seed), one, noise(3, seed)), expected)
-        found = []
-        for graphs in (None, runner):
+            process = ReverseProcess(one, model, guide, noise(3, seed))
+            assert torch.equal(replay.run(process, images(3, seed)), looped(process, images(3, seed)))
+        found, process = [], ReverseProcess(plan(), model, guide, noise(3))
+        for executor in (Loop(), replay):
             x = images(3).requires_grad_()
-            out = differentiable_loop(x, plan(), model, guide, noise(3), graphs=graphs)
+            out = differentiable_run(executor, process, x)
             found.append((out, *torch.autograd.grad(out.square().sum(), x)))
         assert all(torch.equal(loop, graph) for loop, graph in zip(*found, strict=True))
 
 
 def test_another_number_of_threads_or_engine_is_recorded_anew():
-    model, _ = networks()
-    runner = GraphRunner(model, guides(None)["none"])
-    runner.run(images(2), plan(), noise(2))
+    replay, process = Replay(), unguided()
+    replay.run(process, images(2))
     with ops.backend("reference"):
-        runner.run(images(2), plan(), noise(2))
-    assert len(runner._graphs) == 2
+        replay.run(process, images(2))
+    assert len(replay._graphs) == 2
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        runner.run(images(2), plan(), noise(2))
+        replay.run(process, images(2))
     finally:
         torch.set_num_threads(before)
-    assert len(runner._graphs) == 3
+    assert len(replay._graphs) == 3
 
 
 def test_few_recordings_are_kept_the_last_ones_used():
-    runner = GraphRunner(networks()[0], guides(None)["none"])
+    replay, process = Replay(), unguided()
     for batch in (1, 2, 3, 4, 1, 5):
-        runner.run(images(batch), plan(), noise(batch))
-    assert [key[1][0] for key in runner._graphs] == [3, 4, 1, 5]
+        replay.run(process._replace(noise=noise(batch)), images(batch))
+    assert [key[1][0] for key in replay._graphs] == [3, 4, 1, 5]
 
 
 def test_a_large_unet_keeps_little_memory(monkeypatch):
@@ -274,4 +275,4 @@ def test_a_purifier_takes_recordings_by_default_and_gives_the_loops_images():
     x = images(3).abs()
     for draw in range(3):
         assert torch.equal(graphs(x, draw=draw), loop(x, draw=draw))
-    assert len(graphs._graphs._runner[1]._graphs) == 1 and loop._graphs._runner is None
+    assert len(graphs._replay._graphs) == 1 and not loop._replay._graphs

@@ -10,10 +10,11 @@ import torch
 
 from purify_engine.config import ClassifierConfig, GuidanceConfig, ScheduleConfig
 from purify_engine.engine.calibration import guidance_scale_for
-from purify_engine.engine.gradients import differentiable_loop, purify
+from purify_engine.engine.gradients import differentiable_run, purify
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
-from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
+from purify_engine.engine.process import ReverseProcess
 from purify_engine.models.classifiers import Classifier
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.testing.oracles import smooth_denoiser
@@ -59,12 +60,16 @@ def images(seed=5):
     return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
 
 
+def process(plan, guide, follow_guide=True):
+    return ReverseProcess(plan, smooth_denoiser, guide, NOISE, follow_guide)
+
+
 def strong_plan(guide, sampler="ddpm", eta=0.0, num_steps=5, ratio=0.5):
     """A plan whose guidance is `ratio` times unit noise prediction: strong enough to matter, too weak for chaos."""
     probe = write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=1.0)
     if isinstance(guide, NoGuide):
         return probe
-    scale = guidance_scale_for(images(), probe, smooth_denoiser, guide, NOISE, ratio, 0.5)
+    scale = guidance_scale_for(process(probe, guide), images(), ratio, 0.5)
     return write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=scale)
 
 
@@ -79,8 +84,14 @@ def gradient(function, x):
     return grad
 
 
-def run(loop, plan, guide):
-    return lambda x: loop(x, plan, smooth_denoiser, guide, NOISE)
+def reverse_loop(plan, guide):
+    """The plain loop, whose graph autograd stores."""
+    return lambda x: Loop().run(process(plan, guide), x)
+
+
+def differentiable_loop(plan, guide, follow_guide=True):
+    """The loop with its gradient recomputed step by step."""
+    return lambda x: differentiable_run(Loop(), process(plan, guide, follow_guide), x)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), SAMPLERS, ids=str)
@@ -88,8 +99,8 @@ def run(loop, plan, guide):
 def test_exact_gradient_equals_the_stored_graph(name, sampler, eta):
     guide = GUIDES[name]
     plan = strong_plan(guide, sampler, eta)
-    recomputed = gradient(run(differentiable_loop, plan, guide), images())
-    stored = gradient(run(reverse_loop, plan, guide), images())
+    recomputed = gradient(differentiable_loop(plan, guide), images())
+    stored = gradient(reverse_loop(plan, guide), images())
     assert (recomputed - stored).norm() <= 1e-12 * stored.norm()
 
 
@@ -98,8 +109,8 @@ def test_exact_gradient_equals_the_stored_graph(name, sampler, eta):
 def test_exact_gradient_equals_central_differences(name, sampler, eta):
     guide = GUIDES[name]
     plan = strong_plan(guide, sampler, eta, num_steps=3)
-    function, x, h = run(reverse_loop, plan, guide), images(), 1e-5
-    grad = gradient(run(differentiable_loop, plan, guide), x)
+    function, x, h = reverse_loop(plan, guide), images(), 1e-5
+    grad = gradient(differentiable_loop(plan, guide), x)
     generator = torch.Generator().manual_seed(1)
     for _ in range(20):
         v = torch.randn(x.shape, generator=generator, dtype=x.dtype)
@@ -114,8 +125,8 @@ def test_exact_gradient_equals_central_differences(name, sampler, eta):
 def test_value_is_the_loops_bit_for_bit(name):
     plan = strong_plan(GUIDES[name])
     with torch.no_grad():  # where nothing is recorded the plain loop runs the very same kernels
-        value = run(reverse_loop, plan, GUIDES[name])(images())
-    assert torch.equal(run(differentiable_loop, plan, GUIDES[name])(images().requires_grad_()), value)
+        value = reverse_loop(plan, GUIDES[name])(images())
+    assert torch.equal(differentiable_loop(plan, GUIDES[name])(images().requires_grad_()), value)
 
 
 @pytest.mark.parametrize("name", [name for name in GUIDES if name != "none"])
@@ -124,14 +135,12 @@ def test_a_detached_guide_is_caught_where_the_guide_matters(name):
     plan = strong_plan(
         guide, ratio=2.0 if name == "pixel" else 0.5
     )  # pixels pull evenly, and half of it cancels with the target's
-    exact = gradient(run(differentiable_loop, plan, guide), images())
-    detached = gradient(
-        lambda x: differentiable_loop(x, plan, smooth_denoiser, guide, NOISE, guide_path=False), images()
-    )
+    exact = gradient(differentiable_loop(plan, guide), images())
+    detached = gradient(differentiable_loop(plan, guide, follow_guide=False), images())
     share = (exact - detached).norm() / exact.norm()
     assert share > 0.05
     v = (exact - detached) / (exact - detached).norm()
-    function, h = run(reverse_loop, plan, guide), 1e-5
+    function, h = reverse_loop(plan, guide), 1e-5
     difference = (loss(function(images() + h * v)) - loss(function(images() - h * v))) / (2 * h)
     if name != "straight-through label":  # its gradient is not its value's
         assert abs(difference - (exact * v).sum()) < 1e-3 * abs(difference - (detached * v).sum())
@@ -140,33 +149,31 @@ def test_a_detached_guide_is_caught_where_the_guide_matters(name):
 def test_float32_replay_equals_the_stored_graph():
     guide = AdversarialGuide(network().float(), GuidanceConfig(scale=1.0))
     plan = dataclasses.replace(strong_plan(GUIDES["label and latent"]))
-    recomputed = gradient(run(differentiable_loop, plan, guide), images().float())
-    stored = gradient(run(reverse_loop, plan, guide), images().float())
+    recomputed = gradient(differentiable_loop(plan, guide), images().float())
+    stored = gradient(reverse_loop(plan, guide), images().float())
     assert (recomputed - stored).norm() <= 1e-5 * stored.norm()
 
 
 def test_a_relu_guide_keeps_its_gauss_newton_part():
     guide = adversarial("relu")
     plan = strong_plan(guide)
-    recomputed = gradient(run(differentiable_loop, plan, guide), images())
-    stored = gradient(run(reverse_loop, plan, guide), images())
-    detached = gradient(
-        lambda x: differentiable_loop(x, plan, smooth_denoiser, guide, NOISE, guide_path=False), images()
-    )
+    recomputed = gradient(differentiable_loop(plan, guide), images())
+    stored = gradient(reverse_loop(plan, guide), images())
+    detached = gradient(differentiable_loop(plan, guide, follow_guide=False), images())
     assert (recomputed - stored).norm() <= 1e-12 * stored.norm()
     assert (recomputed - detached).norm() > 0.05 * recomputed.norm()
 
 
 def purified(mode, x, plan, guide):
     surrogate = write_plan(SCHEDULE, 150, 2)
-    return purify(x, plan, smooth_denoiser, guide, NOISE, mode=mode, surrogate=surrogate)
+    return purify(Loop(), process(plan, guide), x, mode=mode, surrogate=surrogate)
 
 
 @pytest.mark.parametrize("mode", ["exact", "straight_through", "surrogate", "bpda", "detached_guidance"])
 def test_every_mode_but_blind_has_the_purifiers_value(mode):
     guide = GUIDES["label and latent"]
     plan = strong_plan(guide)
-    value = run(reverse_loop, plan, guide)(images())
+    value = reverse_loop(plan, guide)(images())
     # Adding and subtracting the stand-in rounds once.
     assert (purified(mode, images().requires_grad_(), plan, guide) - value).abs().max() < 1e-14 * 10
 
@@ -178,14 +185,14 @@ def test_the_modes_have_the_gradients_they_promise():
         mode: gradient(lambda x, mode=mode: purified(mode, x, plan, guide), images())
         for mode in ("bpda", "blind", "surrogate")
     }
-    value = run(reverse_loop, plan, guide)(images())
+    value = reverse_loop(plan, guide)(images())
     at_value = gradient(lambda x: x, value)
     assert (grads["bpda"] - at_value).abs().max() < 1e-12
     assert torch.equal(grads["blind"], gradient(lambda x: x, images()))
     assert torch.equal(purified("blind", images(), plan, guide), images())
     short = write_plan(SCHEDULE, 150, 2)
     x = images().requires_grad_()
-    (expected,) = torch.autograd.grad(run(reverse_loop, short, guide)(x), x, at_value)
+    (expected,) = torch.autograd.grad(reverse_loop(short, guide)(x), x, at_value)
     assert (grads["surrogate"] - expected).norm() < 1e-12 * expected.norm()
 
 
@@ -199,9 +206,11 @@ def test_a_network_parameter_that_wants_a_gradient_is_refused():
 PEAK = r"""
 import re, sys, torch
 from purify_engine.config import ScheduleConfig
-from purify_engine.engine.gradients import differentiable_loop
+from purify_engine.engine.gradients import differentiable_run
 from purify_engine.engine.guide import NoGuide
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
+from purify_engine.engine.process import ReverseProcess
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.types import NoiseKey
 torch.set_num_threads(1)
@@ -212,7 +221,8 @@ x = torch.rand(2, 3, 64, 64).requires_grad_()
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
 noise = NoiseKey(torch.tensor(0), torch.arange(2))
-differentiable_loop(x, plan, lambda x_net, plan, step: hidden(x_net), NoGuide(), noise).sum().backward()
+process = ReverseProcess(plan, lambda x_net, plan, step: hidden(x_net), NoGuide(), noise)
+differentiable_run(Loop(), process, x).sum().backward()
 print(peak() - before)
 """
 

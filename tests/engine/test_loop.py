@@ -6,8 +6,9 @@ import torch
 from purify_engine import ops
 from purify_engine.config import ScheduleConfig
 from purify_engine.engine.guide import NoGuide
-from purify_engine.engine.loop import reverse_loop
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
+from purify_engine.engine.process import ReverseProcess
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.testing.oracles import GaussianWorld
 from purify_engine.types import NoiseKey
@@ -30,6 +31,10 @@ PLANS = [
         ("vp_sde", 0, "score"),
     ]
 ]
+
+
+def reverse_loop(x, plan, model, guide, noise, on_step_end=None):
+    return Loop().run(ReverseProcess(plan, model, guide, noise), x, on_step_end)
 
 
 def noise_key(num_images, seed=3):

@@ -1,6 +1,6 @@
 """Graphs beside the loop to rounding, where other tests ask for equal bits: a processor that rounds otherwise hides no fault.
 
-One runner throughout each test: what is left of an earlier plan, batch, seed or backward pass would be far more than rounding.
+One replay throughout each test: what is left of an earlier plan, batch, seed or backward pass would be far more than rounding.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import torch
 from torch.utils import _python_dispatch
 
 from purify_engine.engine.cpu_capture import CpuCapture
-from purify_engine.engine.gradients import differentiable_loop, purify
-from purify_engine.engine.graph import GraphRunner
+from purify_engine.engine.gradients import differentiable_run, purify
+from purify_engine.engine.loop import Loop
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.replay import Replay
 from purify_engine.types import NoiseKey
 from tests.engine.test_cpu_capture import WORK
-from tests.engine.test_graph import (
+from tests.engine.test_replay import (
     FakeCapture,
     change_in_place,
     change_the_guide,
@@ -24,10 +26,10 @@ from tests.engine.test_graph import (
     guides,
     images,
     load_other_weights,
+    looped,
     networks,
     noise,
     plan,
-    reverse_loop,
 )
 
 CAPTURES = {"warmed up and padded": FakeCapture, "recorded": CpuCapture}
@@ -41,48 +43,47 @@ def assert_close(found, expected, rtol=1e-5):
     assert (found - expected).abs().max() <= rtol * expected.abs().max()
 
 
-def there_and_back(x, one, model, guide, key, graphs=None, **settings):
+def there_and_back(executor, process, x):
     """(x_0, its gradient), of a loss that weighs every pixel otherwise."""
     x = x.clone().requires_grad_()
-    out = differentiable_loop(x, one, model, guide, key, graphs=graphs, **settings)
+    out = differentiable_run(executor, process, x)
     return out.detach(), torch.autograd.grad((out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(), x)[0]
 
 
 @captures
 @pytest.mark.parametrize("whole_plan", [False, True])
 @pytest.mark.parametrize("net_dtype", [None, torch.float64], ids=str)
-def test_one_runner_over_plans_seeds_and_batches(capture, whole_plan, net_dtype):
+def test_one_replay_over_plans_seeds_and_batches(capture, whole_plan, net_dtype):
     model, network = (part.to(net_dtype or torch.float32) for part in networks())
     guide = guides(network)["adversarial"]
-    runner = GraphRunner(model, guide, CAPTURES[capture](), whole_plan=whole_plan)
+    replay = Replay(CAPTURES[capture](), whole_plan=whole_plan)
     for seed, one in enumerate(PLANS):
         batch, one = 3 + seed % 2, one.to("cpu", net_dtype)
-        expected = reverse_loop(images(batch, seed), one, model, guide, noise(batch, seed))
-        assert_close(runner.run(images(batch, seed), one, noise(batch, seed)), expected)
+        process = ReverseProcess(one, model, guide, noise(batch, seed))
+        assert_close(replay.run(process, images(batch, seed)), looped(process, images(batch, seed)))
 
 
 @captures
 @pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])
-def test_one_runner_there_and_back_over_plans_and_seeds(capture, guide):
+def test_one_replay_there_and_back_over_plans_and_seeds(capture, guide):
     """Twice by every plan: what is added up on the way back must start from nothing each time."""
     model, network = networks()
     guide = guides(network)[guide]
-    runner = GraphRunner(model, guide, CAPTURES[capture]())
+    replay = Replay(CAPTURES[capture]())
     for seed, one in enumerate((PLANS[0], PLANS[1], PLANS[1], PLANS[3])):
-        given = images(3, seed), one, model, guide, noise(3, seed)
-        for found, expected in zip(there_and_back(*given, runner), there_and_back(*given), strict=True):
+        given = ReverseProcess(one, model, guide, noise(3, seed)), images(3, seed)
+        for found, expected in zip(there_and_back(replay, *given), there_and_back(Loop(), *given), strict=True):
             assert_close(found, expected, 1e-4)
 
 
 @captures
-def test_with_and_without_the_guides_path_on_one_runner(capture):
+def test_with_and_without_the_guides_path_on_one_replay(capture):
     model, network = networks()
-    guide = guides(network)["adversarial"]
-    runner, given = GraphRunner(model, guide, CAPTURES[capture]()), (images(2), plan(), model, guide, noise(2))
-    grads = {}
-    for guide_path in (True, False, True):
-        grads[guide_path], expected = (there_and_back(*given, graphs, guide_path=guide_path)[1] for graphs in (runner, None))
-        assert_close(grads[guide_path], expected, 1e-4)
+    guide, replay, grads = guides(network)["adversarial"], Replay(CAPTURES[capture]()), {}
+    for follow_guide in (True, False, True):
+        process = ReverseProcess(plan(), model, guide, noise(2), follow_guide)
+        grads[follow_guide], expected = (there_and_back(each, process, images(2))[1] for each in (replay, Loop()))
+        assert_close(grads[follow_guide], expected, 1e-4)
     assert (grads[True] - grads[False]).norm() > 1e-3 * grads[True].norm()
 
 
@@ -90,10 +91,10 @@ def test_with_and_without_the_guides_path_on_one_runner(capture):
 @pytest.mark.parametrize("mode", ["exact", "bpda", "surrogate", "detached_guidance", "blind"])
 def test_every_gradient_mode(capture, mode):
     model, network = networks()
-    guide, results = guides(network)["adversarial"], []
-    for graphs in (None, GraphRunner(model, guide, CAPTURES[capture]())):
+    process, results = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(3)), []
+    for executor in (Loop(), Replay(CAPTURES[capture]())):
         x = images(3).requires_grad_()
-        out = purify(x, plan(), model, guide, noise(3), mode=mode, surrogate=plan(2), graphs=graphs)
+        out = purify(executor, process, x, mode=mode, surrogate=plan(2))
         results.append((out, *torch.autograd.grad(out.square().sum(), x)))
     for expected, found in zip(*results, strict=True):
         assert_close(found, expected, 1e-4)
@@ -105,13 +106,13 @@ def test_every_gradient_mode(capture, mode):
 )
 def test_a_changed_weight_is_seen_there_and_back(capture, change):
     model, network = networks()
-    guide = guides(network)["adversarial"]
-    runner, given = GraphRunner(model, guide, CAPTURES[capture]()), (images(2), plan(), model, guide, noise(2))
-    before = there_and_back(*given, runner)
+    replay = Replay(CAPTURES[capture]())
+    given = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(2)), images(2)
+    before = there_and_back(replay, *given)
     with torch.no_grad():
         change(model.requires_grad_(False), network)
     model.requires_grad_(False)
-    for old, found, expected in zip(before, there_and_back(*given, runner), there_and_back(*given), strict=True):
+    for old, found, expected in zip(before, there_and_back(replay, *given), there_and_back(Loop(), *given), strict=True):
         assert_close(found, expected, 1e-4)
         assert (found - old).norm() > 1e-3 * old.norm()
 
@@ -120,11 +121,11 @@ def test_a_changed_weight_is_seen_there_and_back(capture, change):
 def test_each_image_has_its_own_noise_and_target_wherever_it_stands(capture):
     """Rows of a batch exchanged are rows of the result exchanged, in graphs of several batch sizes."""
     model, network = networks()
-    guide = guides(network)["adversarial"]
-    runner, x, key = GraphRunner(model, guide, CAPTURES[capture]()), images(5), noise(5)
-    whole = runner.run(x, plan(), key)
+    process, x = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(5)), images(5)
+    replay, (key, ids) = Replay(CAPTURES[capture]()), process.noise
+    whole = replay.run(process, x)
     for rows in (torch.tensor([4, 1, 3]), torch.tensor([2]), torch.tensor([0, 4])):
-        found = runner.run(x[rows], plan(), NoiseKey(key.key, key.ids[rows]))
+        found = replay.run(process._replace(noise=NoiseKey(key, ids[rows])), x[rows])
         assert_close(found, whole[rows])
 
 

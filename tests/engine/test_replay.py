@@ -1,4 +1,4 @@
-"""The graph runner without a GPU: a capture that replays by running again shows its buffers, buckets and plan switches."""
+"""The replay without a GPU: a capture that replays by running again shows its buffers, buckets and plan switches."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig, UNetConfig
 from purify_engine.config import ScheduleConfig
 from purify_engine.engine import capture as capturing
-from purify_engine.engine import loop
 from purify_engine.engine.capture import WARM_UP, Branches, CaptureError, bucket_of
-from purify_engine.engine.gradients import differentiable_loop, purify
-from purify_engine.engine.graph import GraphRunner
+from purify_engine.engine.gradients import differentiable_run, purify
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.replay import Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.types import NoiseKey
 
+NO_GUIDE = NoGuide()
 SCHEDULE = make_schedule(ScheduleConfig())
 UNET = UNetConfig(
     image_size=8, in_channels=1, base_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(4,), norm_groups=4
@@ -34,8 +36,8 @@ GUIDE = ClassifierConfig(
 
 
 @torch.no_grad()
-def reverse_loop(*arguments):
-    return loop.reverse_loop(*arguments)
+def looped(process, x):
+    return Loop().run(process, x)
 
 
 class FakeCapture:
@@ -87,11 +89,16 @@ def noise(batch, seed=11):
 
 def guides(network):
     return {
-        "none": NoGuide(),
+        "none": NO_GUIDE,
         "pixel": PixelGuide(),
         "adversarial": AdversarialGuide(network, GuidanceConfig(scale=1.0)),
         "Tweedie": AdversarialGuide(network, GuidanceConfig(scale=1.0, look_at="x0", normalised=True)),
     }
+
+
+def unguided():
+    """Four steps on two images."""
+    return ReverseProcess(plan(), networks()[0], NO_GUIDE, noise(2))
 
 
 @pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])
@@ -100,12 +107,11 @@ def guides(network):
 def test_graph_equals_loop_bit_for_bit_over_seeds_and_plans(guide, whole_plan, net_dtype):
     model, network = (part.to(net_dtype or torch.float32) for part in networks())
     guide, capture = guides(network)[guide], FakeCapture()
-    runner = GraphRunner(model, guide, capture, whole_plan=whole_plan)
+    replay = Replay(capture, whole_plan=whole_plan)
     plans = [plan(4), plan(4, "ddim", eta=1.0), plan(3), plan(7, "vp_sde"), plan(4)]
     for seed, one in enumerate(plans):
-        one = one.to("cpu", net_dtype)
-        expected = reverse_loop(images(4, seed), one, model, guide, noise(4, seed))
-        assert torch.equal(runner.run(images(4, seed), one, noise(4, seed)), expected)
+        process = ReverseProcess(one.to("cpu", net_dtype), model, guide, noise(4, seed))
+        assert torch.equal(replay.run(process, images(4, seed)), looped(process, images(4, seed)))
     # room for 4, then for 8; a whole plan is captured by its length
     assert capture.captures == (3 if whole_plan else 2)
     assert capture.replays == (5 if whole_plan else sum(map(len, plans)))
@@ -119,24 +125,24 @@ def test_batches_are_padded_to_buckets(batch, bucket):
 def test_a_padded_batch_gets_what_it_gets_at_the_bucket_size():
     model, network = networks()
     guide, capture = guides(network)["adversarial"], FakeCapture()
-    runner = GraphRunner(model, guide, capture)
+    replay = Replay(capture)
     for batch in (3, 4, 1, 3):
         x, key = images(batch), noise(batch)
         filled = bucket_of(batch) - batch
         padded = torch.cat([x, x[:1].expand(filled, -1, -1, -1)])
         ids = torch.cat([key.ids, key.ids[:1].expand(filled)])
-        expected = reverse_loop(padded, plan(), model, guide, NoiseKey(key.key, ids))[:batch]
-        got = runner.run(x, plan(), key)
+        expected = looped(ReverseProcess(plan(), model, guide, NoiseKey(key.key, ids)), padded)[:batch]
+        got = replay.run(ReverseProcess(plan(), model, guide, key), x)
         assert torch.equal(got, expected)
         assert got.shape == x.shape
     assert capture.captures == 2  # for 4 and for 1
 
 
 def test_results_do_not_change_when_the_graph_runs_again():
-    runner = GraphRunner(networks()[0], NoGuide(), FakeCapture())
-    first = runner.run(images(2), plan(), noise(2))
+    replay, process = Replay(FakeCapture()), unguided()
+    first = replay.run(process, images(2))
     kept = first.clone()
-    runner.run(images(2, seed=9), plan(), noise(2, seed=5))
+    replay.run(process._replace(noise=noise(2, seed=5)), images(2, seed=9))
     assert torch.equal(first, kept)
 
 
@@ -161,14 +167,14 @@ def change_the_time_embedding(model, network):
 )
 def test_a_changed_weight_is_seen_and_recorded_anew(change):
     model, network = networks()
-    guide, capture = guides(network)["adversarial"], FakeCapture()
-    runner = GraphRunner(model, guide, capture)
-    before = runner.run(images(2), plan(), noise(2))
+    process, capture = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(2)), FakeCapture()
+    replay = Replay(capture)
+    before = replay.run(process, images(2))
     change(model, network)
-    after = runner.run(images(2), plan(), noise(2))
+    after = replay.run(process, images(2))
     assert not torch.equal(after, before)
     assert capture.captures == 2
-    assert torch.equal(after, reverse_loop(images(2), plan(), model, guide, noise(2)))
+    assert torch.equal(after, looped(process, images(2)))
 
 
 class Prepared(torch.nn.Module):
@@ -188,39 +194,38 @@ class Prepared(torch.nn.Module):
 
 def test_the_model_is_prepared_for_a_plan_before_each_replay():
     model = Prepared(networks()[0])
-    runner = GraphRunner(model, NoGuide(), FakeCapture())
+    replay = Replay(FakeCapture())
     for one in (plan(4), plan(4, "vp_sde"), plan(3)):
-        runner.run(images(2), one, noise(2))
+        replay.run(ReverseProcess(one, model, NO_GUIDE, noise(2)), images(2))
         assert model.times[-1][: len(one)] == one.times.tolist()
 
 
 def test_a_plan_is_loaded_once_however_often_it_runs():
     model = Prepared(networks()[0])
-    runner, one = GraphRunner(model, NoGuide(), FakeCapture()), plan(4)
-    first = runner.run(images(2), one, noise(2))
+    replay, process = Replay(FakeCapture()), ReverseProcess(plan(4), model, NO_GUIDE, noise(2))
+    first = replay.run(process, images(2))
     loaded = len(model.times)
-    assert torch.equal(runner.run(images(2), one, noise(2)), first)
+    assert torch.equal(replay.run(process, images(2)), first)
     assert len(model.times) == loaded
 
 
 def test_what_autocast_would_cast_is_not_captured():
-    runner = GraphRunner(networks()[0], NoGuide(), FakeCapture())
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(CaptureError, match="autocast is on"):
-        runner.run(images(2), plan(), noise(2))
+        Replay(FakeCapture()).run(unguided(), images(2))
 
 
 @pytest.mark.parametrize("guide", ["none", "pixel", "adversarial", "Tweedie"])
-@pytest.mark.parametrize("guide_path", [True, False])
-def test_gradient_by_graphs_equals_the_gradient_by_the_loop(guide, guide_path):
+@pytest.mark.parametrize("follow_guide", [True, False])
+def test_gradient_by_graphs_equals_the_gradient_by_the_loop(guide, follow_guide):
     model, network = networks()
     guide, capture = guides(network)[guide], FakeCapture()
-    runner = GraphRunner(model, guide, capture)
+    replay = Replay(capture)
     for seed, one in enumerate((plan(4), plan(3, "ddim", eta=0.5))):
-        weight = images(2, seed=20 + seed)
+        weight, process = images(2, seed=20 + seed), ReverseProcess(one, model, guide, noise(2, seed), follow_guide)
         grads = []
-        for graphs in (None, runner):
+        for executor in (Loop(), replay):
             x = images(2, seed).requires_grad_()
-            out = differentiable_loop(x, one, model, guide, noise(2, seed), guide_path=guide_path, graphs=graphs)
+            out = differentiable_run(executor, process, x)
             grads.append((out, *torch.autograd.grad((out * weight).sum(), x)))
         assert all(torch.equal(loop, graph) for loop, graph in zip(*grads, strict=True))
     assert capture.captures == 2  # one step there, one back
@@ -228,12 +233,11 @@ def test_gradient_by_graphs_equals_the_gradient_by_the_loop(guide, guide_path):
 
 def test_gradient_of_a_padded_batch_ignores_its_padding():
     model, network = networks()
-    guide = guides(network)["adversarial"]
-    runner = GraphRunner(model, guide, FakeCapture())
+    process = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(3))
     grads = []
-    for graphs in (None, runner):
+    for executor in (Loop(), Replay(FakeCapture())):
         x = images(3).requires_grad_()
-        out = differentiable_loop(x, plan(), model, guide, noise(3), graphs=graphs)
+        out = differentiable_run(executor, process, x)
         grads.append(torch.autograd.grad(out.square().sum(), x)[0])
     # three images and four go through other convolution kernels
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4 * grads[0].abs().max().item())
@@ -242,11 +246,11 @@ def test_gradient_of_a_padded_batch_ignores_its_padding():
 @pytest.mark.parametrize("mode", ["bpda", "surrogate", "detached_guidance", "blind"])
 def test_every_gradient_mode_takes_graphs(mode):
     model, network = networks()
-    guide = guides(network)["adversarial"]
+    process = ReverseProcess(plan(), model, guides(network)["adversarial"], noise(2))
     grads = []
-    for graphs in (None, GraphRunner(model, guide, FakeCapture())):
+    for executor in (Loop(), Replay(FakeCapture())):
         x = images(2).requires_grad_()
-        out = purify(x, plan(), model, guide, noise(2), mode=mode, surrogate=plan(2), graphs=graphs)
+        out = purify(executor, process, x, mode=mode, surrogate=plan(2))
         grads.append((out, *torch.autograd.grad(out.square().sum(), x)))
     assert all(torch.equal(loop, graph) for loop, graph in zip(*grads, strict=True))
 
@@ -269,12 +273,12 @@ def test_a_purifier_says_how_it_runs_and_why():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert purifier().execution_reason.startswith("autocast is on")
     with FlopCounterMode(display=False):
-        assert purifier().execution_reason.startswith("somebody looks on")
+        assert purifier().execution_reason.startswith("a mode, a tracer or a profiler is active")
 
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="execution must be 'loop' or 'auto' on meta, where nothing is recorded, got 'graph'"):
-        GraphRunner(networks()[0], NoGuide()).run(images(1).to("meta"), plan(), noise(1))
+        Replay().run(unguided(), images(2).to("meta"))
     with pytest.raises(ValueError, match="execution must be one of"):
         purifier(execution="fast")
 
@@ -283,14 +287,14 @@ def test_what_cannot_be_is_refused():
 def pretend(monkeypatch):
     """A purifier with a capture that pretends."""
     capture = FakeCapture()
-    monkeypatch.setattr(GraphRunner, "_capture", lambda self, device: capture)
-    monkeypatch.setattr(GuidedPurifier, "execution_reason", property(lambda self: self._graphs.refused))
+    monkeypatch.setattr(Replay, "_capture", lambda self, device: capture)
+    monkeypatch.setattr(GuidedPurifier, "execution_reason", property(lambda self: self._replay.refused))
     return capture
 
 
 def test_a_purifier_replays_graphs_and_gives_the_same_images(pretend):
     graphs, loop = purifier(), purifier(execution="loop")
-    loop._graphs.refused = "for comparison"
+    loop._replay.refused = "for comparison"
     x = images(4).add(1).div(2)
     assert torch.equal(graphs(x, draw=1), loop(x, draw=1))
     assert pretend.replays == 3
@@ -309,7 +313,7 @@ def test_a_purifier_sees_that_its_guide_was_replaced(pretend):
     x = images(2).abs()
     one(x, draw=0)
     one.guide = other.guide = randomised(Classifier(GUIDE), 5)
-    other._graphs.refused = "for comparison"
+    other._replay.refused = "for comparison"
     assert torch.equal(one(x, draw=0), other(x, draw=0))
 
 
@@ -318,7 +322,7 @@ def test_a_failed_capture_falls_back_with_its_reason(monkeypatch, pretend):
         def __call__(self, work):
             raise CaptureError("the step could not be captured as a CUDA graph: out of memory")
 
-    monkeypatch.setattr(GraphRunner, "_capture", lambda self, device: Full())
+    monkeypatch.setattr(Replay, "_capture", lambda self, device: Full())
     one = purifier()
     assert torch.equal(one(images(2).abs(), draw=0), purifier(execution="auto")(images(2).abs(), draw=0))
     assert one.execution_reason == "the step could not be captured as a CUDA graph: out of memory"
@@ -330,7 +334,7 @@ def test_graphs_are_left_out_of_copies_and_pickles(pretend):
     one = purifier()
     one(images(2).abs(), draw=0)
     for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
-        assert other._graphs._runner is None
+        assert not other._replay._graphs
         assert torch.equal(other(images(2).abs(), draw=0), one(images(2).abs(), draw=0))
 
 

@@ -1,0 +1,255 @@
+"""The reverse process as captured graphs: one guided step, recorded once for each batch bucket and replayed over the plan.
+
+On a GPU a graph is a CUDA graph, on a CPU a recording (cpu_capture.py). Everything that changes between calls lives in tensors
+that a graph reads: the images, the plan's tables, seed, ids, the guide's target and the step counter. So another plan, seed or
+batch of the same bucket needs no capture. Equal to the loop bit for bit at the same padded batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purify_engine import ops
+from purify_engine.config import require
+from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture, bucket_of
+from purify_engine.engine.cpu_capture import CpuCapture
+from purify_engine.engine.guide import Target
+from purify_engine.engine.plan import ReversePlan
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.models.derived import Watched
+from purify_engine.ops import cpp
+from purify_engine.ops.stamp import Stamp
+from purify_engine.types import Images, NoiseKey
+
+AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
+GRAPHS_ON = ("cuda", "cpu")
+
+
+class Replay:
+    """Runs a reverse process, and the steps of its gradient, by replaying captured graphs; copies and pickles start empty.
+
+    capture: how to record; by default as suits the device. whole_plan: all steps of a plan as one graph instead of one step.
+    Graphs are of one model and one guide: dropped when another comes, or when a weight of theirs changes. Calls take their turn,
+    since they share the graphs' tensors. What cannot be captured raises CaptureError.
+    """
+
+    def __init__(self, capture: Capture | None = None, *, whole_plan: bool = False) -> None:
+        self.refused: str | None = None  # why a caller replays no more, once a capture failed
+        self.whole_plan = whole_plan
+        self._given = capture
+        self._captures: dict[torch.device, Capture] = {}
+        self._graphs: dict[Any, _Graph] = {}
+        self._captured_of = _Networks()
+        self._turn = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Replay, self._given, whole_plan=self.whole_plan), ()
+
+    def run(self, process: ReverseProcess, x: Images) -> Images:
+        """`Loop.run` without recording a gradient; x [B, C, H, W] in [-1, 1]."""
+        with self._turn, torch.no_grad():
+            batch, process, x = len(x), self._padded_noise(process), self._padded(x)
+            target = process.guide.target(x)
+            x_t, _ = process.start(x)
+            return self._walked(_PlanGraph if self.whole_plan else _StepGraph, process, x_t, target)[:batch].clone()
+
+    def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:
+        """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]. `adjoint` is to follow."""
+        with self._turn, torch.no_grad():
+            batch, visited, process, x_t = len(x_t), list[Images](), self._padded_noise(process), self._padded(x_t)
+            target = tuple(self._padded(part) for part in target)
+            self._graph(_AdjointGraph, process, x_t, target)  # a CUDA capture that fails does so here already
+            x = self._walked(_StepGraph, process, x_t, target, visited)
+            return x[:batch].clone(), [seen[:batch] for seen in visited]
+
+    def _walked(
+        self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target, visited: list[Images] | None = None
+    ) -> Images:
+        graph = self._graph(kind, process, x_t, target)
+        graph.load(process, x_t, target)
+        for _ in range(1 if kind is _PlanGraph else len(process.plan)):
+            if visited is not None:
+                visited.append(graph.x_t.clone())
+            graph.replay()
+        if (reason := self._capture(x_t.device).refused) is not None:
+            raise CaptureError(reason)
+        return graph.x_t
+
+    def adjoint(
+        self, process: ReverseProcess, adjoint: Images, visited: list[Images], target: Target
+    ) -> tuple[Images, Target]:
+        """The gradient at x_0 carried back over a whole walk (docs/math.md E15): to x_t at t*, and to the target."""
+        with self._turn, torch.no_grad():
+            batch, process = len(adjoint), self._padded_noise(process)
+            x_t, target = self._padded(visited[0]), tuple(self._padded(part) for part in target)
+            graph: _AdjointGraph = self._graph(_AdjointGraph, process, x_t, target)
+            graph.load(process, x_t, target)
+            graph.begin(torch.cat([adjoint, adjoint.new_zeros(len(x_t) - batch, *adjoint.shape[1:])]))
+            for step, x_t in zip(reversed(process.plan.steps), reversed(visited), strict=True):
+                graph.step.copy_(step)
+                graph.x_t.copy_(self._padded(x_t))
+                graph.replay()
+            return graph.adjoint[:batch].clone(), tuple(total[:batch].clone() for total in graph.totals)
+
+    def _padded(self, tensor: Tensor) -> Tensor:
+        """The batch filled up to its bucket by its first entry."""
+        missing = self._capture(tensor.device).bucket(len(tensor)) - len(tensor)
+        return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+    def _padded_noise(self, process: ReverseProcess) -> ReverseProcess:
+        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids)))
+
+    def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
+        """The graph of `kind` for such images, captured where there is none yet."""
+        if torch.is_autocast_enabled(x_t.device.type):
+            raise CaptureError(AUTOCAST)
+        if not self._captured_of.are(process):
+            self._graphs.clear()
+            self._captured_of = _Networks(process)
+        vectors = cpp.room.instruction_set() if cpp.room else None
+        engine = ops.forced(), torch.get_num_threads(), vectors  # who computes is captured with what
+        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), engine
+        graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
+        if graph is None or graph.capacity < len(process.plan):
+            graph = kind(process, x_t, target, capture)
+        self._graphs[key] = graph  # last, as the last one used
+        while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
+            del self._graphs[next(iter(self._graphs))]
+        return graph
+
+    def _capture(self, device: torch.device) -> Capture:
+        if self._given is not None:
+            return self._given
+        require(device.type in GRAPHS_ON, "execution", f"'loop' or 'auto' on {device.type}, where nothing is recorded", "graph")
+        if device not in self._captures:
+            self._captures[device] = CudaCapture(device) if device.type == "cuda" else CpuCapture()
+        return self._captures[device]
+
+
+class _Networks:
+    """The model and the guide of a process, and the state of their weights."""
+
+    def __init__(self, process: ReverseProcess | None = None) -> None:
+        self._parts = () if process is None else (process.model, process.guide)
+        self._watched = Watched(*(part for part in self._parts if isinstance(part, nn.Module)))
+        self._weights = Stamp(self._watched.tensors())
+
+    def are(self, process: ReverseProcess) -> bool:
+        """Whether the process has these very networks, with the weights that they had."""
+        same = len(self._parts) == 2 and self._parts[0] is process.model and self._parts[1] is process.guide
+        return same and self._weights.still_of(self._watched.tensors())
+
+
+class _Graph:
+    """The tensors that a graph reads, of one shape; `load` fills them."""
+
+    replay: Callable[[], None]
+
+    def __init__(self, process: ReverseProcess, x_t: Images, target: Target, capture: Capture) -> None:
+        plan = _with_capacity(process.plan)
+        self.capacity = len(plan)
+        self.x_t, self.step = x_t.clone(), torch.zeros((), dtype=torch.int64, device=x_t.device)
+        self.target = tuple(part.clone() for part in target)
+        self.process = process._replace(plan=plan, noise=NoiseKey(*(part.clone() for part in process.noise)))
+        self._prepare = getattr(process.model, "prepare", lambda plan: None)
+        self._prepare(plan)
+        self._plan: ReversePlan | None = None  # whose tables these are
+
+    @staticmethod
+    def detail(process: ReverseProcess) -> object:
+        """What else of a process is captured."""
+        return None
+
+    def load(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
+        """Point the graph at another process of the same networks, at images and at what guides them."""
+        if process.plan is not self._plan:
+            for name in ("rows", "times", "marginals"):
+                getattr(self.process.plan, name)[: len(process.plan)].copy_(getattr(process.plan, name))
+            self._prepare(self.process.plan)
+            self._plan = process.plan
+        for own, given in zip((*self.target, *self.process.noise), (*target, *process.noise), strict=True):
+            own.copy_(given)
+        self.x_t.copy_(x_t)
+        self.step.zero_()
+
+
+class _StepGraph(_Graph):
+    """One guided step at the step counter, which it moves on: x_t is moved on, and its copy for the networks."""
+
+    def __init__(self, process: ReverseProcess, x_t: Images, target: Target, capture: Capture) -> None:
+        super().__init__(process, x_t, target, capture)
+        self.branches = Branches(x_t.device)
+        dtype = process.plan.net_dtype
+        self.x_net = self.x_t if dtype is None else x_t.to(dtype, memory_format=torch.channels_last, copy=True)
+        self.replay = capture(partial(self._advance, self._steps(process)))
+
+    def _steps(self, process: ReverseProcess) -> tuple[Tensor, ...]:
+        return (self.step,)
+
+    def load(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
+        super().load(process, x_t, target)
+        if self.x_net is not self.x_t:
+            self.x_net.copy_(x_t)
+
+    def _advance(self, steps: tuple[Tensor, ...]) -> None:
+        x_t, x_net = self.x_t, self.x_net
+        for step in steps:
+            x_t, x_net = self.process.step(x_t, x_net, self.target, step, self.branches)
+        self.x_t.copy_(x_t)
+        if self.x_net is not self.x_t:
+            self.x_net.copy_(x_net)
+        self.step.add_(1)
+
+
+class _PlanGraph(_StepGraph):
+    """All steps of a plan, one after another."""
+
+    @staticmethod
+    def detail(process: ReverseProcess) -> object:
+        return len(process.plan)
+
+    def _steps(self, process: ReverseProcess) -> tuple[Tensor, ...]:
+        return self.process.plan.steps[: len(process.plan)]
+
+
+class _AdjointGraph(_Graph):
+    """One step of E15, recomputed and differentiated: the adjoint is carried back, the gradient to the target added up."""
+
+    def __init__(self, process: ReverseProcess, x_t: Images, target: Target, capture: Capture) -> None:
+        super().__init__(process, x_t, target, capture)
+        self.adjoint = torch.zeros_like(self.x_t)
+        self.totals = tuple(torch.zeros_like(part) for part in self.target)
+        self.replay = capture(self._go_back)
+
+    @staticmethod
+    def detail(process: ReverseProcess) -> object:
+        return process.follow_guide
+
+    def begin(self, adjoint: Images) -> None:
+        """Start from the gradient at x_0."""
+        self.adjoint.copy_(adjoint)
+        for total in self.totals:
+            total.zero_()
+
+    def _go_back(self) -> None:
+        adjoint, pulls = self.process.step_adjoint(self.adjoint, self.x_t, self.target, self.step)
+        self.adjoint.copy_(adjoint)
+        for total, pull in zip(self.totals, pulls, strict=True):
+            total.add_(pull)
+
+
+def _with_capacity(plan: ReversePlan) -> ReversePlan:
+    """A plan of tables of its own, with room for longer ones and for the warm-up: its last step repeated."""
+    count = bucket_of(max(len(plan), WARM_UP + 1))
+
+    def longer(table: Tensor) -> Tensor:
+        return torch.cat([table, table[-1:].expand(count - len(table), *table.shape[1:])]).clone()
+
+    return dataclasses.replace(plan, rows=longer(plan.rows), times=longer(plan.times), marginals=longer(plan.marginals))
