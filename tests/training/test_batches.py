@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from purify_engine.training.batches import augment, batch_indices, check_training_set
+from purify_engine.training.batches import augment, batch_indices, check_training_set, seed_everything
 
 
 @pytest.mark.parametrize("batch_size, count", [(4, 10), (10, 10), (7, 3)], ids=str)
@@ -52,3 +52,77 @@ def test_images_that_do_not_fit_are_refused_in_one_line(images, labels, message)
     with pytest.raises(ValueError, match=message) as error:
         check_training_set(images, labels, in_channels=1)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [20, 64])
+def test_the_order_is_shuffled_and_follows_from_the_seed(count):
+    orders = [batch_indices(epoch, count, count, seed).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({tuple(order) for order in [*orders, range(count)]}) == 7, "no two epochs, no two seeds, and not as it came"
+    assert orders[:3] == [batch_indices(epoch, count, count, 0).tolist() for epoch in (0, 1, 2)]
+
+
+def test_a_batch_that_spans_epochs_takes_the_end_of_one_and_the_start_of_the_next():
+    laid_out = torch.cat([batch_indices(0, 10, 10, seed=0), batch_indices(1, 10, 10, seed=0)])
+    spanning = torch.cat([batch_indices(step, 4, 10, seed=0) for step in range(5)])
+    assert torch.equal(spanning, laid_out) and spanning.dtype == torch.int64
+
+
+def test_the_order_leaves_the_callers_random_numbers_alone():
+    before = torch.get_rng_state()
+    batch_indices(3, 5, 11, seed=99)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def drawn(seed, name):
+    with torch.random.fork_rng(devices=[]):
+        seed_everything(seed, name)
+        return torch.rand(4).tolist()
+
+
+def test_seed_and_name_both_decide_what_is_drawn():
+    draws = [drawn(seed, name) for seed in (0, 1, 2**63 - 1) for name in ("step 0", "step 1", "initialisation")]
+    assert len({tuple(draw) for draw in draws}) == 9
+    assert drawn(1, "step 0") == draws[3]
+    assert drawn(1, "1/step 1") != drawn(11, "/step 1"), "a seed and a name do not run into one another"
+
+
+def test_without_augmentation_images_come_through_as_they_are():
+    images = torch.rand(5, 2, 3, 4)
+    assert augment(images, shift=0, flip=False) is images
+
+
+def test_flip_and_shift_combine_and_leave_the_originals_alone():
+    images = torch.rand(300, 2, 3, 4) + 0.1
+    before = images.clone()
+    both = augment(images, shift=1, flip=True)
+    assert torch.equal(images, before)
+    kinds = torch.stack([images, images.flip(-1)], 1).flatten(0, 1)  # plain and mirrored, in turn
+    windows = torch.nn.functional.pad(kinds, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 4, 1).unflatten(0, (300, 2))
+    matches = (both[:, None, :, None, None] == windows).flatten(5).all(-1).all(2)  # [N, kind, 3, 3]
+    assert (matches.flatten(1).sum(1) == 1).all() and (matches.sum(0) > 3).all()
+
+
+def test_the_largest_shift_is_the_one_asked_for():
+    images = torch.ones(500, 1, 7, 7)
+    shifted = augment(images, shift=2, flip=False)
+    empty = (shifted.sum(3) == 0).sum((1, 2))  # rows that came in
+    assert empty.unique().tolist() == [0, 1, 2] and shifted.dtype == images.dtype
+
+
+def test_the_closed_unit_interval_and_matching_labels_are_accepted():
+    check_training_set(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0, 1]), in_channels=1)
+    check_training_set(torch.zeros(1, 3, 2, 2, dtype=torch.float16), None, in_channels=3)
+
+
+@pytest.mark.parametrize("value", [-1e-3, 1.001, -torch.inf, torch.inf])
+def test_a_single_pixel_outside_the_unit_interval_is_refused(value):
+    images = torch.zeros(3, 1, 2, 2)
+    images[2, 0, 1, 1] = value
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got \("):
+        check_training_set(images, None, in_channels=1)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3, 1), torch.zeros(3, 2), torch.tensor(0)], ids=["column", "one-hot", "number"])
+def test_labels_of_another_shape_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels must be one per image, \[3\], got"):
+        check_training_set(torch.zeros(3, 1, 2, 2), labels, in_channels=1)
