@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import threading
 
 import pytest
@@ -370,3 +371,47 @@ def test_the_plan_is_the_configurations_own():
     assert len(model.plan(num_steps=2)) == 2 and model.plan(num_steps=2).times[0] == 49
     assert model.plan() is model.plan() and model.plan(torch.float64) is not model.plan()
     assert model.plan().net_dtype is None and model.plan(torch.float64).net_dtype == torch.float32
+
+
+# Beside the tests of tests/test_purifier.py that ask for equal bits
+
+
+@KINDS
+def test_every_call_mode_gives_the_same_images_to_rounding(kind):
+    model, x = made(kind=kind), images()
+    with torch.no_grad():
+        expected = model(x)
+    with torch.inference_mode():
+        inferred = model(x)
+    outs = [model(x), inferred.clone(), model(x.clone().requires_grad_()).detach(), made("loop", kind=kind)(x)]
+    seen = []
+    outs.append(model(x, callback_on_step_end=lambda *step: seen.append(step)))
+    for out in outs:
+        assert_close(out, expected)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "pixel"])
+def test_scale_zero_is_unguided_to_rounding(kind):
+    assert_close(made(scale=0.0, kind=kind)(images()), made(kind="none")(images()))
+    assert apart(made(scale=1.0, kind=kind)(images()), made(kind="none")(images()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_copies_pickles_and_saved_purifiers_give_the_same_images_to_rounding(tmp_path, dtype):
+    model, x = made().to(dtype), images().to(dtype)
+    expected = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(other(x), expected)
+    model.save_pretrained(tmp_path / "mine")
+    loaded = GuidedPurifier.from_pretrained(tmp_path / "mine").to(dtype)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert_close(loaded(x), expected)
+
+
+def test_noise_follows_the_id_through_batches_to_rounding():
+    model, x, ids = made(), images(7), torch.tensor([3, 2**40, 0, 8, 2**62, 1, 5])
+    whole = model(x, ids=ids)
+    for size in (1, 3):
+        found = [model(part, ids=part_ids) for part, part_ids in zip(x.split(size), ids.split(size), strict=True)]
+        assert_close(torch.cat(found), whole)
