@@ -17,6 +17,19 @@ def test_the_split_is_the_same_everywhere():
     assert found[:16] == "11610b8fec7cf2d1"
 
 
+def test_the_training_half_is_the_same_everywhere():
+    images, labels = digits("train")
+    found = hashlib.sha256((images * 16).to(torch.uint8).numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    assert found[:16] == "1f0beba906f104cc"
+
+
+def test_no_scan_is_in_both_halves_and_each_half_keeps_the_order_of_the_scans():
+    parts = split_indices(np.arange(60) % 3)
+    assert set(parts) == {"train", "test"} and not set(parts["train"]) & set(parts["test"])
+    assert all((np.diff(part) > 0).all() for part in parts.values())
+    assert not np.array_equal(parts["test"], np.arange(60)[::5]), "which scans are held out is drawn"
+
+
 def test_both_halves_together_are_all_scans_once():
     parts = split_indices(np.repeat(np.arange(10), 180)[:1797])
     assert len(parts["train"]) == 1437 and len(parts["test"]) == 360

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import purify_engine
+from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, to_dict
 from purify_engine.data import digits
 from purify_engine.models import Classifier, UNet, load_safetensors
 from purify_engine.purifier import GuidedPurifier
@@ -72,6 +74,17 @@ def test_the_cards_print_the_configurations_in_force():
         assert rows["steps"] == str(training.steps) and rows["seed"] == str(training.seed)
         assert rows["learning_rate"] == f"{training.learning_rate:.4g}"
         assert all(rows[field] == str(value) for field, value in vars(network).items() if isinstance(value, (int, str)))
+        fields = dict(flattened({**to_dict(network), **to_dict(training)}))
+        assert {field: rows.get(field) for field in fields} == fields
+
+
+def flattened(values, prefix=""):
+    """(name, as a card shows it) of every setting; those of an attack or a schedule as `attack.epsilon`."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def test_the_purifier_is_configured_as_its_maker_says():
@@ -95,3 +108,68 @@ def test_all_three_are_trained_and_finished_ones_are_kept(monkeypatch, tmp_path)
     embedded.train_embedded(images, labels, tmp_path, resume=True, progress=lambda report: trained.append(report["network"]))
     assert set(trained) == {"guide"}
     assert GuidedPurifier.from_pretrained(tmp_path).config.guidance.scale > 0
+
+
+class Asked:
+    """Stands for the three trainers and notes what each was asked to do; it writes the weights file that a trainer writes."""
+
+    def __init__(self, monkeypatch):
+        self.calls = {}
+        for trainer, name in (("train_classifier", "classifier"), ("train_trades", "guide"), ("train_diffusion", "unet")):
+            monkeypatch.setattr(embedded, trainer, self.trainer(name))
+        monkeypatch.setattr(embedded, "calibrated_scale", lambda images, folder: 2.5)
+
+    def trainer(self, name):
+        def train(*arguments, **options):
+            (folder,) = [argument for argument in arguments if isinstance(argument, Path)]
+            self.calls[name] = (arguments, options)
+            folder.mkdir(exist_ok=True)
+            (folder / f"{name}.safetensors").touch()
+
+        return train
+
+
+def test_each_network_is_trained_by_its_configuration_on_the_same_digits(monkeypatch, tmp_path):
+    asked, images, labels, held_out, progress = Asked(monkeypatch), object(), object(), (object(), object()), object()
+    embedded.train_embedded(images, labels, tmp_path, held_out=held_out, progress=progress)
+    shared = {"data": embedded.DATA, "resume": False, "progress": progress}
+    classified = {**shared, "held_out": held_out}
+    assert asked.calls == {
+        "classifier": ((images, labels, embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING, tmp_path), classified),
+        "guide": ((images, labels, embedded.GUIDE, embedded.GUIDE_TRAINING, tmp_path), classified),
+        "unet": ((images, embedded.UNET, embedded.UNET_TRAINING, tmp_path), {**shared, "held_out": held_out[0]}),
+    }
+    assert list(asked.calls) == ["classifier", "guide", "unet"]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert from_dict(UNetConfig, config["unet"]) == embedded.UNET
+    assert from_dict(ClassifierConfig, config["guide"]) == embedded.GUIDE
+    assert from_dict(ClassifierConfig, config["classifier"]) == embedded.CLASSIFIER
+    expected = replace(embedded.PURIFIER, guidance=replace(embedded.PURIFIER.guidance, scale=2.5))
+    assert from_dict(PurifierConfig, config["purifier"]) == expected
+
+
+@pytest.mark.parametrize("there", [(), ("unet",), ("classifier", "guide"), ("classifier", "guide", "unet")], ids=str)
+@pytest.mark.parametrize("resume", [True, False])
+def test_finished_networks_are_kept_only_when_resuming(resume, there, monkeypatch, tmp_path):
+    asked = Asked(monkeypatch)
+    for name in there:
+        (tmp_path / f"{name}.safetensors").touch()
+    embedded.train_embedded(None, None, tmp_path, resume=resume)
+    assert sorted(asked.calls) == [name for name in NAMES if not (resume and name in there)]
+    assert all(options["resume"] is resume for _, options in asked.calls.values())
+    assert all(options["held_out"] is None for _, options in asked.calls.values())
+
+
+def test_the_scale_is_calibrated_on_the_first_digits_to_the_ratio_in_four_digits(monkeypatch):
+    seen = []
+
+    def calibrate(purifier, images, ratio):
+        seen.append((purifier.config, purifier.guide is not None, images, ratio))
+        return 1.234567
+
+    monkeypatch.setattr(GuidedPurifier, "calibrate", calibrate)
+    images, _ = digits("train")
+    assert embedded.calibrated_scale(images, WEIGHTS) == 1.235
+    ((config, guided, used, ratio),) = seen
+    assert config == embedded.PURIFIER and guided and ratio == embedded.RATIO
+    assert len(used) == 256 and (used == images[:256]).all()
