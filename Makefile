@@ -65,8 +65,8 @@ $(MUTMUT): $(TOOLS)
 	touch "$@"
 
 bench: $(TOOLS) ## time every op and guided steps beside plain PyTorch; appends to bench/results
-	"$(PY)" -m bench.bench_ops
-	"$(PY)" -m bench.bench_loop
+	"$(PY)" -m bench ops
+	"$(PY)" -m bench loop
 
 # On a machine with a GPU: the virtual environment where there is one, else a Python that has PyTorch and Triton, with what was carried there.
 GPU_PYTHON ?= $(if $(wildcard $(TOOLS)),$(PY),python3)
@@ -75,7 +75,7 @@ CARRIED := jaxtyping wadler_lindig safetensors
 CARRY_FOR := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
 
 gpu: ## check and time everything on a GPU, a dry run where there is none; PART=probe|build|ops|graph|gradient|bench|peers
-	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" "$(GPU_PYTHON)" -m bench.gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)")
+	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" "$(GPU_PYTHON)" -m bench gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)")
 
 gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network
 	rm -rf "$(CARRY)"
@@ -92,8 +92,8 @@ train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits
 
 figures: $(TOOLS) ## write the tables of README.md and docs/ from bench/results, and README's picture
-	"$(PY)" -m bench.figures
-	"$(PY)" -m bench.contact_sheet
+	"$(PY)" -m bench figures
+	"$(PY)" -m bench digits-picture
 
 clean: ## remove the virtual environment and what the build left
 	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so purify_engine/_cuda*.so

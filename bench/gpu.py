@@ -1,6 +1,6 @@
 """Everything to ask of a machine with a GPU, in one command that can be stopped at any moment and has lost nothing.
 
-    make gpu [PART=probe|build|ops|graph|gradient|bench|peers]     or     PYTHONPATH=build/carry python3 -m bench.gpu [PART]
+    make gpu [PART=probe|build|ops|graph|gradient|bench|peers]     or     PYTHONPATH=build/carry python3 -m bench gpu [PART]
 
 probe      the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts, torch.compile alone
 build      the extensions, for this Python
@@ -27,17 +27,16 @@ from pathlib import Path
 
 import torch
 
-from bench import report
-from bench.run import RESULTS
+from bench.core.run import RESULTS, ROOT
+from bench.report.gpu import gpu_targets
 
-ROOT = Path(__file__).parent.parent
 GRACE = 20.0  # seconds that a command is given to notice, by itself, that its time is over
 TIMED_OUT = 124
 
 
 @dataclass(frozen=True)
 class Command:
-    """A measuring module with its words, and its limit in seconds; or a `tool`, which writes no lines and needs a GPU."""
+    """A module with its words, and its limit in seconds; or a `tool`, which writes no lines and needs a GPU."""
 
     words: tuple[str, ...]
     seconds: float
@@ -45,30 +44,31 @@ class Command:
 
 
 PARTS: dict[str, tuple[Command, ...]] = {
-    "probe": (Command(("bench.probe",), 460),),
+    "probe": (Command(("bench", "probe",), 460),),
     "build": (Command(("setup", "build_ext", "--inplace"), 400, tool=True),),
     "ops": (
-        Command(("bench.checks", "ops"), 320),
+        Command(("bench", "check-ops"), 320),
         Command(("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 120, tool=True),
     ),
-    "graph": (Command(("bench.checks", "graph"), 300),),
-    "gradient": (Command(("bench.checks", "gradient"), 200),),
+    "graph": (Command(("bench", "check-graph"), 300),),
+    "gradient": (Command(("bench", "check-gradient"), 200),),
     "bench": (
-        Command(("bench.bench_ops",), 110),
-        Command(("bench.bench_loop", "--network", "ddpm-cifar10", "ddpmpp-cifar10"), 170),
-        Command(("bench.bench_loop", "--network", "adm-imagenet256"), 130),
+        Command(("bench", "ops"), 110),
+        Command(("bench", "loop", "--network", "ddpm-cifar10", "ddpmpp-cifar10"), 170),
+        Command(("bench", "loop", "--network", "adm-imagenet256"), 130),
     ),
     "peers": (
-        Command(("bench.bench_loop", "--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", "1", "64", "--peers"), 460),
+        Command(("bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", "1", "64", "--peers"), 460),
     ),
 }
 
 
-def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: list[str]) -> int:
+    plain = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser("python -m bench gpu", description=__doc__, formatter_class=plain)
     options.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON lines")
-    chosen = options.parse_args()
+    chosen = options.parse_args(words)
     parts = chosen.part or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         options.error(f"PART must be one of {', '.join(PARTS)}, got {' '.join(unknown)!r}")
@@ -84,7 +84,7 @@ def main() -> int:
         says = {0: "ok", TIMED_OUT: "OUT OF TIME"}.get(status, f"FAILED (exit status {status})")
         print(f"{part:<9} {seconds:7.1f}  {says}  {' '.join(command.words)}")
     if found:
-        print(f"\n{report.gpu_targets(results)}\n\nThe lines are in {results}; `make figures` makes tables of them.")
+        print(f"\n{gpu_targets(results)}\n\nThe lines are in {results}; `make figures` makes tables of them.")
     else:
         print("No GPU was found and no GPU figure was made.")
     return max((status != 0 for _, _, status, _ in verdicts), default=False)
@@ -112,7 +112,3 @@ def carried_out(command: Command, results: Path, *, dry: bool) -> tuple[int, flo
         process.kill()
         raise
     return status, time.monotonic() - started
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -154,7 +154,7 @@ class ConvTile(NamedTuple):
 
 
 # (pixels of the result, channels, output channels, compute capability) -> the tile with which our convolution is faster than
-# cuDNN's and the norm's own kernel. Filled by measurement alone (bench/tune.py); where it says nothing, cuDNN convolves.
+# cuDNN's and the norm's own kernel. Filled by measurement alone (`python -m bench tune-conv3x3`); cuDNN runs the others.
 CONV3X3_WINS: dict[tuple[int, int, int, tuple[int, int]], ConvTile] = {}
 
 

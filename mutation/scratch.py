@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# Without what needs more tools or minutes, and without benchmarks: what `make check` runs.
-PYTEST = ("-q", "-p", "no:cacheprovider", "--benchmark-disable", "-m", "not slow and not system")
+# Without what needs more tools or minutes: what `make check` runs.
+PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not system")
 SECONDS = 600  # more than any of the named tests takes: a fault that makes them hang is noticed
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", re.MULTILINE)
 

@@ -35,14 +35,15 @@ def bare(tmp_path):
 
 
 def test_everything_for_a_gpu_runs_with_what_is_carried(bare):
-    modules = "gpu, checks, check_engine, bench_ops, bench_loop, peers, probe, tune, report"
-    done = bare(f"from bench import {modules}; from bench.gpu import PARTS; print(len(PARTS))", carried=True)
+    modules = "runs.check_ops, runs.check_graph, runs.check_gradient, runs.ops, runs.loop, runs.probe, tuning.conv3x3_tiles"
+    code = "\n".join(f"import bench.{module}" for module in modules.split(", "))
+    done = bare(f"{code}\nfrom bench.gpu import PARTS; print(len(PARTS))", carried=True)
     assert done.stdout.strip() == "7", done.stderr
 
 
 def test_the_probe_needs_nothing_carried_and_says_what_it_cannot_measure(bare, tmp_path):
     words = ["--toy", "--device", "cpu", "--results", str(tmp_path)]
-    done = bare(f"from bench.probe import main; raise SystemExit(main({words!r}))", carried=False)
+    done = bare(f"from bench.runs.probe import main; raise SystemExit(main({words!r}))", carried=False)
     assert done.returncode == 0, done.stderr
     assert "kernel_counts: not measured: No module named" in done.stdout and "`make gpu-carry` fetches it" in done.stdout
     assert "a kernel" in done.stdout and "all 3x3 in" in done.stdout

@@ -1,4 +1,4 @@
-"""The benchmark of CPUs: a dry run through its code, wrong variants found, who is absent said."""
+"""The benchmark of CPUs: a dry run through its code, wrong variants found, absent ones said."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import bench_cpu, cold_clock, cpu_beside, cpu_peers, cpu_subjects, report_cpu, smooth_images, tune_cpu
-from bench.bench_cpu import HONEST
-from bench.cpu_subjects import Setting, Subject, Variant
-from bench.run import begin, parser
+from bench.core import clocks, process_memory
+from bench.core.comparison import AbsentError, relative_error
+from bench.core.run import begin, parser
+from bench.opponents import cpu_runtimes
+from bench.report import cpu as report
+from bench.runs import cpu
+from bench.subjects import cpu as subjects
+from bench.subjects import host_work, smooth_images
+from bench.subjects.cpu import HONEST, Entry, Setting, Subject
+from bench.tuning import winograd_ways
 from purify_engine.benchmark.harness import read_records
 from purify_engine.ops import cpp
 
 ROOT = Path(__file__).parent.parent
-UNET, STEP = report_cpu.UNET, report_cpu.STEP
-AFTER = (cpu_beside.ALONE, HONEST, "engine")
+UNET, STEP = report.UNET, report.STEP
+AFTER = (host_work.ALONE, HONEST, "engine")
 EAGER = {"eager fp32", "eager channels_last"}
 
 
 @pytest.fixture
 def run(tmp_path):
-    return begin("cpu", parser("d."), ["--toy", "--results", str(tmp_path)])[0]
+    return begin("cpu", parser("cpu", "d."), ["--toy", "--results", str(tmp_path)])[0]
 
 
 def lines(run, kind):
@@ -44,10 +50,10 @@ def lines(run, kind):
     ],
 )
 def test_every_part_runs_at_toy_size(part, variants, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_cpu, "toys", lambda found, toys=bench_cpu.toys: list(toys(found))[:1])
+    monkeypatch.setattr(cpu, "toys", lambda found, toys=cpu.toys: list(toys(found))[:1])
     only = [*variants - {HONEST}]
     threads = torch.get_num_threads()
-    status = bench_cpu.main(["--toy", "--part", part, "--threads", "1", "--results", str(tmp_path), "--variant", *only])
+    status = cpu.main(["--toy", "--part", part, "--threads", "1", "--results", str(tmp_path), "--variant", *only])
     found = read_records(sorted(tmp_path.glob("cpu-*.jsonl")))
     told = [line for line in found if line["kind"] == "cpu"]
     assert status == 0 and {line["variant"] for line in told} == variants
@@ -59,9 +65,9 @@ def test_every_part_runs_at_toy_size(part, variants, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(cpp.room is None or "avx2" not in cpp.room.instruction_sets(), reason="no extension, or no AVX2")
-def test_everybody_is_held_to_avx2_or_left_out(tmp_path):
+def test_all_variants_are_held_to_avx2_or_left_out(tmp_path):
     words = ["--avx2", "--toy", "--part", "unet", "--threads", "1", "--results", str(tmp_path)]
-    subprocess.run([sys.executable, "-m", "bench.bench_cpu", *words], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run([sys.executable, "-m", "bench", "cpu", *words], check=True, cwd=ROOT, capture_output=True)
     found = read_records(sorted(tmp_path.glob("cpu-*-1-threads-avx2-at-most.jsonl")))
     assert {line["isa"] for line in found if line["kind"] == "ceilings"} == {"AVX2"}
     assert all("AVX2 at most" in line["machine"] for line in found)
@@ -69,63 +75,63 @@ def test_everybody_is_held_to_avx2_or_left_out(tmp_path):
 
 
 def test_a_hosts_own_work_is_timed_alone_and_after_each_at_toy_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_cpu, "toys", lambda found, toys=bench_cpu.toys: list(toys(found))[:1])
+    monkeypatch.setattr(cpu, "toys", lambda found, toys=cpu.toys: list(toys(found))[:1])
     threads = torch.get_num_threads()
-    assert bench_cpu.main(["--toy", "--part", "beside", "--threads", "1", "--results", str(tmp_path)]) == 0
+    assert cpu.main(["--toy", "--part", "beside", "--threads", "1", "--results", str(tmp_path)]) == 0
     told = [line for line in read_records(sorted(tmp_path.glob("cpu-*.jsonl"))) if line["kind"] == "beside"]
-    hosts = cpu_beside.works(toy=True)
+    hosts = host_work.works(toy=True)
     assert [(line["host"], line["after"]) for line in told] == [(host, name) for host in hosts for name in AFTER]
     for line in told:
         assert (line["part"], line["name"], line["batch"], line["threads"]) == ("beside", UNET, 1, 1)
-        assert line["n"] == cpu_beside.TOY_ROUNDS and line["median"] > 0 and line["spread"] >= 0
+        assert line["n"] == host_work.TOY_ROUNDS and line["median"] > 0 and line["spread"] >= 0
     assert torch.get_num_threads() == threads
 
 
 def test_a_hosts_work_comes_right_after_the_call_and_alone_is_timed(monkeypatch):
     order = []
-    monkeypatch.setattr(cpu_beside.time, "sleep", lambda seconds: order.append(seconds))
-    monkeypatch.setattr(cpu_beside, "wall_clock", lambda call: order.append("timed") or call() or 7.0)
-    clock = cpu_beside.right_after(lambda: order.append("work"), rest=0.05)
+    monkeypatch.setattr(host_work.time, "sleep", lambda seconds: order.append(seconds))
+    monkeypatch.setattr(host_work, "wall_clock", lambda call: order.append("timed") or call() or 7.0)
+    clock = host_work.right_after(lambda: order.append("work"), rest=0.05)
     assert clock(lambda: order.append("before")) == 7.0
     assert order == [0.05, "before", "timed", "work"]
 
 
-def test_nobody_is_timed_before_a_hosts_work_who_is_wrong(run, monkeypatch):
+def test_no_wrong_variant_runs_before_a_hosts_work(run, monkeypatch):
     asked = subject(eager=torch.ones(4), engine=torch.full((4,), 1.1))
-    monkeypatch.setattr(bench_cpu, "subject", lambda setting, toy: asked)
-    bench_cpu.measure_beside(run, Setting("beside", UNET, 1, 8))
-    assert {line["after"] for line in lines(run, "beside")} == {cpu_beside.ALONE, HONEST} and len(run.failed) == 1
+    monkeypatch.setattr(cpu, "subject", lambda setting, toy: asked)
+    cpu.measure_host_work(run, Setting("beside", UNET, 1, 8))
+    assert {line["after"] for line in lines(run, "beside")} == {host_work.ALONE, HONEST} and len(run.failed) == 1
 
 
-def test_a_gradient_says_who_has_none(run):
-    asked = cpu_subjects.subject(Setting("guide", "resnet18, d/dx", 1, 8), toy=True)
-    bench_cpu.measure(run, Setting("guide", "resnet18, d/dx", 1, 8), asked, only=[])
+def test_a_gradient_says_which_opponents_have_none(run):
+    asked = subjects.subject(Setting("guide", "resnet18, d/dx", 1, 8), toy=True)
+    cpu.measure(run, Setting("guide", "resnet18, d/dx", 1, 8), asked, only=[])
     told = {line["name"].rsplit(": ")[-1]: line["says"] for line in lines(run, "note")}
-    assert told == dict.fromkeys(("ONNX Runtime", "OpenVINO"), cpu_peers.NO_BACKWARD)
+    assert told == dict.fromkeys(("ONNX Runtime", "OpenVINO"), cpu_runtimes.NO_BACKWARD)
 
 
 def test_the_first_to_be_measured_are_those_of_the_targets():
-    chosen = parser("d.").parse_args([])
-    chosen.part, chosen.batch = list(bench_cpu.PARTS), None
+    chosen = parser("cpu", "d.").parse_args([])
+    chosen.part, chosen.batch = list(cpu.PARTS), None
     command = type("Run", (), {"toy": False})()
-    asked = list(bench_cpu.settings(command, 2, chosen))
+    asked = list(cpu.settings(command, 2, chosen))
     places = {(setting.part, setting.batch, setting.pixels, setting.name) for setting in asked}
-    assert {("layers", *place) for place in report_cpu.FROM_16_PIXELS} <= places
-    assert {("layers", batch, 8, name) for batch in (1, 8) for name in report_cpu.OF_8_PIXELS} <= places
+    assert {("layers", *place) for place in report.FROM_16_PIXELS} <= places
+    assert {("layers", batch, 8, name) for batch in (1, 8) for name in report.OF_8_PIXELS} <= places
     assert {(part, batch, 32, name) for part, name in (("unet", UNET), ("step", STEP)) for batch in (1, 8)} <= places
     assert [str(setting) for setting in asked[:2]] == [f"unet {UNET}, batch {batch}, 32 px, 2 threads" for batch in (1, 8)]
 
 
 def test_peers_are_on_the_same_function_where_they_are_installed():
-    asked = cpu_subjects.subject(Setting("unet", UNET, 2, 8), toy=True)
+    asked = subjects.subject(Setting("unet", UNET, 2, 8), toy=True)
     with torch.no_grad():
         truth = asked.truth()
         for name in ("ONNX Runtime", "OpenVINO"):
             try:
                 call = asked.makers[name]().call
-            except cpu_peers.AbsentError:
+            except AbsentError:
                 continue
-            assert cpu_subjects.relative_error(call().double(), truth) < 1e-5
+            assert relative_error(call().double(), truth) < 1e-5
 
 
 # Faults that must be found
@@ -133,28 +139,28 @@ def test_peers_are_on_the_same_function_where_they_are_installed():
 
 def subject(**results):
     """A subject whose variants give these tensors."""
-    made = {name: (lambda value=value: Variant(lambda: value, lambda: value)) for name, value in results.items()}
+    made = {name: (lambda value=value: Entry(lambda: value, lambda: value)) for name, value in results.items()}
     return Subject({HONEST: made.pop("eager"), **made}, lambda: torch.ones(4, dtype=torch.float64), 8)
 
 
 def test_a_variant_that_is_wrong_is_a_failed_check_and_is_not_timed(run):
     wrong = {"engine": torch.full((4,), 1 + 5e-6), "OpenVINO": torch.full((4,), 1 + 5e-6), "ONNX Runtime": torch.ones(3)}
     asked = subject(eager=torch.full((4,), 1 + 1e-6), nan=torch.full((4,), float("nan")), **wrong)
-    bench_cpu.measure(run, Setting("unet", "fake", 1, 8), asked)
+    cpu.measure(run, Setting("unet", "fake", 1, 8), asked)
     assert [name.rsplit(": ")[-1] for name in run.failed] == ["nan", "engine", "ONNX Runtime"]  # 5 x is fair for an opponent only
     assert {line["variant"] for line in lines(run, "cpu")} == {HONEST, "OpenVINO"}
     assert run.close() == 1
 
 
-def test_one_that_breaks_or_is_absent_stops_nobody_else(run, monkeypatch):
+def test_one_that_breaks_or_is_absent_stops_no_other(run, monkeypatch):
     asked = subject(eager=torch.ones(4), engine=torch.ones(4))
 
     def breaks():
         raise RuntimeError("no such layer")
 
-    monkeypatch.setattr(cpu_peers.importlib.util, "find_spec", lambda name: None)
-    asked.makers |= {"broken": breaks, "OpenVINO": lambda: cpu_peers.openvino(torch.nn.Identity(), (torch.ones(4),))}
-    bench_cpu.measure(run, Setting("unet", "fake", 1, 8), asked)
+    monkeypatch.setattr(cpu_runtimes.importlib.util, "find_spec", lambda name: None)
+    asked.makers |= {"broken": breaks, "OpenVINO": lambda: cpu_runtimes.openvino(torch.nn.Identity(), (torch.ones(4),))}
+    cpu.measure(run, Setting("unet", "fake", 1, 8), asked)
     assert {line["variant"] for line in lines(run, "cpu")} == {HONEST, "engine"}
     assert [line["says"] for line in lines(run, "check") if not line["ok"]] == ["RuntimeError: no such layer"]
     assert [line["says"] for line in lines(run, "note")] == ["not measured: openvino is not installed here"]
@@ -162,23 +168,23 @@ def test_one_that_breaks_or_is_absent_stops_nobody_else(run, monkeypatch):
 
 def test_a_cold_call_comes_after_the_flush():
     seen = []
-    clock = cold_clock.ColdClock(torch.ones(4), flush=64)
+    clock = clocks.ColdClock(torch.ones(4), flush=64)
     for _ in range(2):
         clock(lambda: seen.append(float(clock.flush[0])) or torch.ones(4))
     assert seen == [1, 2] and clock.result.shape == (4,)
 
 
 def test_memory_is_what_a_network_holds():
-    before = bench_cpu._settled()
+    before = process_memory.settled()
     kept = torch.ones(2**23)
-    assert 0.9 * 2**25 < bench_cpu._settled() - before < 1.3 * 2**25
-    assert bench_cpu._status("VmHWM") >= bench_cpu._status("VmRSS") > kept.nbytes
+    assert 0.9 * 2**25 < process_memory.settled() - before < 1.3 * 2**25
+    assert process_memory.peak() >= process_memory.status("VmRSS") > kept.nbytes
 
 
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
     words = ["--toy", "--part", "memory", "--threads", "1", "--variant", "engine", "--results", str(tmp_path)]
-    assert bench_cpu.main(words) == 0
+    assert cpu.main(words) == 0
     found = [line for line in read_records(sorted(tmp_path.glob("*.jsonl"))) if line["kind"] == "memory"]
     assert [(line["batch"], line["variant"]) for line in found] == [(1, HONEST), (1, "engine"), (2, HONEST), (2, "engine")]
     assert all(line["peak"] >= line["resident"] for line in found)
@@ -188,10 +194,10 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
 
 
 def test_ways_to_convolve_are_timed_and_the_table_is_made_from_the_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune_cpu, "TABLE", tmp_path / "table.py")
+    monkeypatch.setattr(winograd_ways, "TABLE", tmp_path / "table.py")
     threads, room = torch.get_num_threads(), cpp.room
     before = room.instruction_set()
-    status = tune_cpu.main(["--toy", "--results", str(tmp_path), "--instruction-set", before, "--write"])
+    status = winograd_ways.main(["--toy", "--results", str(tmp_path), "--instruction-set", before, "--write"])
     assert (torch.get_num_threads(), room.instruction_set()) == (threads, before)
     told = [line for line in read_records(sorted(tmp_path.glob("tiles-cpu-*.jsonl"))) if line["kind"] == "cpu-tile"]
     written: dict = {}
@@ -203,14 +209,14 @@ def test_ways_to_convolve_are_timed_and_the_table_is_made_from_the_lines(tmp_pat
 
 def test_the_committed_table_is_the_one_that_the_results_give():
     records = read_records(sorted((ROOT / "bench" / "results").glob("tiles-cpu-*.jsonl")))
-    assert tune_cpu.TABLE.read_text() == tune_cpu.table(records)
+    assert winograd_ways.TABLE.read_text() == winograd_ways.table(records)
 
 
 def test_slack_is_how_far_the_truth_goes_for_one_rounding():
     jump = lambda x: (x > 1 + 1e-6).double() + 1  # noqa: E731
     images = torch.ones(4, dtype=torch.float64)
-    assert cpu_subjects._slack(jump, images, jump(images)) == 0
-    assert cpu_subjects._slack(jump, (1 + 1e-6) * images, jump(images)) == 1
+    assert subjects._slack(jump, images, jump(images)) == 0
+    assert subjects._slack(jump, (1 + 1e-6) * images, jump(images)) == 1
 
 
 def test_gradients_are_compared_where_no_relu_is_near_zero():

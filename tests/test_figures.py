@@ -1,6 +1,6 @@
 import pytest
 
-from bench import figures
+from bench.report import figures
 
 
 def test_every_table_and_drawing_is_the_one_that_the_results_give():
@@ -8,7 +8,7 @@ def test_every_table_and_drawing_is_the_one_that_the_results_give():
 
 
 def test_only_what_stands_between_the_marks_is_written(monkeypatch):
-    monkeypatch.setitem(figures.FIGURES, "one", lambda: "| 1 |")
+    monkeypatch.setitem(figures.FIGURES, "one", lambda results: "| 1 |")
     text = "before\n<!-- generated:one -->\nold\n<!-- /generated:one -->\nafter\n"
     assert figures.filled(text) == "before\n<!-- generated:one -->\n| 1 |\n<!-- /generated:one -->\nafter\n"
     assert figures.filled(figures.filled(text)) == figures.filled(text)

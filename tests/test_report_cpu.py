@@ -7,22 +7,22 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from bench import figures, growth_chart, report, report_cpu
+from bench.report import cpu, figures, growth_chart
+from bench.report.lines import machines
 from purify_engine.benchmark.chart import Line
 
-UNET, STEP = report_cpu.UNET, report_cpu.STEP
+UNET, STEP = cpu.UNET, cpu.STEP
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    """An empty folder of results, and how to add a run to it."""
+def results(tmp_path):
+    """How to add a run to an empty folder of results."""
     folder = tmp_path / "results"
     folder.mkdir()
-    monkeypatch.setitem(report.by_machine.__kwdefaults__, "results", folder)
 
-    def add(day, *records):
-        about = {"machine": "a CPU, 2 threads", "run": f"2030-01-{day:02}T00:00:00+00:00"}
+    def add(day, *records, machine="a CPU, 2 threads"):
+        about = {"machine": machine, "run": f"2030-01-{day:02}T00:00:00+00:00"}
         card = {**about, "kind": "machine", "device": "cpu", "toy": False}
         with (folder / "cpu-a.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in (card, *({**about, **line} for line in records)))
@@ -30,87 +30,127 @@ def results(tmp_path, monkeypatch):
     return add
 
 
+@pytest.fixture
+def block(tmp_path):
+    """A generated block of what was added."""
+    return lambda name: figures.FIGURES[name](tmp_path / "results")
+
+
+@pytest.fixture
+def verdicts(block):
+    """The measured figure and the verdict of every target."""
+
+    def read():
+        rows = [row.strip("| ").split(" | ") for row in block("cpu-targets").splitlines() if row.startswith("|")]
+        return {row[0]: row[3:] for row in rows[2:]}
+
+    return read
+
+
+def timing(milliseconds):
+    """A median with quartiles at a twentieth of it."""
+    seconds = 1e-3 * milliseconds
+    return {"median": seconds, "q25": 0.95 * seconds, "q75": 1.05 * seconds, "spread": 0.1 * seconds}
+
+
 def line(variant, milliseconds, batch=1, part="unet", name=UNET, pixels=32, threads=2, steps=1):
     about = {"part": part, "name": name, "batch": batch, "pixels": pixels, "threads": threads, "variant": variant, "steps": steps}
-    measured = {"median": 1e-3 * milliseconds, "spread": 1e-4 * milliseconds, "gflops": 90.0, "share": 1.5, "error": 1e-6}
+    measured = {**timing(milliseconds), "gflops": 90.0, "share": 1.5, "error": 1e-6}
     return {**about, "kind": "cpu", "case": f"{part} {name} {batch} {pixels} {threads}", **measured}
 
 
-def verdicts():
-    rows = [row.strip("| ").split(" | ") for row in report_cpu.cpu_targets().splitlines() if row.startswith("|")]
-    return {row[0]: row[3:] for row in rows[2:]}
-
-
-def test_nothing_measured_is_one_line(results):
+def test_nothing_measured_is_one_line(results, block):
     for name in ("cpu-targets", "cpu-unet", "cpu-guides", "cpu-guided-step", "cpu-layers", "cpu-memory", "cpu-beside"):
-        assert figures.FIGURES[name]() == report_cpu.NOT_YET
+        assert block(name) == cpu.NOT_YET
+    assert block("speed-cpu") == "On CPUs the speed is not measured yet."
 
 
-def test_targets_of_networks_take_the_best_of_the_opponents_in_one_run(results):
-    results(1, line("engine", 10), line("eager fp32", 20), line("OpenVINO", 14), line("ONNX Runtime", 16))
+def test_targets_of_networks_take_the_best_of_the_opponents_in_one_run(results, verdicts):
+    results(1, line("engine", 10), line("eager fp32", 23), line("OpenVINO", 13), line("ONNX Runtime", 16))
     results(2, line("engine", 10, 8), line("eager fp32", 30, 8), line("OpenVINO", 30, 8))
     found = verdicts()
-    assert found["U-Net against eager NCHW, batch 1, 2 threads"] == ["2×", "met"]
-    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 1, 2 threads"] == ["1.4×", "**missed**"]
-    assert found["U-Net against eager NCHW, batch 8, 2 threads"] == ["3×", "stretch reached"]
-    assert found["U-Net against the better of OpenVINO and ONNX Runtime, batch 8, 2 threads"] == ["–", "not measured"]
-    assert len(found) == len(report_cpu.TARGETS)
+    assert found["U-Net against eager NCHW, batch 1, 2 threads"] == ["2.3× (2.08 to 2.54×)", "met, stretch not decided"]
+    runtimes = "U-Net against the better of OpenVINO and ONNX Runtime, batch {}, 2 threads"
+    assert found[runtimes.format(1)] == ["1.3× (1.18 to 1.44×)", "**missed**"]
+    assert found["U-Net against eager NCHW, batch 8, 2 threads"] == ["3× (2.71 to 3.32×)", "stretch reached"]
+    assert found[runtimes.format(8)] == ["–", "not measured"]
+    assert len(found) == len(cpu.TARGETS)
 
 
-def test_targets_of_steps_and_layers_take_the_worst_of_their_cases(results):
+def test_targets_of_steps_and_layers_take_the_worst_of_their_cases(results, verdicts, block):
     steps = [
         line(variant, milliseconds, batch, "step", STEP, steps=2)
-        for batch, theirs in ((1, 40), (8, 30))
-        for variant, milliseconds in (("engine", 10), ("naive loop", theirs), ("eager fp32", 30), ("eager channels_last", 28))
+        for batch, theirs in ((1, 40), (8, 29))
+        for variant, milliseconds in (("engine", 10), ("naive loop", theirs), ("eager fp32", 33), ("eager channels_last", 32))
     ]
     layers = [
         line(variant, milliseconds, batch, "layers", name, 8, threads=1)
-        for batch, name, theirs in ((1, "256->256", 2.3), (1, "640->640", 2.1), (8, "256->256", 4.0))
+        for batch, name, theirs in ((1, "256->256", 2.5), (1, "640->640", 2.3), (8, "256->256", 4.0))
         for variant, milliseconds in (("engine", 1.0), ("oneDNN prepacked", theirs))
     ]
     results(1, *steps, *layers)
     found = verdicts()
-    assert found["DDPM + WRN step against the naive loop, worse of batch 1, 8"] == ["3×", "**missed**"]
-    assert found["DDPM + WRN step against the better eager layout, frozen, worse of batch 1, 8"] == ["2.8×", "stretch reached"]
-    assert found["cold layers of 8 px, batch 1, the worse"] == ["2.1×", "met"]
+    assert found["DDPM + WRN step against the naive loop, worse of batch 1, 8"] == ["2.9× (2.62 to 3.21×)", "**missed**"]
+    eager = "DDPM + WRN step against the better eager layout, frozen, worse of batch 1, 8"
+    assert found[eager] == ["3.2× (2.9 to 3.54×)", "stretch reached"]
+    assert found["cold layers of 8 px, batch 1, the worse"] == ["2.3× (2.08 to 2.54×)", "met, stretch not decided"]
     assert found["cold layers of 8 px, batch 8, the worse"] == ["–", "not measured"]
-    assert "| 1 | 8 | 1 | engine | 1 ± 0.1 | 90 | 150 % | 2.30× | 1.0e-06 |" in report_cpu.cpu_layers()
-    assert "| engine | 5 ± 0.5 |" in report_cpu.cpu_guided_step()
+    assert "| 1 | 8 | 1 | engine | 1 ± 0.1 | 90 | 150 % | 2.50× | 1.0e-06 |" in block("cpu-layers")
+    assert "| engine | 5 ± 0.5 |" in block("cpu-guided-step")
 
 
-def test_growth_with_batch_and_resolution_is_a_row_a_variant(results):
+def test_growth_with_batch_and_resolution_is_a_row_a_variant(results, block):
     results(1, line("engine", 10), line("engine", 64, 8), line("engine", 40, pixels=64), line("OpenVINO", 20))
-    text = report_cpu.cpu_unet()
+    text = block("cpu-unet")
     assert "| threads | ms an image | batch 1, 32 px | batch 8, 32 px | batch 1, 64 px |" in text
     assert "| 2 | engine | 10 | 8 | 40 |" in text and "| 2 | OpenVINO | 20 | – | – |" in text
     results(2, line("engine", 1, 8))  # a part of another run
-    assert "| 2 | engine | 10 | 8 | 40 |" in report_cpu.cpu_unet()
+    assert "| 2 | engine | 10 | 8 | 40 |" in block("cpu-unet")
 
 
-def test_variants_of_a_case_stand_together_whenever_they_were_measured(results):
+def test_variants_of_a_case_stand_together_whenever_they_were_measured(results, block):
     results(1, line("eager fp32", 10), line("eager fp32", 20, 8))
     results(2, line("engine", 5))
-    rows = [row.strip("| ").split(" | ") for row in report_cpu.cpu_unet().splitlines() if row.startswith(f"| {UNET}")]
+    rows = [row.strip("| ").split(" | ") for row in block("cpu-unet").splitlines() if row.startswith(f"| {UNET}")]
     assert [(row[1], row[4]) for row in rows] == [("1", "eager fp32"), ("1", "engine"), ("8", "eager fp32")]
 
 
-def test_memory_is_given_in_mebibytes(results):
+def test_memory_is_given_in_mebibytes(results, block):
     about = {"name": UNET, "batch": 1, "threads": 2, "variant": "engine"}
     results(1, {"kind": "memory", **about, "peak": 300 * 2**20, "resident": 200 * 2**20})
-    assert "| engine | 300 | 200 |" in report_cpu.cpu_memory()
+    assert "| engine | 300 | 200 |" in block("cpu-memory")
 
 
 def beside(after, milliseconds, host="matmul", batch=1, threads=2):
     about = {"kind": "beside", "part": "beside", "name": UNET, "batch": batch, "pixels": 32, "threads": threads}
-    return {**about, "host": host, "after": after, "median": 1e-3 * milliseconds, "spread": 1e-4 * milliseconds}
+    return {**about, "host": host, "after": after, **timing(milliseconds)}
 
 
-def test_a_hosts_own_work_is_a_row_a_work_of_one_run(results):
+def test_a_hosts_own_work_is_a_row_a_work_of_one_run(results, block):
     results(1, beside("nothing", 10), beside("eager fp32", 11), beside("engine", 10.5), beside("engine", 3, "conv2d"))
-    assert "| matmul | 1 | 2 | 10 ± 1 | 11 ± 1.1 | 10.5 ± 1.05 | 1.05× |" in report_cpu.cpu_beside()
+    assert "| matmul | 1 | 2 | 10 ± 1 | 11 ± 1.1 | 10.5 ± 1.05 | 1.05× |" in block("cpu-beside")
     results(2, beside("engine", 99), beside("nothing", 99))  # eager PyTorch is lacking
-    text = report_cpu.cpu_beside()
+    text = block("cpu-beside")
     assert "99" not in text and "conv2d" not in text
+
+
+def test_the_sentence_on_cpus_is_of_the_latest_run_on_two_threads_with_all_instructions(results, block):
+    def step(ours, theirs, **how):
+        return [line("engine", ours, part="step", name=STEP, steps=2, **how)] + [
+            line(name, theirs * factor, part="step", name=STEP, steps=2, **how)
+            for name, factor in (("eager fp32", 1.2), ("eager channels_last", 1.0))
+        ]
+
+    results(1, *step(400, 900))
+    results(2, *step(1, 900, threads=1))
+    results(3, *step(1, 900), machine="a CPU, 2 threads, AVX2 at most")
+    results(4, *step(1, 900)[:2])  # an opponent is lacking
+    assert block("speed-cpu") == (
+        "On two threads of a CPU (a CPU, 2 threads, 2030-01-01) one guided step of the CIFAR-10 DDPM with a WRN-28-10 guide "
+        "takes 200 ms for 1 image, 2.2 times as fast as eager PyTorch in its better layout (2.0 to 2.5)."
+    )
+    results(5, *step(400, 410))
+    assert "not told apart from eager PyTorch" in block("speed-cpu")
 
 
 # The drawing
@@ -125,7 +165,7 @@ def grown():
 
 def drawn(folder):
     """The panels of what is drawn from the lines of a folder."""
-    return growth_chart.panels(growth_chart.chosen(report.machines(folder)))
+    return growth_chart.panels(growth_chart.chosen(machines(folder)))
 
 
 def test_points_stand_where_the_lines_say(results, tmp_path):
@@ -162,10 +202,10 @@ def test_every_variant_is_named_and_escaped_and_nothing_is_fetched(results, tmp_
 def test_the_run_that_measured_most_is_drawn_on_two_threads_where_there_are_two(results, tmp_path):
     results(1, *grown(), line("engine", 77, threads=4), line("engine", 99, threads=1))
     results(2, line("engine", 1), line("guide", 1, part="guide"))
-    found = growth_chart.chosen(report.machines(tmp_path / "results"))
+    found = growth_chart.chosen(machines(tmp_path / "results"))
     assert len(found) == len(grown()) and {record["threads"] for record in found} == {2}
     results(3, *(line("engine", 1, batch, threads=threads) for batch in range(1, 20) for threads in (1, 4)))
-    assert {record["threads"] for record in growth_chart.chosen(report.machines(tmp_path / "results"))} == {4}
+    assert {record["threads"] for record in growth_chart.chosen(machines(tmp_path / "results"))} == {4}
 
 
 def test_one_place_is_a_point(results, tmp_path):
@@ -200,7 +240,7 @@ def test_nothing_is_drawn_or_written_where_nothing_was_measured(results, tmp_pat
     assert growth_chart.growth(tmp_path / "results") == ""
     path = tmp_path / "growth.svg"
     monkeypatch.setattr(figures, "documents", list)
-    monkeypatch.setattr(figures, "DRAWINGS", {path: lambda: growth_chart.growth(tmp_path / "results")})
+    monkeypatch.setattr(figures, "DRAWINGS", {path: lambda _: growth_chart.growth(tmp_path / "results")})
     assert figures.outdated() == {}
     results(2, *grown())
     assert list(figures.outdated()) == [path]

@@ -6,17 +6,17 @@ a median with its spread; figures of different runs are never divided by one ano
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from purify_engine.config import require
+from purify_engine.files import append_json_line, read_json_lines
 
 Call = Callable[[], object]
 Clock = Callable[[Call], float]  # runs the call once and gives its seconds
@@ -40,8 +40,7 @@ class Timing:
     def of(cls, seconds: Sequence[float]) -> Timing:
         """The quantiles of at least one measurement."""
         require(len(seconds) > 0, "seconds", "at least one measurement", list(seconds))
-        ordered = sorted(seconds)
-        return cls(len(ordered), ordered[0], *(quantile(ordered, share) for share in (0.25, 0.5, 0.75, 0.9, 0.99)))
+        return cls(len(seconds), *np.quantile(seconds, (0, 0.25, 0.5, 0.75, 0.9, 0.99)).tolist())
 
     @property
     def spread(self) -> float:
@@ -51,14 +50,6 @@ class Timing:
     def record(self) -> dict[str, float]:
         """As the keys of a JSON line, seconds."""
         return {**asdict(self), "spread": self.spread}
-
-
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of sorted numbers at `share` in [0, 1]: numpy's default definition."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def wall_clock(call: Call) -> float:
@@ -135,29 +126,13 @@ class Records:
 
     def __init__(self, path: Path, **common: Any) -> None:
         self.path, self.common = path, common
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, **record: Any) -> dict[str, Any]:
         whole = {**self.common, **record}
-        with self.path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                torn = file.read() != b"\n"
-            else:
-                torn = False
-            file.write((b"\n" if torn else b"") + json.dumps(whole).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json_line(self.path, whole)
         return whole
 
 
 def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The lines of some files of records, in order; one cut short by a kill is not one."""
-    found = []
-    for path in paths:
-        for line in path.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return found
+    return [record for path in paths for record in read_json_lines(path)]

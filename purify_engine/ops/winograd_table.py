@@ -1,4 +1,4 @@
-"""Written by `python -m bench.tune_cpu --write` from bench/results: the fastest way on cold caches, two threads."""
+"""Written by `python -m bench tune-winograd --write` from bench/results: cold caches, two threads."""
 
 # instruction set -> {(images, side, channels, out_channels): (results, block, keep); None: PyTorch's convolution}
 WINNERS: dict[str, dict[tuple[int, int, int, int], tuple[int, int, bool] | None]] = {

@@ -83,7 +83,7 @@ CLASSIFIER_TRAINING = ClassifierTraining(
 )
 
 # Guided by the pseudo-label alone: on training digits, under each image's worst of a few attacks, it kept more than the latent
-# term and as much as both, at either strength tried (bench/choose_guidance.py, bench/results/digits-guidance.jsonl).
+# term and as much as both, at either strength tried (bench/tuning/guidance.py, bench/results/digits-guidance.jsonl).
 PURIFIER = PurifierConfig(t_star=150, num_steps=5, guidance=GuidanceConfig(scale=1.0, latent_weight=0.0))
 RATIO, CALIBRATION_IMAGES = 0.2, 256  # the scale s is calibrated to this r, on the first so many training digits
 

@@ -1,0 +1,45 @@
+"""`python -m bench NAME ...`: one measurement, check or report."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A module with a function `main(words) -> exit status`, imported only when it is asked for: some need more than others."""
+
+    module: str
+    says: str
+
+
+COMMANDS = {
+    "cpu": Command("bench.runs.cpu", "the engine on a CPU beside PyTorch, ONNX Runtime and OpenVINO"),
+    "ops": Command("bench.runs.ops", "every op on every engine of this device"),
+    "loop": Command("bench.runs.loop", "guided steps and whole purifications beside their opponents"),
+    "probe": Command("bench.runs.probe", "what this GPU, PyTorch and cuDNN can do by themselves"),
+    "check-ops": Command("bench.runs.check_ops", "every kernel of every op against float64"),
+    "check-graph": Command("bench.runs.check_graph", "a captured graph against the loop, bit for bit"),
+    "check-gradient": Command("bench.runs.check_gradient", "the exact gradient against the CPU's in float64"),
+    "gpu": Command("bench.gpu", "all of these that concern a GPU, each within its time"),
+    "tune-conv3x3": Command("bench.tuning.conv3x3_tiles", "the fastest tile of the GPU's 3x3 convolution"),
+    "tune-winograd": Command("bench.tuning.winograd_ways", "the fastest way to convolve 3x3 on this CPU"),
+    "tune-guidance": Command("bench.tuning.guidance", "which guidance the embedded models have, and how strong"),
+    "figures": Command("bench.report.figures", "write the tables of README.md and docs/ from bench/results"),
+    "digits-picture": Command("bench.report.digits_picture", "draw the README's picture"),
+}
+
+
+def main(words: list[str]) -> int:
+    """Run one command; without one, or with another name, say what there is."""
+    name, *rest = words or [""]
+    if name not in COMMANDS:
+        known = "\n".join(f"  {command:<16}{about.says}" for command, about in COMMANDS.items())
+        print(f"usage: python -m bench NAME ...     (NAME --help says more)\n\n{known}")
+        return 0 if name in ("-h", "--help") else 2
+    return importlib.import_module(COMMANDS[name].module).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

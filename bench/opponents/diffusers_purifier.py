@@ -1,0 +1,149 @@
+"""diffusers on the same weights: its U-Net and its scheduler; it guides as the eager baseline does."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.comparison import AbsentError
+from purify_engine.benchmark.eager_baseline import EagerPurifier, Noise, Row, gaussian
+from purify_engine.config import ScheduleConfig, UNetConfig
+from purify_engine.engine.plan import ReversePlan
+from purify_engine.models.blocks import Downsample, ResBlock, Stage, Upsample
+from purify_engine.models.published import DDPM_CIFAR10
+from purify_engine.models.unet import UNet
+from purify_engine.purifier import GuidedPurifier
+from purify_engine.types import Images
+
+
+def diffused(purifier: GuidedPurifier) -> DiffusersPurifier:
+    """diffusers' UNet2DModel and DDPMScheduler on the purifier's weights."""
+    if importlib.util.find_spec("diffusers") is None:
+        raise AbsentError("diffusers is not installed here")
+    if purifier.denoiser.unet.config != DDPM_CIFAR10:
+        raise AbsentError("only the DDPM of CIFAR-10 is mapped to diffusers' layout")
+    return DiffusersPurifier(purifier)
+
+
+class DiffusersPurifier(EagerPurifier):
+    """A lab's loop around diffusers: its U-Net, its scheduler's step, classifier guidance folded into eps."""
+
+    def __init__(self, purifier: GuidedPurifier) -> None:
+        on_gpu = purifier.seed.device.type == "cuda"
+        super().__init__(purifier, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu)
+        theirs = diffusers_unet(purifier.denoiser.unet).to(purifier.seed.device, self.dtype)
+        self.unet = theirs.to(memory_format=self.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
+        self.scale = purifier.config.guidance.scale
+
+    def load_schedule(self, plan: ReversePlan) -> None:
+        super().load_schedule(plan)
+        self.timesteps = [round(float(t)) for t in plan.times]
+        self.scheduler = diffusers_scheduler(self.config.schedule, self.timesteps)
+
+    def step(self, x_t: Images, target: tuple[Tensor, ...], row: Row, noise: Noise, step: int) -> Images:
+        eps = self.unet(x_t.to(self.dtype, memory_format=self.layout), self.timesteps[step], return_dict=False)[0]
+        pull = self.pull(x_t, eps, target, row, noise, step)
+        eps = eps if pull is None else eps - self.scale * row.sigma * pull
+        if noise is gaussian:
+            return self.scheduler.step(eps.float(), self.timesteps[step], x_t, return_dict=False)[0]
+        return self._with_given_noise(eps, x_t, noise, step)
+
+    def _with_given_noise(self, eps: Images, x_t: Images, noise: Noise, step: int) -> Images:
+        """The scheduler's step with our noise for its own: to compare, never to time."""
+        from diffusers.schedulers import scheduling_ddpm
+
+        before = scheduling_ddpm.randn_tensor
+        scheduling_ddpm.randn_tensor = lambda *_, **__: noise(x_t, step)
+        try:
+            return self.scheduler.step(eps.float(), self.timesteps[step], x_t, return_dict=False)[0]
+        finally:
+            scheduling_ddpm.randn_tensor = before
+
+
+def diffusers_scheduler(schedule: ScheduleConfig, timesteps: list[int]) -> Any:
+    """DDPMScheduler on our schedule and timesteps."""
+    from diffusers import DDPMScheduler
+
+    made = DDPMScheduler(
+        schedule.num_timesteps, schedule.beta_start, schedule.beta_end, "linear", variance_type="fixed_small", clip_sample=False
+    )
+    made.set_timesteps(timesteps=timesteps)
+    return made
+
+
+def diffusers_unet(unet: UNet) -> nn.Module:
+    """diffusers' U-Net of the DDPM paper with our weights."""
+    from diffusers import UNet2DModel
+
+    config: UNetConfig = unet.config
+    widths = [config.base_channels * mult for mult in config.channel_mult]
+    attends = [config.image_size >> level in config.attention_resolutions for level in range(len(widths))]
+    made = UNet2DModel(
+        sample_size=config.image_size, in_channels=config.in_channels, out_channels=config.in_channels, block_out_channels=widths,
+        layers_per_block=config.num_res_blocks, norm_num_groups=config.norm_groups, norm_eps=config.norm_eps,
+        down_block_types=["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
+        up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
+        downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
+    )  # fmt: skip
+    made.load_state_dict(diffusers_weights(unet))
+    return made
+
+
+def diffusers_weights(unet: UNet) -> dict[str, Tensor]:
+    """Our state_dict of the DDPM family under diffusers' names; attention's 1x1 convolutions become linear layers."""
+    found: dict[str, Tensor] = {}
+
+    def put(name: str, module: nn.Module) -> None:
+        found.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+
+    def put_block(name: str, block: ResBlock) -> None:
+        for part in ("norm1", "conv1", "norm2", "conv2"):
+            put(f"{name}.{part}", block.get_submodule(part))
+        put(f"{name}.time_emb_proj", unet.time_embedding.projections[block.index])
+        if not isinstance(block.shortcut, nn.Identity):
+            put(f"{name}.conv_shortcut", block.shortcut)
+
+    def put_attention(name: str, attention: nn.Module) -> None:
+        put(f"{name}.group_norm", attention.get_submodule("norm"))
+        for key, value in attention.get_submodule("qkv").state_dict().items():
+            for part, third in zip(("to_q", "to_k", "to_v"), value.squeeze().chunk(3), strict=True):
+                found[f"{name}.{part}.{key}"] = third
+        found.update({f"{name}.to_out.0.{key}": v.squeeze() for key, v in attention.get_submodule("out").state_dict().items()})
+
+    def put_stages(side: str, level: int, stages: list[Stage]) -> None:
+        for index, stage in enumerate(stages):
+            put_block(f"{side}.{level}.resnets.{index}", stage.block)
+            if not isinstance(stage.attention, nn.Identity):
+                put_attention(f"{side}.{level}.attentions.{index}", stage.attention)
+
+    put("conv_in", unet.conv_in)
+    put("time_embedding.linear_1", unet.time_embedding.mlp[0])
+    put("time_embedding.linear_2", unet.time_embedding.mlp[2])
+    for side, layers in (("down_blocks", unet.encoder), ("up_blocks", unet.decoder)):
+        for level, (stages, resampler) in enumerate(_levels(layers)):
+            put_stages(side, level, stages)
+            if resampler is not None:
+                put(f"{side}.{level}.{'down' if side == 'down_blocks' else 'up'}samplers.0.conv", resampler.get_submodule("conv"))
+    middle, last = cast(tuple[Stage, Stage], tuple(unet.middle))
+    put_block("mid_block.resnets.0", middle.block)
+    put_block("mid_block.resnets.1", last.block)
+    put_attention("mid_block.attentions.0", middle.attention)
+    put("conv_norm_out", unet.norm_out)
+    put("conv_out", unet.conv_out)
+    return found
+
+
+def _levels(layers: nn.ModuleList) -> list[tuple[list[Stage], nn.Module | None]]:
+    """The stages of every resolution, and the resampler that ends it."""
+    found: list[tuple[list[Stage], nn.Module | None]] = []
+    stages: list[Stage] = []
+    for layer in layers:
+        if isinstance(layer, Downsample | Upsample):
+            found.append((stages, layer))
+            stages = []
+        else:
+            stages.append(cast(Stage, layer))
+    return [*found, (stages, None)]

@@ -1,0 +1,1 @@
+"""Tables, verdicts and drawings from the lines of bench/results."""

@@ -1,0 +1,58 @@
+"""A figure to reach, and what may be said of it: met or missed only where the whole interval of the measurement says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.report.lines import Interval, Machine
+from purify_engine.markdown import table
+
+
+@dataclass(frozen=True)
+class Target:
+    """`must`, and `stretch`. `unit`: × as fast, % of a rate, or ms, of which fewer are better."""
+
+    says: str
+    must: float
+    stretch: float
+    measured: Callable[[Machine], Interval | None]
+    unit: str = "×"
+
+    def row(self, machine: Machine) -> tuple[str, ...]:
+        """What was asked, what was measured, and the verdict."""
+        return self.says, shown(self.must, self.unit), shown(self.stretch, self.unit), *self.verdict(machine)
+
+    def verdict(self, machine: Machine) -> tuple[str, str]:
+        """(the figure with its interval, what that decides)."""
+        found = self.measured(machine)
+        if found is None:
+            return "–", "not measured"
+        span = f"{found.low:.3g} to {shown(found.high, self.unit)}"
+        figure = f"{shown(found.value, self.unit)} ({span})"
+        worst, best = self._ends(found)
+        if self._reached(worst, self.must):
+            if self._reached(worst, self.stretch):
+                decided = "stretch reached"
+            else:
+                decided = "met, stretch not decided" if self._reached(best, self.stretch) else "met"
+            return figure, decided
+        return figure, f"not decided: {span}" if self._reached(best, self.must) else "**missed**"
+
+    def _ends(self, found: Interval) -> tuple[float, float]:
+        """The worst and the best that the interval allows."""
+        return (found.high, found.low) if self.unit == "ms" else (found.low, found.high)
+
+    def _reached(self, value: float, goal: float) -> bool:
+        return value <= goal if self.unit == "ms" else value >= goal
+
+
+def shown(value: float, unit: str) -> str:
+    """A value with its unit."""
+    return f"{value:.3g}{'' if unit == '×' else ' '}{unit}"
+
+
+def verdicts(targets: Sequence[Target], machine: Machine, more: Sequence[Sequence[str]] = ()) -> str:
+    """A row a target; `more` rows after them."""
+    rows = [*(goal.row(machine) for goal in targets), *more]
+    return table(("target", "must", "stretch", "measured", "verdict"), rows, left=(0, 4))

@@ -1,0 +1,1 @@
+"""What is measured: cases of ops, networks, guided steps, purifications."""

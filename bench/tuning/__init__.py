@@ -1,0 +1,1 @@
+"""Measurements that choose numbers of the package: tiles, ways to convolve, the guidance of the embedded models."""
