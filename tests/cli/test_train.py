@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from purify_engine.config import ClassifierConfig, UNetConfig
+from purify_engine.config import ClassifierConfig, ScheduleConfig, UNetConfig
 from purify_engine.models import Classifier, UNet
 from purify_engine.models.checkpoints import load_safetensors
 
@@ -49,3 +49,68 @@ def test_images_without_labels_are_refused(labelled, tmp_path, command):
     np.save(tmp_path / "bare.npy", np.load(labelled)["images"])
     code, _, err = command("train", "classifier", tmp_path / "bare.npy", tmp_path / "out", *network(SMALL_CLASSIFIER))
     assert code == 2 and "source must have labels" in err
+
+
+def test_every_option_arrives_at_the_trainer(labelled, tmp_path, command, monkeypatch):
+    from purify_engine.config import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining
+    from purify_engine.training import classifier, diffusion, trades
+
+    given = {}
+    monkeypatch.setattr(diffusion, "train_diffusion", lambda *words, **named: given.update(diffusion=(words, named)))
+    monkeypatch.setattr(trades, "train_trades", lambda *words, **named: given.update(trades=(words, named)))
+    monkeypatch.setattr(classifier, "train_classifier", lambda *words, **named: given.update(classifier=(words, named)))
+    small = [*network(SMALL_CLASSIFIER), "--steps", 3, "--seed", 5]
+    out = tmp_path / "out"
+    assert (
+        command("train", "diffusion", labelled, out, *network(SMALL_UNET), "--steps", 3, "--resume", "--schedule.kind", "cosine")[
+            0
+        ]
+        == 0
+    )
+    assert command("train", "trades", labelled, out, *small, "--attack.epsilon", 0.25, "--t-star", 10)[0] == 0
+    assert command("train", "classifier", labelled, out, *small, "--attack.epsilon", 0.25, "--no-flip", "--shift", 0)[0] == 0
+    file = np.load(labelled)
+    for verb in ("diffusion", "trades", "classifier"):
+        words, named = given[verb]
+        assert np.array_equal(words[0].numpy(), file["images"]) and words[-1] == out and named["data"] == str(labelled)
+        assert named["resume"] is (verb == "diffusion")
+        assert verb == "diffusion" or words[1].tolist() == file["labels"].tolist()
+    assert given["diffusion"][0][1].base_channels == 8 and given["diffusion"][0][2] == DiffusionTraining(
+        steps=3, schedule=ScheduleConfig(kind="cosine")
+    )
+    assert given["trades"][0][3] == TradesTraining(steps=3, seed=5, t_star=10, attack=Perturbation(epsilon=0.25))
+    assert given["classifier"][0][3] == ClassifierTraining(
+        steps=3, seed=5, flip=False, shift=0, attack=Perturbation(epsilon=0.25, num_steps=20)
+    )
+    assert given["classifier"][0][2] == given["trades"][0][2] and given["trades"][0][2].depth == 8
+
+
+def test_the_digits_are_trained_on_their_training_split(tmp_path, command, monkeypatch):
+    from purify_engine.data import digits
+    from purify_engine.training import embedded
+
+    given = {}
+
+    def train(images, labels, output, *, held_out, resume, progress):
+        given.update(images=images, labels=labels, output=output, held_out=held_out, resume=resume)
+        progress({"network": "unet", "step": 1, "steps": 2, "loss": 0.5})
+        progress({"network": "unet", "figures": {"error": 0.123456}, "weights": "unet.safetensors"})
+
+    monkeypatch.setattr(embedded, "train_embedded", train)
+    code, out, _ = command("train", "digits", "--output", tmp_path / "out", "--resume")
+    assert code == 0 and given["output"] == tmp_path / "out" and given["resume"] is True
+    for mine, split in ((given["images"], "train"), (given["held_out"][0], "test")):
+        assert np.array_equal(mine.numpy(), digits(split)[0].numpy())
+    assert out == "unet: unet.safetensors\n  error: 0.1235\n"
+
+
+def test_a_training_that_fails_reports_nothing_finished(tmp_path, command, monkeypatch):
+    from purify_engine.training import embedded
+
+    def fail(*args, progress, **kwargs):
+        progress({"network": "unet", "figures": {}, "weights": "unet.safetensors"})
+        raise OSError(28, "No space left on device", "/full")
+
+    monkeypatch.setattr(embedded, "train_embedded", fail)
+    code, out, err = command("train", "digits", "--output", tmp_path / "out")
+    assert (code, out, err) == (5, "", "purify-engine: No space left on device: /full\n")

@@ -1,0 +1,207 @@
+"""What `evaluate` hands on: which images, defences, attacks, settings and seeds; and which exit code and words come back."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from purify_engine import GuidedPurifier, load_classifier
+from purify_engine.config import AttackConfig, EvaluationConfig, GuidanceConfig
+from purify_engine.data import digits
+from purify_engine.evaluation import protocol, self_test
+from purify_engine.evaluation.suite import CLEAN, attack_suite
+
+LINF_SCORES = {"ours": (1.0, 0.5, 1.0, 0.0), "undefended": (0.0, 0.0, 1.0, 0.0)}
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    images = np.random.RandomState(0).rand(4, 1, 8, 8).astype(np.float32)
+    np.savez(tmp_path / "in.npz", images=images, labels=np.array([3, 1, 2, 0]))
+    return tmp_path / "in.npz", torch.tensor(images), torch.tensor([3, 1, 2, 0])
+
+
+@pytest.fixture
+def handed_on(monkeypatch):
+    """What the command gave to the protocol and to the self-test, in place of both; `verdict` is the self-test's."""
+    seen = {"verdict": True}
+
+    def evaluate(rows, images, labels, config, *, attacks, results, workers, on_cell):
+        seen.update(rows=rows, images=images, labels=labels, config=config, attacks=attacks, results=results, workers=workers)
+        for row in rows:
+            for attack in attacks:
+                scores = LINF_SCORES.get(row.name, (1.0,) * 4) if attack.kind != "none" else (1.0,) * 4
+                norm = "none" if attack.kind == "none" else attack.norm
+                on_cell(protocol.Cell(row.name, attack.name, norm, scores, scores, 0.0, "", {}))
+
+    def tested(purifier, images, *, seed=0):
+        seen.update(tested=purifier, tested_images=images, tested_seed=seed)
+        return {"passed": seen["verdict"], "exact_error": 1e-9}
+
+    monkeypatch.setattr(protocol, "evaluate", evaluate)
+    monkeypatch.setattr(self_test, "gradient_self_test", tested)
+    return seen
+
+
+@pytest.fixture
+def evaluated(command, labelled, small_purifier, tmp_path):
+    def typed(*words):
+        source = labelled[0]
+        return command(
+            "evaluate", source, "--purifier", small_purifier, "--calibration", source, "--output", tmp_path / "o", *words
+        )
+
+    return typed
+
+
+def test_the_held_out_digits_are_evaluated_and_the_training_digits_calibrated_on(handed_on, command, small_purifier, monkeypatch):
+    calibrated_on = []
+
+    def calibrate(purifier, images, ratio):
+        calibrated_on.append(images)
+        return 3.0
+
+    monkeypatch.setattr(GuidedPurifier, "calibrate", calibrate)
+    assert command("evaluate", "--purifier", small_purifier)[0] == 0
+    images, labels = digits("test")
+    assert torch.equal(handed_on["images"], images) and torch.equal(handed_on["labels"], labels)
+    assert len(images) == 360 and torch.equal(handed_on["tested_images"], images[:8])
+    assert calibrated_on and all(torch.equal(known, digits("train")[0][:256]) for known in calibrated_on)
+    assert str(handed_on["results"]) == "evaluation.jsonl" and handed_on["workers"] == 1
+
+
+def test_by_default_every_defence_meets_the_whole_protocol(handed_on, evaluated, small_purifier, labelled):
+    code, out, err = evaluated("--json")
+    assert code == 0, err
+    names = ["undefended", "DiffPure", "GDMP", "ours", "ours, latent", "the guide alone"]
+    assert [row.name for row in handed_on["rows"]] == names
+    assert handed_on["config"] == EvaluationConfig() and handed_on["attacks"] == list(attack_suite(EvaluationConfig()))
+    ours, saved = handed_on["rows"][3], GuidedPurifier.from_pretrained(small_purifier)
+    assert ours.purifier.config == saved.config and handed_on["tested"] is ours.purifier and handed_on["tested_seed"] == 0
+    weights = load_classifier(small_purifier).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in handed_on["rows"][0].classifier.state_dict().items())
+    assert torch.equal(handed_on["images"], labelled[1]) and torch.equal(handed_on["labels"], labelled[2])
+    assert [row["defence"] for row in json.loads(out)["rows"]] == names
+
+
+def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
+    settings = {
+        "epsilon": 0.11, "epsilon_l2": 0.6, "max_shift": 0.2, "num_steps": 7, "num_eot": 2, "num_queries": 30, "num_draws": 6,
+        "confidence": 0.9, "seed": 5,
+    }  # fmt: skip
+    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, _, err = evaluated(
+        *words, "--limit", 3, "--workers", 2, "--attacks", "BPDA", "--attacks", "square", "--defences", "GDMP"
+    )
+    assert code == 0, err
+    config = EvaluationConfig(**settings)
+    assert (
+        handed_on["config"] == config and handed_on["workers"] == 2 and len(handed_on["images"]) == len(handed_on["labels"]) == 3
+    )
+    assert handed_on["attacks"] == [attack for attack in attack_suite(config) if attack.name in ("BPDA", "square")]
+    assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
+    assert handed_on["results"] == tmp_path / "o"
+
+
+def test_the_rivals_are_calibrated_on_the_images_that_are_named(
+    handed_on, command, labelled, small_purifier, tmp_path, monkeypatch
+):
+    known = []
+    monkeypatch.setattr(GuidedPurifier, "calibrate", lambda purifier, images, ratio: known.append(images) or 3.0)
+    other = np.random.RandomState(1).rand(5, 1, 8, 8).astype(np.float32)
+    np.savez(tmp_path / "known.npz", images=other)
+    words = ["--purifier", small_purifier, "--calibration", tmp_path / "known.npz", "--output", tmp_path / "o"]
+    assert command("evaluate", labelled[0], *words)[0] == 0
+    assert known and all(torch.equal(images, torch.tensor(other)) for images in known)
+    assert handed_on["rows"][2].purifier.config.guidance == GuidanceConfig(kind="pixel", scale=3.0)
+
+
+def test_an_attack_of_ones_own_stands_beside_the_clean_images_and_takes_the_rest_from_the_evaluation(handed_on, evaluated):
+    assert evaluated("--attack.norm", "l2", "--attack.num-eot", 1, "--epsilon", 0.3, "--num-steps", 9, "--seed", 4)[0] == 0
+    own = AttackConfig(name="own", norm="l2", epsilon=0.3, num_steps=9, num_eot=1, seed=4)
+    assert handed_on["attacks"] == [CLEAN, own]
+    assert evaluated("--attack.name", "mine", "--attack.epsilon", 0.2, "--attack.loss", "margin", "--attack.seed", 6)[0] == 0
+    default = EvaluationConfig()
+    own = AttackConfig(name="mine", epsilon=0.2, loss="margin", num_steps=default.num_steps, num_eot=default.num_eot, seed=6)
+    assert handed_on["attacks"] == [CLEAN, own]
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 4)])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_failed_self_test_is_code_4_and_said(passed, code, as_json, handed_on, evaluated):
+    handed_on["verdict"] = passed
+    ended, out, _ = evaluated("--defences", "ours", "--attacks", "standard", *(["--json"] if as_json else []))
+    assert ended == code
+    if as_json:
+        assert json.loads(out)["self_test"]["passed"] is passed and out.count("\n") == 1
+    else:
+        verdict = "passed" if passed else "FAILED: exact figures mean nothing"
+        assert out.splitlines()[-1] == f"gradient self-test {verdict}"
+
+
+def test_the_text_names_images_attacks_and_paired_comparisons(handed_on, evaluated):
+    words = ["--defences", "ours", "--defences", "undefended", "--attacks", "standard", "--attacks", "exact"]
+    code, out, _ = evaluated(*words)
+    assert code == 0 and "Accuracy on 4 images, percent, with its interval" in out
+    # (1 + 1/2 + 0 + 0) / 4 on average; 1.96 standard deviations of the four differences over 2
+    half = 1.959964 * np.std([1, 0.5, 0, 0], ddof=1) / 2
+    span = f"{100 * (0.375 - half):+.1f} to {100 * (0.375 + half):+.1f}"
+    assert f"ours - undefended: +37.5 points ({span}), McNemar p = 1" in out
+
+
+def test_the_json_holds_rows_comparisons_and_the_confidence_asked_for(handed_on, evaluated):
+    words = ["--defences", "ours", "--defences", "undefended", "--defences", "GDMP", "--attacks", "exact"]
+    comparisons = {}
+    for confidence in (0.5, 0.95):
+        result = json.loads(evaluated(*words, "--confidence", confidence, "--json")[1])
+        assert [(item["a"], item["b"]) for item in result["comparisons"]] == [("ours", "GDMP"), ("ours", "undefended")]
+        comparisons[confidence] = result["comparisons"][1]["difference"]
+        columns = {row["defence"]: row["columns"] for row in result["rows"]}
+        assert columns["ours"]["exact"]["value"] == 0.625 and columns["undefended"]["minimum, linf"]["value"] == 0.25
+    assert comparisons[0.5]["low"] > comparisons[0.95]["low"]
+
+
+def test_without_ours_there_is_nothing_to_compare(handed_on, evaluated):
+    result = json.loads(evaluated("--defences", "GDMP", "--defences", "undefended", "--attacks", "exact", "--json")[1])
+    assert result["comparisons"] == []
+    result = json.loads(evaluated("--defences", "GDMP", "--defences", "ours", "--attacks", "standard", "--json")[1])
+    assert result["comparisons"] == []  # clean images alone are no attack
+
+
+def test_the_report_holds_the_settings_the_figures_and_the_self_test(handed_on, evaluated, tmp_path):
+    words = ["--defences", "ours", "--defences", "undefended", "--attacks", "standard", "--attacks", "exact"]
+    code, _, _ = evaluated(*words, "--num-draws", 6, "--report", tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert code == 0
+    for text in ("Evaluation", "evaluation.num_draws", "purifier.guidance.scale", "undefended", "62.5", "passed", "exact_error"):
+        assert text in html, text
+
+
+def test_progress_is_told_cell_by_cell(handed_on, evaluated):
+    _, _, err = evaluated("--defences", "ours", "--attacks", "exact")
+    last = json.loads(err.splitlines()[-1])
+    assert (last["job"], last["done"], last["total"]) == ("evaluate", 1, 1)
+    assert (last["defence"], last["attack"], last["accuracy"]) == ("ours", "exact", 0.625)
+
+
+def test_a_purifier_without_labels_for_its_images_is_refused(command, small_purifier, tmp_path):
+    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 1, 8, 8), np.float32))
+    code, _, err = command(
+        "evaluate", tmp_path / "bare.npz", "--purifier", small_purifier, "--calibration", tmp_path / "bare.npz"
+    )
+    assert code == 2 and "source must have labels" in err
+
+
+def test_the_committed_evaluation_is_shown_where_there_is_one(capsys, tmp_path):
+    from purify_engine.cli.evaluate import show_full_evaluation
+
+    show_full_evaluation(tmp_path / "absent.jsonl")
+    assert capsys.readouterr().out == ""
+    cells = [protocol.Cell(name, "exact", "linf", (1.0, 0.0), (1.0, 0.0), 0.0, "", {}) for name in ("ours", "GDMP")]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(dataclasses.asdict(cell)) + "\n" for cell in cells))
+    show_full_evaluation(tmp_path / "r.jsonl")
+    out = capsys.readouterr().out
+    assert f"The full evaluation, from {tmp_path / 'r.jsonl'} (`make evaluate-digits` makes it again):" in out
+    assert "Accuracy on 2 images" in out and "ours - GDMP: +0.0 points" in out and "self-test" not in out

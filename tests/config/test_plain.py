@@ -1,0 +1,133 @@
+"""Configurations as JSON and back: equal, hashable, and of the same types, whatever they hold."""
+
+import dataclasses
+import json
+from typing import get_type_hints
+
+import pytest
+
+from purify_engine import config
+from purify_engine.config import (
+    AttackConfig,
+    ClassifierConfig,
+    ClassifierTraining,
+    DemoConfig,
+    DiffusionTraining,
+    EvaluationConfig,
+    GuidanceConfig,
+    Perturbation,
+    PurifierConfig,
+    ScheduleConfig,
+    TradesTraining,
+    Training,
+    UNetConfig,
+    from_dict,
+    to_dict,
+)
+
+SCHEDULE = ScheduleConfig(kind="cosine", num_timesteps=500, beta_start=1e-3, beta_end=0.3)
+GUIDANCE = GuidanceConfig(
+    kind="pixel", scale=3.5, form="mean", label_weight=0.5, latent_weight=2.0, pseudo_label="soft", look_at="x0",
+    normalised=True, norm_eps=1e-5,
+)  # fmt: skip
+PERTURBATION = Perturbation(norm="l2", epsilon=0.5, step_size=0.1, num_steps=3)
+CHANGED = {  # every field of every configuration at another value than its default
+    SCHEDULE,
+    GUIDANCE,
+    PERTURBATION,
+    PurifierConfig(
+        t_star=71, sampler="ddim", num_steps=7, eta=0.5, guidance=GUIDANCE, schedule=SCHEDULE, cycles=2, seed=2**62 + 1,
+        noise="fixed", gradient="bpda", surrogate_steps=3,
+    ),
+    UNetConfig(
+        image_size=16, in_channels=1, base_channels=32, channel_mult=(1, 3), num_res_blocks=1, attention_resolutions=(8, 4),
+        num_heads=2, num_head_channels=8, time_embedding="scale_shift", resample="pool", downsample_padding="symmetric",
+        resample_shortcut=True, decoder_attention="last_block", skip_rescale=True, learned_variance=True, sinusoid="cos_first",
+        sinusoid_endpoint=False, time_scale=0.999, time_offset=1.0, norm_groups=4, norm_eps=1e-5, dropout=0.1,
+    ),
+    ClassifierConfig(
+        architecture="wide_resnet", depth=28, width=10, num_classes=3, in_channels=1, activation="silu", mean=(0.3,), std=(0.4,),
+    ),
+    AttackConfig(
+        name="a", kind="none", norm="l2", epsilon=0.3, step_size=0.1, num_steps=3, num_eot=2, loss="dlr", start="clean",
+        surface="guide", gradient="blind", seed=7,
+    ),
+    EvaluationConfig(
+        epsilon=0.1, epsilon_l2=0.2, max_shift=0.4, num_steps=3, num_eot=2, num_queries=5, num_draws=6, confidence=0.9, seed=7,
+    ),
+    DemoConfig(
+        epsilon=0.1, transfer_steps=2, num_adaptive=3, adaptive_steps=4, num_eot=5, num_draws=6, num_exhibits=7, confidence=0.9,
+        seed=8,
+    ),
+    Training(
+        steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=True, seed=10, report_every=11,
+        checkpoint_every=12,
+    ),
+    DiffusionTraining(
+        steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
+        checkpoint_every=12, warmup_steps=13, gradient_clip=14.0, ema_decay=0.15, t_max=16, schedule=SCHEDULE,
+    ),
+    ClassifierTraining(
+        steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
+        checkpoint_every=12, momentum=0.13, attack=PERTURBATION,
+    ),
+    TradesTraining(
+        steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
+        checkpoint_every=12, momentum=0.13, attack=PERTURBATION, trade_off=14.0, drop_at=0.15, t_star=16, clean_share=0.17,
+        schedule=SCHEDULE,
+    ),
+}  # fmt: skip
+ALL = [thing for name in config.__all__ if dataclasses.is_dataclass(thing := getattr(config, name))]
+
+
+def by_name(value):
+    return type(value).__name__
+
+
+def test_every_configuration_is_here_with_every_field_changed():
+    assert {type(value) for value in CHANGED} == set(ALL)
+    for value in CHANGED:
+        for field in dataclasses.fields(value):
+            same = getattr(value, field.name) == field.default
+            assert not same, (by_name(value), field.name)
+
+
+@pytest.mark.parametrize("value", sorted(CHANGED, key=by_name), ids=by_name)
+def test_a_configuration_comes_back_from_its_json_equal_and_hashable(value):
+    back = from_dict(type(value), json.loads(json.dumps(to_dict(value))))
+    assert type(back) is type(value) and back == value and hash(back) == hash(value)
+    assert {back: 1}[value] == 1
+
+
+@pytest.mark.parametrize("value", sorted(CHANGED, key=by_name), ids=by_name)
+def test_the_json_form_holds_every_field_by_its_name(value):
+    plain = to_dict(value)
+    assert plain.keys() == {field.name for field in dataclasses.fields(value)}
+    for name, kind in get_type_hints(type(value)).items():
+        inner = getattr(value, name)
+        assert plain[name] == (to_dict(inner) if dataclasses.is_dataclass(kind) else inner)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in ALL if cls is not AttackConfig], ids=lambda cls: cls.__name__)
+def test_what_is_left_out_has_its_default_and_what_is_unknown_is_refused(cls):
+    assert from_dict(cls, {}) == cls()
+    known = ", ".join(get_type_hints(cls))
+    with pytest.raises(ValueError) as wrong:
+        from_dict(cls, {"zeal": 1, "hope": 2})
+    assert str(wrong.value) == f"{cls.__name__} must be given only {known}, got 'hope, zeal'"
+
+
+def test_an_unknown_key_is_refused_however_deep():
+    with pytest.raises(ValueError, match="^GuidanceConfig must be given only kind, .*, got 'sale'$"):
+        from_dict(PurifierConfig, {"guidance": {"sale": 3}})
+
+
+def test_an_impossible_value_is_refused_on_the_way_back():
+    with pytest.raises(ValueError, match="^t_star must be in"):
+        from_dict(PurifierConfig, {"t_star": 0})
+
+
+def test_configurations_cannot_be_changed():
+    for value in CHANGED:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
