@@ -31,7 +31,7 @@ class Fault:
     says: str  # what is wrong then
     old: str
     new: str
-    tests: tuple[str, ...]
+    tests: tuple[str, ...]  # files or folders; a pattern may name files that are not there
 
     def planted_in(self, source: str) -> str:
         """`source` with the fault; ValueError where the old text does not stand in it exactly once."""
@@ -78,14 +78,23 @@ def plant_all(root: Path, faults: list[Fault], jobs: int = 1) -> list[bool]:
         sound = _Sound(Path(folder, "sound"))
 
         def examine(fault: Fault) -> bool:
-            without = tuple(name for test in fault.tests for name in sound.failing(test.partition("::")[0]))
+            tests = named_tests(fault, sound.tree)
+            without = tuple(name for test in tests for name in sound.failing(test))
             tree = trees.get()
             try:
-                return _examine(tree, fault, without)
+                return _examine(tree, fault, tests, without)
             finally:
                 trees.put(tree)
 
         return list(pool.map(examine, faults))
+
+
+def named_tests(fault: Fault, tree: Path) -> tuple[str, ...]:
+    """The files and folders of `tree` that a fault's tests are; FileNotFoundError where there are none."""
+    found = tuple(sorted({path.relative_to(tree).as_posix() for pattern in fault.tests for path in tree.glob(pattern)}))
+    if not found:
+        raise FileNotFoundError(f"{fault.name}: none of {', '.join(fault.tests)} is there")
+    return found
 
 
 class _Sound:
@@ -105,7 +114,7 @@ class _Sound:
             return self._failing[tests]
 
 
-def _examine(tree: Path, fault: Fault, without: tuple[str, ...]) -> bool:
+def _examine(tree: Path, fault: Fault, tests: tuple[str, ...], without: tuple[str, ...]) -> bool:
     started, path = time.monotonic(), tree / fault.file
     source, extensions = path.read_text(encoding="utf-8"), list((tree / "purify_engine").glob("_C*.so"))
     for extension in extensions if fault.is_compiled else ():
@@ -114,7 +123,7 @@ def _examine(tree: Path, fault: Fault, without: tuple[str, ...]) -> bool:
     try:
         if fault.is_compiled:
             build(tree)
-        outcome = run_tests(tree, fault.tests, stop=True, without=without)
+        outcome = run_tests(tree, tests, stop=True, without=without)
     finally:
         path.write_text(source, encoding="utf-8")
         for extension in extensions if fault.is_compiled else ():
