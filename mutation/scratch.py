@@ -54,7 +54,7 @@ def run_tests(tree: Path, tests: tuple[str, ...], *, stop: bool, without: tuple[
         return Outcome(False, (f"no end within {SECONDS} s",), "")
     if done.returncode < 0:
         return Outcome(False, (f"a crash, signal {-done.returncode}",), done.stdout)
-    # 2, a file that cannot be collected, is what a fault may well do, and nothing that a sound tree does. 5, nothing was selected, is
+    # 2, a file that cannot be collected, is what a fault may well do, and a sound tree does not. 5, that nothing was selected, is
     # neither a pass nor a test that noticed anything.
     if done.returncode not in ((0, 1, 2) if stop else (0, 1)):
         raise RuntimeError(f"pytest could not run {' '.join(tests)} (exit code {done.returncode}):\n{done.stdout}{done.stderr}")
