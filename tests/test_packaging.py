@@ -1,16 +1,19 @@
-"""What a user installs: a whole source archive, a wheel built from it in isolation, and a package that works from there."""
+"""What a user installs: a whole source archive, a wheel built from it in isolation, and a command that works in every verb."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import sysconfig
 import tarfile
-from importlib.metadata import PackageNotFoundError, requires
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -36,7 +39,7 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(archive) -> Path:
-    """The Python of an environment of its own that has the wheel, built in isolation, and sees this one's other packages."""
+    """The Python of an environment with the wheel, built in isolation, and with what the wheel requires: no developer's tools."""
     folder = archive.parent
     constraints = str(ROOT / "constraints.txt")
     build = ("-m", "pip", "wheel", "--no-deps", "--wheel-dir", folder, archive)
@@ -48,8 +51,30 @@ def installed(archive) -> Path:
     install = ("--python", python, "install", "--no-deps", "--no-index", next(folder.glob("*.whl")))
     run(sys.executable, "-m", "pip", *install, cwd=folder)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    (own / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for name in needed(["purify-engine[digits]"]) - {"purify-engine"}:
+        for top in {file.parts[0] for file in distribution(name).files or ()} - {"..", "__pycache__"}:
+            if not (own / top).exists():
+                (own / top).symlink_to(str(distribution(name).locate_file(top)))
     return python
+
+
+@pytest.fixture
+def command(installed, tmp_path):
+    """Runs `purify-engine WORDS` as installed, in an empty folder; gives what it prints. Any exit code but 0 is a failure."""
+
+    def typed(*words: object) -> str:
+        return run(installed.parent / "purify-engine", *map(str, words), cwd=tmp_path)
+
+    return typed
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """Eight bright and dark images, in a file with their labels."""
+    labels = np.arange(8) % 2
+    images = np.random.RandomState(0).rand(8, 1, 8, 8) * 0.4 + 0.5 * labels[:, None, None, None]
+    np.savez(tmp_path / "in.npz", images=images.astype(np.float32), labels=labels)
+    return tmp_path / "in.npz"
 
 
 def test_the_source_archive_has_everything_a_build_needs(archive):
@@ -60,6 +85,21 @@ def test_the_source_archive_has_everything_a_build_needs(archive):
     assert {path.relative_to(ROOT).as_posix() for path in ours} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "purify_engine/py.typed"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+    assert not {path.relative_to(ROOT).as_posix() for path in modules()} - names
+
+
+def test_the_wheel_has_every_module_and_no_other(installed):
+    names = set(zipfile.ZipFile(next(installed.parents[2].glob("*.whl"))).namelist())
+    ours = {path.relative_to(ROOT).as_posix() for path in modules()}
+    ours = {f"purify_engine/{name}" if name.startswith("kernels/") else name for name in ours}
+    assert {name for name in names if name.endswith(".py")} == ours
+    assert {"purify_engine/py.typed", "purify_engine/weights/digits/unet.safetensors"} <= names
+
+
+def modules() -> list[Path]:
+    """Every Python file of the package; `kernels` is a package of its own beside it."""
+    found = [*ROOT.glob("purify_engine/**/*.py"), *ROOT.glob("kernels/**/*.py")]
+    return [path for path in found if not path.is_relative_to(ROOT / "purify_engine" / "kernels")]
 
 
 def test_the_wheel_is_used_and_not_the_checkout(installed, tmp_path):
@@ -92,8 +132,79 @@ print(list_purifiers(), load_classifier("digits")(out).shape, out.shape == image
     assert run(installed, "-c", code, cwd=tmp_path).strip() == "['digits'] torch.Size([2, 10]) True"
 
 
-def test_the_command_is_installed(installed, tmp_path):
-    assert run(installed.parent / "purify-engine", "--version", cwd=tmp_path).strip()
+def test_nothing_but_what_the_wheel_requires_is_there(installed, tmp_path):
+    for name in ("pytest", "pybind11", "mypy", "build"):
+        code = f"import importlib.util; print(importlib.util.find_spec({name!r}))"
+        assert run(installed, "-c", code, cwd=tmp_path).strip() == "None", name
+
+
+def test_every_verb_is_run_below(installed, tmp_path):
+    code = """
+import json
+from purify_engine.cli.run import application
+def verbs(app):
+    return {name: verbs(app[name]) for name in app if not name.startswith("-")}
+print(json.dumps(verbs(application())))
+"""
+    training = {"diffusion": {}, "trades": {}, "classifier": {}, "digits": {}}
+    expected = {"demo": {}, "purify": {}, "evaluate": {}, "train": training, "bench": {}, "doctor": {}}
+    assert json.loads(run(installed, "-c", code, cwd=tmp_path)) == expected
+
+
+def test_doctor_finds_the_installation_healthy(command):
+    found = json.loads(command("doctor", "--json"))
+    assert found["healthy"]
+    judged = {finding["name"] for finding in found["findings"] if finding["ok"]}
+    assert {"extension", "op guided_step", "op attention", "op conv3x3", "purifier", "noise", "gradient"} <= judged
+
+
+def test_images_are_purified(command, labelled, tmp_path):
+    command("purify", labelled, tmp_path / "out.npz")
+    before, after = (np.load(path)["images"] for path in (labelled, tmp_path / "out.npz"))
+    assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1 and np.abs(after - before).max() > 0.01
+
+
+def test_a_purifier_is_timed(command):
+    result = json.loads(command("bench", "--batch", 1, "--seconds", 0.2, "--json"))
+    assert result["purifier"] == "digits" and all(point["median"] > 0 for point in result["points"])
+
+
+def test_defences_are_evaluated(command, tmp_path):
+    chosen = ("--defences", "undefended", "--defences", "DiffPure", "--attacks", "standard", "--attacks", "exact")
+    light = ("--limit", 2, "--num-steps", 1, "--num-eot", 1, "--num-draws", 1)
+    shown = json.loads(command("evaluate", *chosen, *light, "--output", "cells.jsonl", "--report", "report.html", "--json"))
+    assert {row["defence"] for row in shown["rows"]} == {"undefended", "DiffPure"}
+    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 4 and "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_the_demonstration_runs(command, tmp_path):
+    names = ("transfer-steps", "num-adaptive", "adaptive-steps", "num-eot", "num-draws", "num-exhibits")
+    assert len(json.loads(command("demo", *(f"--{name}=1" for name in names), "--json"))["rows"]) == 5
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "weights"),
+    [
+        ("diffusion", "image-size=8 base-channels=8 channel-mult=1 num-res-blocks=1 norm-groups=4", "unet"),
+        ("trades", "architecture=cifar_resnet depth=8 width=4 num-classes=2 mean=0.5 std=0.5", "guide"),
+        ("classifier", "architecture=cifar_resnet depth=8 width=4 num-classes=2 mean=0.5 std=0.5", "classifier"),
+    ],
+)
+def test_networks_are_trained(job, settings, weights, command, labelled, tmp_path):
+    network = [f"--network.{setting}" for setting in (*settings.split(), "in-channels=1")]
+    command("train", job, labelled, tmp_path / "trained", "--steps", 1, "--batch-size", 4, *network)
+    assert (tmp_path / "trained" / f"{weights}.safetensors").exists()
+
+
+def test_the_embedded_networks_are_trained_until_it_is_stopped(installed, tmp_path):
+    words = [installed.parent / "purify-engine", "train", "digits"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as training:
+        assert training.stderr is not None
+        first = json.loads(training.stderr.readline())
+        training.send_signal(signal.SIGTERM)
+        training.stderr.read()
+    assert training.returncode == 143 and first["job"] == "train digits" and first["done"] > 0
 
 
 def test_without_the_extension_everything_runs_on_the_reference(installed, tmp_path):
