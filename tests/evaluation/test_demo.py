@@ -1,10 +1,14 @@
 import dataclasses
 
+import pytest
 import torch
 
-from purify_engine.config import DemoConfig, GuidanceConfig
+from purify_engine.config import AttackConfig, DemoConfig, GuidanceConfig
+from purify_engine.evaluation import demo as demo_module
 from purify_engine.evaluation.defences import calibrated, standard_defences
 from purify_engine.evaluation.demo import run_demo
+from purify_engine.evaluation.statistics import wilson
+from purify_engine.evaluation.suite import CLEAN
 from tests.evaluation.worlds import ToyPurifier, guided, linear_world
 
 BUDGET = DemoConfig(epsilon=0.05, transfer_steps=5, num_adaptive=8, adaptive_steps=4, num_draws=3, num_exhibits=4)
@@ -51,3 +55,106 @@ def test_rows_differ_in_guidance_alone():
 def test_calibrated_sibling_carries_the_scale_of_its_ratio():
     purifier = calibrated(ToyPurifier(guided(1.0)), torch.rand(2, 1, 4, 4), 0.3, latent_weight=0.0)
     assert purifier.config.guidance == dataclasses.replace(guided(3.0).guidance, latent_weight=0.0)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Every (defence, attack, ids, images) of a demonstration, and every scoring of one."""
+    seen = {"attacks": [], "scores": []}
+    whole_attack, whole_score = demo_module.attack, demo_module.score
+
+    def attack(defence, images, labels, config, *, ids=None):
+        seen["attacks"].append((defence.name, config, None if ids is None else ids.tolist(), len(images)))
+        return whole_attack(defence, images, labels, config, ids=ids)
+
+    def score(defence, images, labels, ids, draws):
+        scores = whole_score(defence, images, labels, ids, draws)
+        seen["scores"].append((defence.name, ids.tolist(), draws, scores))
+        return scores
+
+    monkeypatch.setattr(demo_module, "attack", attack)
+    monkeypatch.setattr(demo_module, "score", score)
+    return seen
+
+
+def test_each_defence_meets_the_clean_images_the_transferred_attack_and_the_adaptive_ones(watched):
+    demonstration()
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:8].tolist()
+    own = [item for item in watched["attacks"] if item[0] == "ours" and item[2] is not None]
+    transferred = AttackConfig(name="transferred", epsilon=0.05, num_steps=5, num_eot=1, gradient="blind")
+    adaptive = AttackConfig(name="adaptive", epsilon=0.05, num_steps=4, num_eot=BUDGET.num_eot, gradient="straight_through")
+    from_guide = dataclasses.replace(adaptive, surface="guide", num_steps=5)
+    everything = list(range(20))
+    assert own == [
+        ("ours", CLEAN, everything, 20),
+        ("ours", transferred, everything, 20),
+        ("ours", adaptive, chosen, 8),
+        ("ours", from_guide, chosen, 8),
+    ]
+    plain = [(config, count) for name, config, _, count in watched["attacks"] if name == "undefended"]
+    clean = dataclasses.replace(CLEAN, num_steps=80, num_eot=1)  # nothing random stands before it: draws become steps
+    assert plain == [(clean, 20), (transferred, 20), (adaptive, 8)]  # without an argmax, straight through is the exact gradient
+
+
+def test_images_are_scored_on_draws_that_no_attack_saw_by_their_ids(watched):
+    demonstration()
+    assert {draws for _, _, draws, _ in watched["scores"]} == {range(2**30, 2**30 + 3)}
+    assert {tuple(ids) for _, ids, _, _ in watched["scores"]} == {
+        tuple(range(20)),
+        tuple(torch.randperm(20, generator=torch.Generator().manual_seed(0))[:8].tolist()),
+    }
+
+
+def test_a_figure_is_the_mean_over_images_of_the_worst_attack(watched):
+    demo, _ = demonstration()
+    (ours,) = (row for row in demo.rows if row.defence == "ours")
+    *_, first, second = (scores for name, _, _, scores in watched["scores"] if name == "ours")
+    assert ours.columns["adaptive"] == wilson([min(pair) for pair in zip(first, second, strict=True)], 0.95)
+
+
+def test_another_confidence_and_seed_are_heeded(watched):
+    classifier, images, labels = linear_world(20)
+    purifier = ToyPurifier(guided(1.0))
+    budget = dataclasses.replace(BUDGET, confidence=0.5, seed=3)
+    demo = run_demo(purifier, classifier, images, labels, budget, training_images=images)
+    scores = next(scores for name, _, _, scores in watched["scores"] if name == "undefended")
+    assert demo.rows[0].columns["standard"] == wilson(scores, 0.5) and demo.config == budget
+    assert {config.seed for _, config, _, _ in watched["attacks"] if config.kind != "none"} == {3}
+    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(3))[:8].tolist()
+    assert watched["scores"][2][1] == chosen
+    assert [row.defence for row in demo.rows] == ["undefended", "DiffPure", "GDMP", "ours"]  # without a guide
+
+
+def test_it_says_what_is_about_to_run_and_shows_the_first_images_attacked():
+    demo, stages = demonstration()
+    assert stages == ["gradient self-test", "undefended", "DiffPure", "GDMP", "ours", "the guide alone", "contact sheet"]
+    _, images, labels = linear_world(20)
+    assert [row.label for row in demo.sheet] == [str(int(label)) for label in labels[:4]]
+    assert all(row.attacked != row.input and row.input.right for row in demo.sheet)
+    assert demo.self_test["num_images"] == 4 and demo.config == BUDGET
+
+
+def test_rivals_are_calibrated_on_the_training_images():
+    classifier, images, labels = linear_world(20)
+    known = []
+
+    class Calibrated(ToyPurifier):
+        def configured(self, **changes):
+            sibling = Calibrated(dataclasses.replace(self.config, **changes))
+            sibling.guide = self.guide
+            return sibling
+
+        def calibrate(self, images, ratio):
+            known.append(images)
+            return 1.0
+
+    run_demo(Calibrated(guided(1.0)), classifier, images, labels, BUDGET, training_images=images[:5])
+    assert known and all(torch.equal(found, images[:5]) for found in known)
+
+
+def test_speed_is_images_over_the_seconds_of_one_purification(monkeypatch):
+    classifier, images, labels = linear_world(20)
+    ticks = iter(range(100))
+    monkeypatch.setattr(demo_module.time, "perf_counter", lambda: 0.5 * next(ticks))
+    demo = run_demo(ToyPurifier(guided(1.0)), classifier, images, labels, BUDGET, training_images=images)
+    assert {row.images_per_second for row in demo.rows} == {40.0} and demo.seconds == 4.5

@@ -1,23 +1,33 @@
 import base64
 import io
+import json
+import platform
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import jinja2
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 
+from purify_engine.config import PurifierConfig
 from purify_engine.evaluation.contact_sheet import data_uri, exhibits
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.report import (
+    best,
     by_attack,
+    column_names,
     figure,
     flattened,
     render_by_attack,
     render_table,
+    sizes,
     terminal_by_attack,
     terminal_table,
+    versions,
     write_report,
 )
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference
@@ -167,3 +177,93 @@ def test_many_attacks_are_shown_a_line_each():
     console = Console(file=io.StringIO(), width=120)
     console.print(terminal_by_attack(ROWS, "Digits"))
     assert all(text in console.file.getvalue() for text in lines[0])
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_columns_are_those_of_any_row_in_order_of_first_appearance_with_their_sizes():
+    third = Row("third", {"late": Estimate(0.5, 0.4, 0.6, 7), "standard": Estimate(0.9, 0.8, 1, 360)})
+    rows = [*ROWS, third]
+    assert column_names(rows) == ["standard", "exact", "late"]
+    assert sizes(rows) == {"standard": 360, "exact": 64, "late": 7}
+    assert best(rows) == {"standard": 0.975, "exact": 0.09, "late": 0.5}
+    assert best([Row("masked", {"exact": Estimate(0.9, 0.8, 1, 9, masked=True)})]) == {"exact": -1.0}
+    lines = [cells_of(line) for line in render_table(rows).splitlines()]
+    assert lines[0] == ["defence", "standard (n = 360)", "exact (n = 64)", "late (n = 7)", "images/s"]
+    assert lines[4] == ["third", "90.0 (80.0–100.0)", "–", "50.0 (40.0–60.0)", "–"]
+
+
+def test_without_any_speed_there_is_no_column_of_it():
+    lines = render_table(ROWS[:1]).splitlines()
+    assert cells_of(lines[0]) == ["defence", "standard (n = 360)", "exact (n = 64)"] and len(cells_of(lines[2])) == 3
+
+
+def test_an_attack_a_line_as_markdown_and_in_the_terminal():
+    lines = render_by_attack(ROWS).splitlines()
+    assert [cells_of(line) for line in lines] == [
+        ["attack", "undefended", "ours"],
+        ["---", "---:", "---:"],
+        ["standard", "97.5 (95.0–99.0)", "96.6 (94.0–98.0)"],
+        ["exact", "9.0 (6.0–12.0)", "90.9 (80.0–95.0) masked"],
+    ]
+    table = terminal_by_attack(ROWS, "Title")
+    assert table.title == "Title" and [str(column.header) for column in table.columns] == ["attack", "undefended", "ours"]
+    assert [column.justify for column in table.columns] == ["left", "right", "right"]
+    assert list(table.columns[2].cells) == ["96.6 (94.0–98.0)", "90.9 (80.0–95.0) masked"]
+
+
+def test_a_defence_a_line_in_the_terminal():
+    table = terminal_table(ROWS, "Title")
+    headers = ["defence", "standard\nn = 360", "exact\nn = 64", "images/s"]
+    assert table.title == "Title" and [str(column.header) for column in table.columns] == headers
+    assert [column.justify for column in table.columns] == ["left", "right", "right", "right"]
+    assert list(table.columns[3].cells) == ["–", "1,234"] and list(table.columns[0].cells) == ["undefended", "ours"]
+
+
+def test_figures_are_percent_with_one_decimal():
+    assert figure(Estimate(0.12345, 0.0, 1.0, 5)) == "12.3 (0.0–100.0)"
+    assert figure(Estimate(0.5, 0.25, 0.75, 5, masked=True)) == "50.0 (25.0–75.0) masked"
+
+
+def test_settings_are_flattened_as_json_but_for_text():
+    said = flattened({"text": "a b", "none": None, "flag": True, "deep": {"er": {"still": 0.5}}, "path": Path("x")})
+    assert said == {"text": "a b", "none": "null", "flag": "true", "deep.er.still": "0.5", "path": '"x"'}
+    assert flattened({"kind": PurifierConfig}) == {"kind": json.dumps(str(PurifierConfig))}  # a class is no nested settings
+
+
+def test_versions_are_those_of_the_packages_that_made_the_figures(monkeypatch):
+    from purify_engine.evaluation import report as module
+
+    found = versions()
+    assert list(found) == ["python", "machine", "purify-engine", "torch", "numpy", "scipy", "pillow"]
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0] and found["numpy"] == np.__version__
+    assert found["python"] == platform.python_version() and platform.machine() in found["machine"]
+    monkeypatch.setattr(module, "_PACKAGES", ("no-such-package",))
+    assert versions()["no-such-package"] == "not installed"
+
+
+def test_parts_that_are_not_given_are_not_in_the_report(tmp_path):
+    html = write_report(tmp_path / "r.html", title="Bare", rows=[]).read_text()
+    assert "<h1>Bare</h1>" in html and "Versions" in html
+    for heading in ("Accuracy", "Paired", "Contact sheet", "self-test", "Configuration"):
+        assert heading not in html
+
+
+def test_comparisons_and_a_failed_self_test_are_shown(tmp_path):
+    html = report(tmp_path, self_test={"passed": False, "exact_error": 0.5})
+    for text in ("ours − DiffPure", "23.0", "19.0 – 27.0", "18.0 – 28.0", "90 : 7", "1e-18"):
+        assert text in html, text
+    assert '<span class="badge failed">failed</span>' in html and "<dt>exact_error</dt><dd>0.5</dd>" in html
+    assert "× 10" in html and html.count("<figure") == 3
+
+
+def test_a_text_that_the_template_does_not_know_is_an_error(tmp_path, monkeypatch):
+    from purify_engine.evaluation import report as module
+
+    (tmp_path / "t.j2").write_text("{{ unknown }}")
+    monkeypatch.setattr(module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(module, "_TEMPLATE", "t.j2")
+    with pytest.raises(jinja2.UndefinedError):
+        write_report(tmp_path / "r.html", title="x", rows=[])
