@@ -163,6 +163,16 @@ def test_large_images_are_refused_by_us_and_without_pillows_warning(tmp_path, mo
     assert not warned
 
 
+def test_other_warnings_come_through(tmp_path):
+    class Warns(Counted):
+        def read(self, index):
+            warnings.warn("this format is old", UserWarning, stacklevel=1)
+            return super().read(index)
+
+    with pytest.warns(UserWarning, match="this format is old"):
+        purify_dataset(Spoil(0.0), Warns(1), Kept(tmp_path))
+
+
 def test_a_summary_counts_what_became_of_every_input():
     failed = (ItemFailure(1, "b", "broken"), ItemFailure(2, "c", "broken"))
     summary = PurificationSummary(ok=3, failed=failed, skipped=("x",), seconds=1.50049)

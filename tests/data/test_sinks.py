@@ -82,3 +82,16 @@ def test_records_lie_beside_the_images(tmp_path):
     assert of_folder.record("run.json") == tmp_path / "out" / "run.json"
     write_record(tmp_path / "failed.jsonl", [{"id": 1}, {"id": 2}])
     assert [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()] == [{"id": 1}, {"id": 2}]
+
+
+def test_the_folders_of_an_array_are_made_before_the_work_begins(tmp_path):
+    np.save(tmp_path / "in.npy", np.zeros((2, 8, 8), np.uint8))
+    open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / "deep" / "er" / "out.npy")
+    assert (tmp_path / "deep" / "er").is_dir(), "where they cannot be made is told now, and not after hours"
+
+
+def test_a_record_is_indented_and_a_list_of_them_has_a_line_each(tmp_path):
+    write_record(tmp_path / "run.json", {"a": 1, "b": {"c": 2}})
+    assert (tmp_path / "run.json").read_text() == '{\n  "a": 1,\n  "b": {\n    "c": 2\n  }\n}\n'
+    write_record(tmp_path / "deep" / "er" / "failed.jsonl", [{"a": 1}, {"b": 2}])
+    assert (tmp_path / "deep" / "er" / "failed.jsonl").read_text() == '{"a": 1}\n{"b": 2}\n'
