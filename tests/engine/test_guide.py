@@ -131,3 +131,9 @@ def test_what_lies_behind_an_image_is_not_differentiated_twice():
     pull = input_gradient(lambda x: x.pow(2).sum(), 3 * leaf)
     torch.testing.assert_close(pull, 6 * X_T)
     torch.testing.assert_close(torch.autograd.grad(pull.sum(), leaf)[0], torch.full_like(X_T, 6.0))
+
+
+def test_what_an_objective_closes_over_is_a_constant_of_the_pull():
+    """Even the image itself: the pull is taken where the objective is told to look."""
+    leaf = X_T.clone().requires_grad_()
+    torch.testing.assert_close(input_gradient(lambda x: (x * leaf).sum(), leaf), X_T)
