@@ -1,0 +1,103 @@
+"""Where purifiers come from: names, folders and the Hub in their order, networks frozen, what a folder holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from purify_engine import presets
+from purify_engine.config import PurifierConfig
+from purify_engine.purifier import GuidedPurifier
+from tests.test_purifier import GUIDE, UNET, images, purifier
+
+
+def saved(folder, **options):
+    purifier(**options).save_pretrained(folder)
+    return folder
+
+
+def test_the_embedded_purifiers_are_listed_and_load():
+    names = presets.list_purifiers()
+    assert "digits" in names and names == sorted(names)
+    for name in names:
+        assert presets.resolve(name) == presets.EMBEDDED / name
+
+
+def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "_from_hub", lambda name: f"hub {name}")
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "owner" / "here").mkdir(parents=True)
+    assert presets.resolve("digits") == presets.EMBEDDED / "digits"
+    assert str(presets.resolve("owner/here")) == "owner/here"
+    assert presets.resolve("owner/there") == "hub owner/there"
+    for name in ("nowhere", "a/b/c", str(tmp_path / "absent")):
+        with pytest.raises(FileNotFoundError, match=r"embedded name \(.*digits.*\), a folder, or a Hub id"):
+            presets.resolve(name)
+
+
+def test_of_the_hub_only_weights_and_configurations_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(repo_id, **how):
+        asked.append((repo_id, how))
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert presets.resolve("owner/name") == tmp_path
+    assert asked == [("owner/name", {"allow_patterns": ["*.json", "*.safetensors"]})]  # never a pickle
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install .purify-engine\[hub\]"):
+        presets.resolve("owner/name")
+
+
+def test_a_loaded_purifier_is_the_saved_one_frozen_and_evaluated(tmp_path):
+    model = purifier(noise="fixed", seed=3, gradient="bpda")
+    loaded = GuidedPurifier.from_pretrained(saved(tmp_path, noise="fixed", seed=3, gradient="bpda"))
+    assert loaded.config == model.config
+    assert loaded.denoiser.unet.config == UNET and loaded.guide.config == GUIDE
+    for (name, own), (other, theirs) in zip(loaded.state_dict().items(), model.state_dict().items(), strict=True):
+        assert name == other and torch.equal(own, theirs)
+    assert not loaded.guide.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_purifier_without_a_guide_is_saved_without_one(tmp_path):
+    model = GuidedPurifier(purifier().denoiser, None, PurifierConfig(t_star=20, num_steps=2, noise="fixed"))
+    model.save_pretrained(tmp_path / "deep" / "down")
+    assert sorted(file.name for file in (tmp_path / "deep" / "down").iterdir()) == ["config.json", "unet.safetensors"]
+    loaded = GuidedPurifier.from_pretrained(tmp_path / "deep" / "down")
+    assert loaded.guide is None
+    assert (loaded(images()) - model(images())).abs().max() < 1e-5
+
+
+def test_a_configuration_says_what_it_is_of_and_leaves_out_what_is_not_there(tmp_path):
+    content = json.loads((saved(tmp_path) / "config.json").read_text())
+    assert set(content) == {"schema_version", "unet", "guide", "purifier"} and content["schema_version"] == 1
+    presets.write_config(tmp_path, unet=UNET, guide=None, purifier=PurifierConfig())
+    assert set(json.loads((tmp_path / "config.json").read_text())) == {"schema_version", "unet", "purifier"}
+
+
+def test_a_classifier_beside_a_purifier_is_frozen_and_one_that_is_not_there_is_named(small_purifier, tmp_path):
+    classifier = presets.load_classifier(small_purifier)
+    assert not classifier.training and not any(parameter.requires_grad for parameter in classifier.parameters())
+    guide = GuidedPurifier.from_pretrained(small_purifier).guide  # of another draw: each file is read for its own part
+    assert not torch.equal(classifier.linear.weight, guide.linear.weight)
+    with pytest.raises(ValueError, match="must be a purifier with a classifier beside it"):
+        presets.load_classifier(saved(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["unet", "purifier"])
+def test_a_configuration_without_its_parts_is_refused(tmp_path, missing):
+    path = saved(tmp_path) / "config.json"
+    content = json.loads(path.read_text())
+    for spoiled in ({key: value for key, value in content.items() if key != missing}, [content]):
+        path.write_text(json.dumps(spoiled))
+        with pytest.raises(ValueError, match="must be an object with unet and purifier"):
+            GuidedPurifier.from_pretrained(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "schema_version"}))
+    with pytest.raises(ValueError, match=r"schema_version of .* must be 1 for this release, got None"):
+        GuidedPurifier.from_pretrained(tmp_path)
