@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from purify_engine.evaluation.defences import GUIDE_ALONE, OURS, RIVALS
+from purify_engine.evaluation.defences import BASELINES, GUIDE_ALONE, OURS
 from purify_engine.evaluation.protocol import Cell, read_cells
 from purify_engine.evaluation.report import figure, render_by_attack, render_table
 from purify_engine.evaluation.statistics import Estimate
@@ -31,7 +31,7 @@ def comparisons(results: Path) -> str:
     """Ours against every other defence, image by image."""
     header = ("ours against", "difference, points (95 % interval)", "worst attack scored afresh", "McNemar, majority of draws")
     rows = []
-    for item in compare(digits_cells(results), OURS, RIVALS):
+    for item in compare(digits_cells(results), OURS, BASELINES):
         gaps = (
             f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
             for gap in (item.difference, item.fresh)

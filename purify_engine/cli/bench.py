@@ -70,11 +70,11 @@ def bench(
             done += 1
             meter.update(done, done + 1, batch=point.batch, variant=point.variant)
 
-        found = measure(ours, purifier, batches, seconds, tell)
+        result = measure(ours, purifier, batches, seconds, tell)
         meter.update(done, done)
     if output is not None:
-        write_chart(output, found)
-    _say(found, output, as_json=json)
+        write_chart(output, result)
+    _say(result, output, as_json=json)
     return 0
 
 
@@ -96,25 +96,25 @@ def _prepared(purifier: GuidedPurifier, precision: Precision, on_gpu: bool) -> G
     return purifier
 
 
-def _say(found: Benchmark, output: Path | None, *, as_json: bool) -> None:
+def _say(result: Benchmark, output: Path | None, *, as_json: bool) -> None:
     if as_json:
-        say({**found.record(), "report": None if output is None else str(output)}, "", as_json=True)
+        say({**result.record(), "report": None if output is None else str(output)}, "", as_json=True)
         return
     from rich.table import Table
 
     from purify_engine.benchmark.chart import duration, rate
 
-    title = f"{found.purifier}, {found.steps} steps, {found.precision}, on {found.machine['machine']}"
+    title = f"{result.purifier}, {result.steps} steps, {result.precision}, on {result.machine['machine']}"
     table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
     for heading in ("batch", "variant", "median", "p90", "p99", "calls", "images/s", "to eager fp32"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
-    for point in found.points:
+    for point in result.points:
         if point.timing is None:
             table.add_row(str(point.batch), f"{point.variant}: {point.note}")
             continue
         times = (duration(value) for value in (point.timing.median, point.timing.p90, point.timing.p99))
-        ratio, speed = found.speed_up(point), point.images_per_second or 0.0
+        ratio, speed = result.speed_up(point), point.images_per_second or 0.0
         beside = "–" if ratio is None else f"{ratio:.2f}×"
         table.add_row(str(point.batch), point.variant, *times, str(point.timing.n), rate(speed), beside)
     show(table)
-    print(f"engine: {found.execution}" + ("" if output is None else f" · charts in {output}"))
+    print(f"engine: {result.execution}" + ("" if output is None else f" · charts in {output}"))

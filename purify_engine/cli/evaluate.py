@@ -47,10 +47,10 @@ def evaluate(
     attack: AttackOptions | None = None,
     options: Annotated[EvaluationOptions | None, Parameter(name="*")] = None,
 ) -> int:
-    """Attack the classifier behind PURIFIER in every way we know, and compare defences on the same images.
+    """Attack the classifier behind PURIFIER by every attack of the protocol, and compare defences on the same images.
 
-    Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and found again, so the same
-    command goes on where it was stopped. The headline is each image's score under its own worst attack.
+    Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and not computed again, so the
+    same command goes on where it was stopped. The headline is each image's score under its own worst attack.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ def evaluate(
     report:
         Also write a report, one HTML file.
     calibration:
-        Training images that the rivals' guidance scales are calibrated on: "digits", a folder or a file; never those evaluated.
+        Training images that the baselines' guidance scales are calibrated on:
+        "digits", a folder or a file. Never those evaluated.
     limit:
         Only the first so many images.
     defences:
@@ -89,7 +90,7 @@ def evaluate(
     images, labels = _images(source, ours, limit)
     wanted = _attacks(config, attacks, given(attack))
     self_test = gradient_self_test(ours, images[:8], seed=config.seed)
-    total, cells = sum(fitted(one, row) is not None for row in rows for one in wanted), []
+    total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
     with Meter("evaluate") as meter:
 
         def tell(cell: Cell) -> None:
@@ -155,11 +156,11 @@ def _write_report(path: Path, cells: list[Cell], self_test: dict[str, Any], sett
 
 
 def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
-    from purify_engine.evaluation.defences import OURS, RIVALS
+    from purify_engine.evaluation.defences import BASELINES, OURS
     from purify_engine.evaluation.summary import compare
 
     attacked = {cell.defence for cell in cells if cell.norm == "linf"}
-    return compare(cells, OURS, [name for name in RIVALS if name in attacked], confidence) if OURS in attacked else []
+    return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
 
 
 def _say(cells: list[Cell], self_test: dict[str, Any] | None, confidence: float, *, as_json: bool) -> None:

@@ -48,8 +48,8 @@ def given(options: Any) -> dict[str, Any]:
     """What was given on the command line or in the file, and nothing else."""
     if options is None:
         return {}
-    found = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    values = {name: given(value) if dataclasses.is_dataclass(value) else value for name, value in found.items()}
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    values = {name: given(value) if dataclasses.is_dataclass(value) else value for name, value in fields.items()}
     return {name: value for name, value in values.items() if value is not None and value != {}}
 
 

@@ -44,7 +44,7 @@ def attack(defence: Defence, images: Images, labels: Labels, config: AttackConfi
 
 
 def needs_draws(defence: Defence, config: AttackConfig) -> bool:
-    """Whether the attacked function is random; where it is not, one evaluation a step says all."""
+    """Whether the attacked function is random; where it is not, one evaluation in each step is enough."""
     return (
         defence.randomised and config.surface == "defence" and config.loss != "features" and config.gradient != "blind"
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Logits
 
 OURS, LATENT, GUIDE_ALONE = "ours", "ours, latent", "the guide alone"
-RIVALS = ("DiffPure", "GDMP", "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
+BASELINES = ("DiffPure", "GDMP", "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
 LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0, "pseudo_label": "none"}
 
@@ -69,8 +69,8 @@ class Defence:
 def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:
     """The rows of every comparison: undefended, DiffPure, GDMP, ours, ours by the latent term alone, the guide alone.
 
-    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The rivals' scales
-    are calibrated on `training_images`, to the ratios at which they did best on training digits.
+    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The baselines'
+    scales are calibrated on `training_images`, to the ratios at which they did best on training digits.
     """
     known = training_images[:CALIBRATION_IMAGES]
     unguided = purifier.configured(guidance=GuidanceConfig(kind="none"))

@@ -32,13 +32,13 @@ NOTES = (
     f"{ADAPTIVE}: each image's minimum over PGD on the purifier's exact gradient (a hard pseudo-label relaxed to a soft one), "
     "averaged over noise, and, where there is a guide, PGD on the guide alone.",
     "A figure is the expected accuracy of a single noise draw; in parentheses its 95 % Wilson interval over images.",
-    "The adaptive attack here is light. The committed full evaluation attacks every held-out digit in every way we know.",
+    "The adaptive attack here is light. The committed full evaluation runs every attack of the protocol on every held-out digit.",
 )
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration found, ready for a table and for the report."""
+    """The results of the demonstration, ready for a table and for the report."""
 
     rows: list[Row]
     sheet: list[Exhibit]
@@ -59,7 +59,7 @@ def run_demo(
 ) -> Demo:
     """Attack `classifier` on held-out `images` [N, C, H, W] in [0, 1] with `labels`, purify, and compare the defences.
 
-    training_images: what the rivals are calibrated on. on_stage: told what is about to run.
+    training_images: what the baselines are calibrated on. on_stage: called with the name of what is about to run.
     """
     budget, started = budget or DemoConfig(), time.perf_counter()
     on_stage("gradient self-test")

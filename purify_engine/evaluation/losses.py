@@ -1,4 +1,4 @@
-"""What attacks climb: one number an image, larger is more wrong."""
+"""The losses that attacks maximise: one number for each image, larger is more wrong."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ON_LOGITS = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
 def make_objective(defence: Defence, images: Images, labels: Labels, config: AttackConfig) -> Objective:
-    """The loss that `config` climbs on this defence, for these images; `images` are clean."""
+    """The loss that `config` maximises on this defence, for these images; `images` are clean."""
     if config.loss == "features":
         return feature_matching(required_guide(defence, "features"), images, labels)
     if config.surface == "guide":
@@ -58,8 +58,7 @@ def make_objective(defence: Defence, images: Images, labels: Labels, config: Att
 def feature_matching(guide: Classifier, images: Images, labels: Labels) -> Objective:
     """Minus the squared distance of the guide's features to those of the nearest image of another class.
 
-    Latent guidance pulls towards these features, so an image that carries another class's makes the guide the
-    attacker's ally.
+    Latent guidance pulls towards the features of its input: where these are another class's, it pulls to that class.
     """
     with torch.no_grad():
         features = guide.features_and_logits(images)[0]

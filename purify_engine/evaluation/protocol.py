@@ -3,7 +3,7 @@
 The metric. A purifier is random, so the score of one image under one attack is the share of K fresh noise draws whose
 verdict is right; its mean over images is the expected accuracy of a single draw. Votes over draws are another metric
 and are not used. Scores are drawn twice, K draws each. The headline is the minimum over attacks of all 2K draws: it never
-exceeds a column of the table, and leans low for random defences, because a minimum over noise finds the unlucky draws. The
+exceeds a column of the table, and is biased low for random defences, because a minimum over noise finds the unlucky draws. The
 two sets apart tell how much: the worst attack is picked by one and scored on the other (see summary.py).
 """
 
@@ -51,7 +51,7 @@ class Cell:
     @property
     def pooled(self) -> tuple[float, ...]:
         """Each image's score over all 2K draws."""
-        return tuple((one + other) / 2 for one, other in zip(self.scores, self.selection, strict=True))
+        return tuple((first + second) / 2 for first, second in zip(self.scores, self.selection, strict=True))
 
     @property
     def accuracy(self) -> float:
@@ -80,7 +80,7 @@ def evaluate(
     workers: int = 1,
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
-    """Every attack that applies, on every defence. With a `results` file, finished cells are appended to it, and found again.
+    """Every attack that applies, on every defence; a `results` file keeps finished cells for the next call.
 
     `images` [N, C, H, W] in [0, 1], `labels` int64 [N]. Running the same command again goes on where it stopped; a
     changed attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one
@@ -89,17 +89,17 @@ def evaluate(
     config = config or EvaluationConfig()
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
-        mark = fingerprint(defence, wanted, images, labels, config)
-        tasks[mark] = (defence, wanted, images, labels, config, mark)
+        key = fingerprint(defence, wanted, images, labels, config)
+        tasks[key] = (defence, wanted, images, labels, config, key)
     cells = {} if results is None else _finished(tasks, read_cells(results))
     for cell in cells.values():
         on_cell(cell)
-    for cell in _run([task for mark, task in tasks.items() if mark not in cells], workers):
+    for cell in _run([task for key, task in tasks.items() if key not in cells], workers):
         if results is not None:
             append_json_line(results, cell.as_record())
         on_cell(cell)
         cells[cell.fingerprint] = cell
-    return [cells[mark] for mark in tasks]
+    return [cells[key] for key in tasks]
 
 
 def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> dict[str, Cell]:
@@ -109,18 +109,18 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> di
     seventh digit or so on, and with it another fingerprint. So a cell is a task's, too, where only the scales differ, within
     `SCALE_ROUNDING`; its own fingerprint, made from its own settings with this task's images and weights, must then be right.
     """
-    by_mark = {cell.fingerprint: cell for cell in cells}
+    by_fingerprint = {cell.fingerprint: cell for cell in cells}
     apart = [(*_without_scale(cell.config), cell) for cell in cells]
     finished = {}
-    for mark, (defence, wanted, images, labels, config, _) in tasks.items():
-        cell = by_mark.get(mark)
+    for key, (defence, wanted, images, labels, config, _) in tasks.items():
+        cell = by_fingerprint.get(key)
         if cell is None:
             settings, scale = _without_scale(_settings(defence, wanted, config))
             tensors = _tensors(defence, images, labels)
             alike = (cell for rest, other, cell in apart if rest == settings and _same_scale(scale, other))
             cell = next((cell for cell in alike if cell.fingerprint == _hash(cell.config, tensors)), None)
         if cell is not None:
-            finished[mark] = cell
+            finished[key] = cell
     return finished
 
 
@@ -143,9 +143,9 @@ def _pairs(defences: Iterable[Defence], attacks: Sequence[AttackConfig]) -> Iter
 
 
 def run_cell(
-    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig, mark: str
+    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig, key: str
 ) -> Cell:
-    """Attack once, then score the result on two disjoint sets of draws."""
+    """Attack once, then score the result on two disjoint sets of draws; `key` is the cell's fingerprint."""
     started = time.perf_counter()
     ids = torch.arange(len(images), device=images.device)
     adversarial = attack(defence, images, labels, wanted, ids=ids)
@@ -164,7 +164,7 @@ def run_cell(
         scores=scores,
         selection=selection,
         seconds=round(time.perf_counter() - started, 2),
-        fingerprint=mark,
+        fingerprint=key,
         config=_settings(defence, wanted, config),
     )
 
@@ -220,5 +220,5 @@ def _same_scale(a: float, b: float) -> bool:
 
 
 def read_cells(results: Path) -> list[Cell]:
-    """The finished cells of a results file; none where there is no file, and a line cut short by a kill is not one."""
+    """The finished cells of a results file; none where there is no file, and a line that a kill cut short is left out."""
     return [Cell.from_record(record) for record in read_json_lines(results)] if results.exists() else []

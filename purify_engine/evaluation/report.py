@@ -131,7 +131,7 @@ def best(rows: Sequence[Row]) -> dict[str, float]:
         name: [row.columns[name].value for row in rows if name in row.columns and not row.columns[name].masked]
         for name in column_names(rows)
     }
-    return {name: max(found, default=-1.0) for name, found in values.items()}
+    return {name: max(column, default=-1.0) for name, column in values.items()}
 
 
 def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -149,13 +149,13 @@ def flattened(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """What produced the figures."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    known = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            known[package] = "not installed"
+    return known
 
 
 def _speed(row: Row) -> str:

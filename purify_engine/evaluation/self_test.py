@@ -2,8 +2,8 @@
 
 The purifier is copied to float64 and its noise fixed by draw, so it is a plain function of its input: central
 differences along random directions must equal the exact gradient. A purifier whose guide is detached on purpose must
-fail the same test, or else the test sees nothing; it can only fail where the guide carries a share of the gradient,
-so that share is measured first.
+fail the same comparison, or else the comparison cannot tell a wrong gradient. It can only fail where the guide has a share of the
+gradient, so that share is measured first.
 """
 
 from __future__ import annotations

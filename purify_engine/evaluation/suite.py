@@ -53,7 +53,7 @@ def attack_suite(config: EvaluationConfig) -> tuple[AttackConfig, ...]:
 
 
 def fitted(attack: AttackConfig, defence: Defence) -> AttackConfig | None:
-    """The attack as run on this defence, or None where another of the suite says all that it would.
+    """The attack as run on this defence, or None where another attack of the suite covers it.
 
     A deterministic defence needs no averaging over noise: it gets the same number of gradients as so many more steps.
     """
@@ -70,7 +70,7 @@ def fitted(attack: AttackConfig, defence: Defence) -> AttackConfig | None:
 
 
 def uses_label(defence: Defence) -> bool:
-    """Whether the purifier hides an argmax: a pseudo-label that weighs in the guidance."""
+    """Whether the guidance takes an argmax, which no gradient passes: a pseudo-label of positive weight."""
     if defence.purifier is None or defence.guide is None:
         return False
     guidance = defence.purifier.config.guidance

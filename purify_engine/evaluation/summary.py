@@ -15,7 +15,7 @@ HEADLINE, UNION = "minimum, linf", "minimum, all norms"
 
 NOTES = (
     "A figure is the expected accuracy of a single noise draw; beside it its Wilson interval over images.",
-    "minimum: each image under its worst attack; over noisy scores it leans low. The one over l_inf attacks is the headline.",
+    "minimum: each image under its worst attack; over noisy scores it is biased low. The one over l_inf attacks is the headline.",
     "masked: an attack without the exact gradient beats `exact` by more than the paired interval: no evidence of robustness.",
     "l2 and StAdv are other threat models; neither the guide nor the guidance was made for them.",
 )
@@ -77,8 +77,8 @@ def unmasked_by(own: dict[str, Cell], confidence: float = 0.95) -> list[str]:
     if EXACT not in own:
         return []
     exact = own[EXACT].pooled
-    rivals = [own[name] for name in UNMASKING if name in own]
-    return [cell.attack for cell in rivals if paired_difference(exact, cell.pooled, confidence).low > 0]
+    others = [own[name] for name in UNMASKING if name in own]
+    return [cell.attack for cell in others if paired_difference(exact, cell.pooled, confidence).low > 0]
 
 
 def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence: float = 0.95) -> list[Comparison]:
@@ -88,8 +88,8 @@ def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence:
     fresh = {name: fresh_minimum_scores(own) for name, own in linf.items()}
 
     def against(b: str) -> Comparison:
-        pooled, afresh = (paired_difference(scores[a], scores[b], confidence) for scores in (minima, fresh))
-        return Comparison(a, b, pooled, afresh, mcnemar(minima[a], minima[b]))
+        pooled, again = (paired_difference(scores[a], scores[b], confidence) for scores in (minima, fresh))
+        return Comparison(a, b, pooled, again, mcnemar(minima[a], minima[b]))
 
     return [against(b) for b in baselines if b in minima]
 
