@@ -22,6 +22,7 @@ from purify_engine.engine.process import Executor, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
+from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed
 from purify_engine.types import Ids, Images, Key, NoiseKey
 
@@ -81,7 +82,7 @@ class GuidedPurifier(nn.Module):
         device = self.seed.device.type
         if device not in GRAPHS_ON:
             return f"nothing is recorded on {device}, where the networks are"
-        if torch.is_autocast_enabled(device):
+        if autocast.is_on(device):
             return AUTOCAST
         if device == "cpu" and ops.is_observed():
             return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
@@ -191,7 +192,7 @@ class GuidedPurifier(nn.Module):
             f"on the purifier's device {device} (or use purifier.to(...))",
             str(images.device),
         )
-        if images.numel():
+        if images.numel() and not images.is_meta:  # which hold no values
             _check_range(*(float(bound) for bound in images.detach().aminmax()))
 
     def configured(self, **changes: Any) -> GuidedPurifier:

@@ -107,9 +107,10 @@ def purifier_findings() -> Iterator[Finding]:
         yield Finding("purifier", str(broken), False)
         return
     network = purifier.denoiser.unet.config
-    images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2)
+    device = purifier.seed.device
+    images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2, device=device)
     images = images.reshape(4, network.in_channels, network.image_size, network.image_size)
-    ids = torch.arange(4)
+    ids = torch.arange(4, device=device)
     with torch.no_grad():
         together = purifier(images, ids=ids)
         apart = torch.cat([purifier(images[i : i + 1], ids=ids[i : i + 1]) for i in range(4)])

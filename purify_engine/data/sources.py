@@ -146,7 +146,7 @@ def _class_folders(names: tuple[str, ...]) -> Labels | None:
     if len(folders) < len(names):
         return None
     number = {folder: index for index, folder in enumerate(sorted(set(folders)))}
-    return torch.tensor([number[folder] for folder in folders])
+    return torch.tensor([number[folder] for folder in folders], device="cpu")
 
 
 def _labels(values: np.ndarray | None, count: int) -> Labels | None:

@@ -194,7 +194,7 @@ class _Block:
 
 
 def _viewed(memory: Tensor, like: Tensor, offset: int) -> Tensor:
-    return torch.empty(0, dtype=like.dtype).set_(memory.untyped_storage(), offset, like.shape, like.stride())
+    return torch.empty(0, dtype=like.dtype, device="cpu").set_(memory.untyped_storage(), offset, like.shape, like.stride())
 
 
 def _extent(tensor: Tensor) -> int:

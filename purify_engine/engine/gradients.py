@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from purify_engine.config import GradientMode
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import Executor, ReverseProcess
+from purify_engine.ops import autocast
 from purify_engine.types import Images
 
 
@@ -77,7 +78,7 @@ class _ReverseWalk(torch.autograd.Function):
         x, visited = executor.walk(process, x_t, target)
         ctx.save_for_backward(*target, *visited)
         ctx.executor, ctx.process = executor, process
-        ctx.autocast = _autocast_of(x.device.type)
+        ctx.autocast = autocast.as_here(x.device.type)
         return x
 
     @staticmethod
@@ -86,12 +87,6 @@ class _ReverseWalk(torch.autograd.Function):
         process: ReverseProcess = ctx.process
         num_targets = len(ctx.saved_tensors) - len(process.plan)
         target, visited = ctx.saved_tensors[:num_targets], ctx.saved_tensors[num_targets:]
-        with torch.autocast(**ctx.autocast):  # or other networks than those of the way there would be differentiated
+        with ctx.autocast():  # or other networks than those of the way there would be differentiated
             adjoint, totals = ctx.executor.adjoint(process, adjoint, list(visited), target)
         return adjoint, None, None, *totals
-
-
-def _autocast_of(device_type: str) -> dict[str, Any]:
-    """The arguments of `torch.autocast` that set it as it is here."""
-    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    return {"device_type": device_type, "enabled": enabled, "dtype": dtype, "cache_enabled": torch.is_autocast_cache_enabled()}

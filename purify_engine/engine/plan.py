@@ -137,7 +137,7 @@ def sampler_columns(sampler: Sampler, eta: float = 0.0) -> Callable[[Interval, G
 
 def visited(t_star: int, num_steps: int) -> Tensor:
     """How many noising steps remain at each stop, from `t_star` down to 0, int64 [num_steps + 1], evenly spread."""
-    return torch.linspace(t_star, 0, num_steps + 1, dtype=torch.float64).round().long()
+    return torch.linspace(t_star, 0, num_steps + 1, dtype=torch.float64, device="cpu").round().long()
 
 
 def write_plan(
@@ -159,11 +159,13 @@ def write_plan(
     require(1 <= t_star <= schedule.num_timesteps, "t_star", f"in [1, {schedule.num_timesteps}]", t_star)
     require(1 <= num_steps <= t_star, "num_steps", f"in [1, t_star={t_star}]", num_steps)
     one_of("sampler", sampler, Sampler)
-    scale = torch.as_tensor(guidance_scale, dtype=torch.float64)
+    device = schedule.betas.device
+    scale = torch.as_tensor(guidance_scale, dtype=torch.float64, device=device)
     require(scale.numel() in (1, num_steps), "guidance_scale", f"1 or {num_steps} numbers", guidance_scale)
 
-    remaining = visited(t_star, num_steps)
-    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), schedule.alphas_cumprod])  # index i lives at i + 1
+    remaining = visited(t_star, num_steps).to(device)
+    clean = torch.ones(1, dtype=torch.float64, device=device)
+    alpha_bar = torch.cat([clean, schedule.alphas_cumprod])  # index i lives at i + 1
     here, there = remaining[:-1], remaining[1:]
     interval = Interval(alpha_bar[here], alpha_bar[there], schedule.betas[here - 1], (here - there).double())
     a, b, d, c = sampler_columns(sampler, eta)(interval, form)

@@ -24,7 +24,7 @@ from purify_engine.engine.guide import Target
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import ReverseProcess
 from purify_engine.models.derived import Watched
-from purify_engine.ops import cpp
+from purify_engine.ops import autocast, cpp
 from purify_engine.ops.stamp import Stamp
 from purify_engine.types import Images, NoiseKey
 
@@ -108,7 +108,7 @@ class Replay:
 
     def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
         """The graph of `kind` for such images, captured where there is none yet."""
-        if torch.is_autocast_enabled(x_t.device.type):
+        if autocast.is_on(x_t.device.type):
             raise CaptureError(AUTOCAST)
         if not self._captured_of.are(process):
             self._graphs.clear()

@@ -81,10 +81,11 @@ def run_demo(
 def _row(defence: Defence, images: Images, labels: Labels, budget: DemoConfig) -> Row:
     started = time.perf_counter()
     with torch.no_grad():
-        defence(images, torch.arange(len(images)), 0)
+        defence(images, torch.arange(len(images), device=images.device), 0)
     speed = len(images) / (time.perf_counter() - started)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(budget.seed))[: budget.num_adaptive]
-    everything = torch.arange(len(images))
+    generator = torch.Generator().manual_seed(budget.seed)
+    chosen = torch.randperm(len(images), generator=generator, device="cpu")[: budget.num_adaptive].to(images.device)
+    everything = torch.arange(len(images), device=images.device)
     columns = {
         CLEAN.name: _accuracy(defence, (CLEAN,), images, labels, everything, budget),
         TRANSFERRED: _accuracy(defence, (_transferred(budget),), images, labels, everything, budget),

@@ -48,9 +48,9 @@ def gradient_self_test(
     double = copy.deepcopy(purifier).double()
     images = images.double().clamp(0.01, 0.99)  # differences must not leave [0, 1]
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images.device)
-    directions = torch.randn((num_directions, *images.shape), generator=generator, dtype=torch.float64).to(
-        images.device
+    weights, directions = (  # drawn on the CPU: the same on every device
+        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(images.device)
+        for shape in (images.shape, (num_directions, *images.shape))
     )
     exact, detached = (
         _gradient(double.configured(gradient=mode), images, weights) for mode in ("exact", "detached_guidance")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
+from purify_engine.ops import autocast
 from purify_engine.ops.stamp import Stamp, is_frozen
 from purify_engine.types import Step, Timesteps
 
@@ -67,7 +68,7 @@ class EmbeddingTable:
 
 def _build(embedding: TimeEmbedding, times: Timesteps, made_of: Stamp) -> _Table:
     # Outside inference mode and autocast: the table outlives the call, and another call may want a gradient through its user.
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(times.device.type, enabled=False):
+    with torch.inference_mode(False), torch.no_grad(), autocast.off(times.device.type):
         # In a matrix product of another height a row may be rounded otherwise (MKL's are). A graph's table is longer than the
         # loop's, and both must hold the same bits: every product has CHUNK rows, and a time its place in them whatever follows.
         padded = torch.cat((times, times[-1:].expand(-len(times) % CHUNK)))

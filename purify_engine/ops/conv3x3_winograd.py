@@ -102,7 +102,7 @@ def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
     plain = weight.detach().contiguous()
     into, out_of, strides = *_channels(weight, flip), (9 * weight.shape[1], 9)
     stride, out_stride = strides if flip else strides[::-1]
-    filters = torch.empty(room.conv3x3_winograd_packed_size(kept, into, out_of), dtype=torch.float32)
+    filters = torch.empty(room.conv3x3_winograd_packed_size(kept, into, out_of), dtype=torch.float32, device="cpu")
     arguments = (plain, into, out_of, stride, out_stride, flip, torch.get_num_threads())
     cpp.launch("conv3x3_winograd_pack", filters, kept, arguments)
     return filters

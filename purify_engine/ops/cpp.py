@@ -173,7 +173,7 @@ def group_norm_silu_backward(
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     """The one place where launchers allocate what kernels fill: a test poisons it here."""
-    return torch.empty(shape, dtype=dtype, memory_format=layout)
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=layout)  # whatever the default device is
 
 
 def _batch(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purify_engine.ops import autocast
 from purify_engine.ops.registry import Launcher, Op
 from purify_engine.reference import layers
 
@@ -60,7 +61,7 @@ def _vector_jacobian(
     # An alias cuts what lies behind an input off from the inner derivative, and not from the outer one.
     arguments = [_alias(value, create_graph) if want else value for value, want in zip(inputs, wanted, strict=True)]
     aliases = [argument for argument, want in zip(arguments, wanted, strict=True) if want]
-    with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
+    with torch.enable_grad(), autocast.off(grads[0].device.type):
         outputs = reference(*arguments)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         reached = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from purify_engine.config import require
+from purify_engine.ops import autocast
 
 ENGINES = ("reference", "cpp", "cuda", "triton")
 # The first that an op has runs; on any other device, the reference.
@@ -67,9 +68,9 @@ class Op:
         """The kernel that torch's dispatcher calls. Every engine is entered through this one check, with autocast off."""
         self.check(*args, **kwargs)
         device = args[0].device.type
-        if not torch.is_autocast_enabled(device):  # entering the context costs more than a small op
+        if not autocast.is_on(device):  # entering the context costs more than a small op
             return self._launch(device, args, kwargs)
-        with torch.autocast(device, enabled=False):
+        with autocast.off(device):
             return self._launch(device, args, kwargs)
 
     def _launch(self, device: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3)."""
+"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3). Tables are computed on the CPU: equal on every machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def linear_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: 
 
     At T = 1000 the defaults are the VP-SDE beta(t) = 0.1 + 19.9 t of Song et al. 2021, times dt = 1/T.
     """
-    return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64)
+    return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu")
 
 
 def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Tensor:
     """beta_i of the cosine schedule, float64 [T], each at most `max_beta` (E2; Nichol & Dhariwal 2021, equation 17)."""
-    u = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+    u = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
@@ -49,7 +49,7 @@ class NoiseSchedule:
         """
         require(factor >= 1, "factor", "at least 1", factor)
         betas = (self.betas / factor).repeat_interleave(factor)
-        times = (torch.arange(len(betas), dtype=torch.float64) + 1) / factor - 1
+        times = (torch.arange(len(betas), dtype=torch.float64, device=betas.device) + 1) / factor - 1
         return NoiseSchedule(betas, times)
 
 
@@ -59,4 +59,4 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
         betas = cosine_betas(config.num_timesteps)
     else:
         betas = linear_betas(config.num_timesteps, config.beta_start, config.beta_end)
-    return NoiseSchedule(betas, torch.arange(config.num_timesteps, dtype=torch.float64))
+    return NoiseSchedule(betas, torch.arange(config.num_timesteps, dtype=torch.float64, device="cpu"))

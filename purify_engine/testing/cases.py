@@ -114,7 +114,7 @@ class Case:
 
     def floats(self, generator: torch.Generator, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Normals of a shape, in the case's layout where they are images."""
-        drawn = torch.randn(tuple(self.shape if shape is None else shape), generator=generator, dtype=torch.float64)
+        drawn = torch.randn(tuple(self.shape if shape is None else shape), generator=generator, dtype=torch.float64, device="cpu")
         return laid_out(drawn.to(dtype or self.dtype), self.layout if drawn.dim() == 4 else "contiguous")
 
     def generator(self) -> torch.Generator:
@@ -135,7 +135,7 @@ def laid_out(images: Tensor, layout: Layout) -> Tensor:
 
 def _noise_arguments(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A seed and ids that use all of their 64 bits, negative ones too."""
-    words = torch.randint(-(2**63), 2**63 - 1, (1 + case.shape[0],), generator=generator)
+    words = torch.randint(-(2**63), 2**63 - 1, (1 + case.shape[0],), generator=generator, device="cpu")
     return words[0], words[1:]
 
 
@@ -145,23 +145,23 @@ def _guided_step(case: Case) -> tuple[Any, ...]:
     # eps as the network gives it: channels_last, and in the network's own precision
     eps = case.floats(generator, dtype=torch.bfloat16 if "bfloat16" in case.variant else case.dtype)
     grad = None if "unguided" in case.variant else case.floats(generator)
-    rows = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    rows = torch.randn(4, 4, generator=generator, dtype=torch.float64, device="cpu")
     rows[3, 3] = 0  # the last row of a plan draws no noise
-    step = torch.randint(0, 4, (), generator=generator)
+    step = torch.randint(0, 4, (), generator=generator, device="cpu")
     return x_t, eps, grad, rows, step, *_noise_arguments(case, generator)
 
 
 def _q_sample(case: Case) -> tuple[Any, ...]:
     generator = case.generator()
-    alpha_bar = torch.rand((), generator=generator, dtype=torch.float64)
+    alpha_bar = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
     marginal = torch.stack((alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-    return case.floats(generator), marginal, torch.tensor(0xFFFFFFFF), *_noise_arguments(case, generator)
+    return case.floats(generator), marginal, torch.tensor(0xFFFFFFFF, device="cpu"), *_noise_arguments(case, generator)
 
 
 def _philox(case: Case) -> tuple[Any, ...]:
     generator = case.generator()
     key, ids = _noise_arguments(case, generator)
-    return key, ids, torch.randint(0, 2**32, (), generator=generator), case.shape[1]
+    return key, ids, torch.randint(0, 2**32, (), generator=generator, device="cpu"), case.shape[1]
 
 
 def _group_norm_silu(case: Case) -> tuple[Any, ...]:

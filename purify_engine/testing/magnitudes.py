@@ -188,7 +188,7 @@ def _norm(x: Images, weight: Tensor, bias: Tensor, scale: Any, shift: Any, num_g
     centred = groups - groups.mean((2, 3, 4), keepdim=True)
     rstd = torch.rsqrt(centred.square().mean((2, 3, 4), keepdim=True) + norm_eps)
     normed = (centred * rstd).flatten(1, 2)
-    nothing = torch.zeros((), dtype=torch.float64)
+    nothing = torch.zeros((), dtype=torch.float64, device=x.device)
     slope, offset, gain, plus = (
         nothing if part is None else part.double()[..., None, None] for part in (weight, bias, scale, shift)
     )

@@ -20,7 +20,7 @@ def seed_everything(seed: int, name: str) -> None:
 
 def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
     """The images of one step, int64 [batch_size]: epochs are laid end to end, each a permutation of its own."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size, device="cpu")
     epochs, within = positions // count, positions % count
     return torch.cat([_permutation(int(epoch), count, seed)[within[epochs == epoch]] for epoch in epochs.unique()])
 
@@ -28,7 +28,7 @@ def batch_indices(step: int, batch_size: int, count: int, seed: int) -> Tensor:
 @lru_cache(maxsize=4)
 def _permutation(epoch: int, count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(random.Random(f"{seed}/epoch {epoch}").getrandbits(63))
-    return torch.randperm(count, generator=generator)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def augment(images: Images, shift: int, flip: bool) -> Images:

@@ -120,7 +120,7 @@ class MovingAverage(AveragedModel):
         super().__init__(model, multi_avg_fn=self._move, use_buffers=True)
         self.decay = decay
         self.module.eval().requires_grad_(False)
-        self.n_averaged.fill_(1)
+        self.n_averaged = torch.tensor(1, device="cpu")  # where `_move` reads it
 
     def _move(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
         if averaged[0].is_floating_point():
@@ -131,8 +131,8 @@ class MovingAverage(AveragedModel):
 
 
 def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """`build()` with weights that follow from `seed`; the caller's random generators are left as they were found."""
-    with torch.random.fork_rng(devices=[]):
+    """`build()`, on the CPU, with weights that follow from `seed`; the caller's random generators are left as they were found."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         seed_everything(seed, "initialisation")
         return build()
 
