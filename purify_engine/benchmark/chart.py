@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from purify_engine.benchmark.throughput import Benchmark, Point
+from purify_engine.files import write_text
 
 _TEMPLATE = "chart.html.j2"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 340, 64, 176, 16, 44  # the line chart, in its own units
@@ -59,8 +60,7 @@ def write_chart(path: Path, benchmark: Benchmark) -> Path:
     template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     drawings = {"lines": lines(benchmark), "bars": bars(benchmark), "x_ticks": x_ticks(benchmark), "y_ticks": y_ticks(benchmark)}
     frame = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM, "row": ROW}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(template.render(benchmark=benchmark, frame=frame, **drawings), encoding="utf-8")
+    write_text(path, template.render(benchmark=benchmark, frame=frame, **drawings))
     return path
 
 
