@@ -178,8 +178,6 @@ def _attention_keys_kernel(
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`reference.layers.attention`: [B, heads, tokens, head_dim] with any strides. For `PRECISIONS`, and heads up to 256."""
-    if not _suits(q, k):
-        return NotImplemented
     batch, heads, queries, head_dim = q.shape
     # stored [B, tokens, heads, head_dim]: what follows reads it as channels_last images, without a copy
     out = _outputs.empty((batch, queries, heads, head_dim), q.dtype, q.device).transpose(1, 2)
@@ -190,8 +188,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.layers.attention_backward`, for what `attention` takes: (grad_q, grad_k, grad_v), contiguous."""
-    if not _suits(q, k):
-        return NotImplemented
     grads = [_outputs.empty(tensor.shape, q.dtype, q.device) for tensor in (q, k, v)]
     if grads[0].numel():
         for launch in _backward(grad_out.to(q.dtype), q, k, v, grads, capability(q)):
@@ -201,8 +197,13 @@ def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tup
     return grads[0], grads[1], grads[2]
 
 
-def _suits(q: Tensor, k: Tensor) -> bool:
-    return q.dtype in PRECISIONS and 1 <= q.shape[3] <= LARGEST_HEAD and k.shape[2] > 0
+def declines(q: Tensor, k: Tensor) -> str | None:
+    """Why a call is not for these kernels; None if it is."""
+    if q.dtype not in PRECISIONS:
+        return f"they compute on {', '.join(str(dtype).removeprefix('torch.') for dtype in PRECISIONS)}"
+    if not 1 <= q.shape[3] <= LARGEST_HEAD:
+        return f"a head has 1 to {LARGEST_HEAD} numbers there"
+    return None if k.shape[2] else "there are no keys"
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, capability: tuple[int, int]) -> Launch:

@@ -194,57 +194,34 @@ def _sum_kernel(
     tl.store(out_ptr + places, (y * gain).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def conv3x3(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    temb: Tensor | None = None,
-    residual: Tensor | None = None,
-    num_groups: int = 1,
-    norm_eps: float = 1e-5,
-    gain: float = 1.0,
-    upsample: bool = False,
-) -> Tensor:
-    """`reference.layers.conv3x3` in 16 bits, any channels; what is not channels_last is copied. It declines other precisions."""
-    if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] == 0:
-        return NotImplemented
-    layout = _layout(x, weight, residual)
+Norm = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, float]  # weight, bias, scale, shift, num_groups, norm_eps
+Around = tuple[Tensor | None, Tensor | None, Tensor | None, float, bool]  # bias, temb, residual, gain, upsample
+
+
+def conv3x3(x: Tensor, weight: Tensor, norm: Norm | None, around: Around) -> Tensor:
+    """`reference.layers.conv3x3` in 16 bits, any channels: [B, K, H, W] in channels_last. What is not channels_last is copied."""
+    *_, upsample = around
     sizes = [size * (2 if upsample else 1) for size in x.shape[2:]]
     out = _outputs.empty((len(x), len(weight), *sizes), x.dtype, x.device, channels_last=True)
     if out.numel():
         tile = _tiles.conv3x3(*_problem(x, weight, upsample))
-        norm = None if norm_weight is None or norm_bias is None else (norm_weight, norm_bias, scale, shift, num_groups, norm_eps)
         if norm is not None and not _takes_norm(tile, out):
-            x, norm = group_norm_silu(x, *norm), None
-        for launch in _launches(out, x, weight, norm, (bias, temb, residual), gain, upsample, tile):
+            x, norm = group_norm_silu(x, norm), None
+        for launch in _launches(out, x, weight, norm, around, tile):
             launch.run()
-    return out.contiguous(memory_format=layout)
+    return out
 
 
-def conv3x3_where_it_wins(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    temb: Tensor | None = None,
-    residual: Tensor | None = None,
-    num_groups: int = 1,
-    norm_eps: float = 1e-5,
-    gain: float = 1.0,
-    upsample: bool = False,
-) -> Tensor:
-    """`conv3x3` for the shapes that `_tiles.CONV3X3_WINS` lists; the others are for the next engine."""
-    if _problem(x, weight, upsample) not in _tiles.CONV3X3_WINS:
-        return NotImplemented
-    around = (bias, norm_weight, norm_bias, scale, shift, temb, residual)
-    return conv3x3(x, weight, *around, num_groups, norm_eps, gain, upsample)
+def declines(x: Tensor) -> str | None:
+    """Why images are not for this kernel; None if they are."""
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return "it multiplies in 16 bits"
+    return None if x.shape[1] else "there are no channels"
+
+
+def wins(x: Tensor, weight: Tensor, upsample: bool) -> bool:
+    """Whether `_tiles.CONV3X3_WINS` lists the shape: it was measured to be faster than cuDNN."""
+    return _problem(x, weight, upsample) in _tiles.CONV3X3_WINS
 
 
 def _problem(x: Tensor, weight: Tensor, upsample: bool) -> tuple[int, int, int, tuple[int, int]]:
@@ -258,28 +235,14 @@ def _takes_norm(tile: _tiles.ConvTile, out: Tensor) -> bool:
     return tile.takes_norm and out.shape[2:].numel() % tile.block_m == 0
 
 
-def _layout(x: Tensor, weight: Tensor, residual: Tensor | None) -> torch.memory_format:
-    """The memory format of the reference's result: a residual's own; else channels_last if x or the weight is that."""
-    plain, last = torch.contiguous_format, torch.channels_last
-    found = [next((kind for kind in (plain, last) if tensor.is_contiguous(memory_format=kind)), None) for tensor in (x, weight)]
-    if residual is not None and (residual.is_contiguous() or residual.is_contiguous(memory_format=last)):
-        return plain if residual.is_contiguous() else last
-    return last if last in found else plain
-
-
-Norm = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, float]  # weight, bias, scale, shift, num_groups, norm_eps
-Around = tuple[Tensor | None, Tensor | None, Tensor | None]  # bias, temb, residual
-
-
-def _launches(
-    out: Tensor, x: Tensor, weight: Tensor, norm: Norm | None, around: Around, gain: float, upsample: bool, tile: _tiles.ConvTile
-) -> list[Launch]:
+def _launches(out: Tensor, x: Tensor, weight: Tensor, norm: Norm | None, around: Around, tile: _tiles.ConvTile) -> list[Launch]:
     """The moments and the lines of a norm that the gather applies, the convolution, and the sum of its parts."""
+    *_, upsample = around
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.to(x.dtype, memory_format=torch.channels_last)
     (batch, out_channels, height, width), channels = out.shape, x.shape[1]
     pixels, image_pixels = batch * height * width, height * width
-    surroundings, one_temb = _around(out, around, gain, image_pixels % tile.block_m == 0)
+    surroundings, one_temb = _around(out, around, image_pixels % tile.block_m == 0)
     before, lines = ([], None) if norm is None else _norm(x, norm)
     programs = triton.cdiv(pixels, tile.block_m) * triton.cdiv(out_channels, tile.block_n)
     tensors = {"x_ptr": x, "weight_ptr": weight, "lines_ptr": lines}
@@ -303,9 +266,9 @@ def _launches(
     ]
 
 
-def _around(out: Tensor, around: Around, gain: float, one_image: bool) -> tuple[dict[str, Any], bool]:
+def _around(out: Tensor, around: Around, one_image: bool) -> tuple[dict[str, Any], bool]:
     """The arguments of `_surroundings`, and whether a tile has one embedding: a shared one, or that of its only image."""
-    bias, temb, residual = around
+    bias, temb, residual, gain, _ = around
     shared = temb is None or temb.shape[0] == 1
     return {
         "out_ptr": out,
@@ -354,8 +317,8 @@ def variants() -> list[Variant]:
             out = _blank(batch, out_channels, *(2 * size if upsample else size,) * 2)
             tile = _tiles.conv3x3(*_problem(x, weight, upsample))
             norm = (row, row, None, None, 32, 1e-6) if _takes_norm(tile, out) else None
-            around = (bias, None, out) if ends_block else (bias, temb, None)
-            found += [launch.variant("conv3x3") for launch in _launches(out, x, weight, norm, around, 1.0, upsample, tile)]
+            around = (bias, None, out, 1.0, upsample) if ends_block else (bias, temb, None, 1.0, upsample)
+            found += [launch.variant("conv3x3") for launch in _launches(out, x, weight, norm, around, tile)]
     return list({str(variant): variant for variant in found}.values())
 
 

@@ -204,43 +204,30 @@ def _parameters_kernel(
 Affine = tuple[Tensor | None, ...]  # weight [C], bias [C], scale [B, C] or None, shift [B, C] or None
 
 
-def group_norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    num_groups: int,
-    norm_eps: float,
-    silu: bool = True,
-) -> Tensor:
+Norm = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, float]  # weight, bias, scale, shift, num_groups, norm_eps
+
+
+def group_norm_silu(x: Tensor, norm: Norm, silu: bool = True) -> Tensor:
     """`reference.layers.group_norm_silu`, in one launch or in two."""
+    *affine, num_groups, norm_eps = norm
     x, last = _images.readable(x)
     y = _outputs.empty(x.shape, x.dtype, x.device, channels_last=last)
     if y.numel():
-        for launch in _forward(y, x, (weight, bias, scale, shift), num_groups, norm_eps, silu):
+        for launch in _forward(y, x, tuple(affine), num_groups, norm_eps, silu):
             launch.run()
     return y
 
 
 def group_norm_silu_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    num_groups: int,
-    norm_eps: float,
-    silu: bool = True,
+    grad_out: Tensor, x: Tensor, norm: Norm, silu: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.layers.group_norm_silu_backward`, in two launches or in four."""
-    affine = (weight, bias, scale, shift)
+    *affine, num_groups, norm_eps = norm
     x, last = _images.readable(x)
     grad_x = _outputs.empty(x.shape, x.dtype, x.device, channels_last=last)
     grads = [None if given is None else _outputs.empty(given.shape, given.dtype, x.device) for given in affine]
     if grad_x.numel():
-        for launch in _backward(grad_x, grads, grad_out, x, affine, num_groups, norm_eps, silu):
+        for launch in _backward(grad_x, grads, grad_out, x, tuple(affine), num_groups, norm_eps, silu):
             launch.run()
     else:
         grads = [None if grad is None else grad.zero_() for grad in grads]  # sums over nothing

@@ -80,7 +80,7 @@ def submodule_or_self(module: str, name: str) -> str:
 
 
 def part(module: str) -> str | None:
-    """`purify_engine.ops.library` -> `ops`; None for the package itself and for the compiled extension."""
+    """`purify_engine.ops.noise` -> `ops`; None for the package itself and for the compiled extension."""
     parts = module.split(".")
     return None if len(parts) == 1 or parts[1].startswith("_") else parts[1]
 
@@ -98,6 +98,13 @@ def test_every_module_has_a_floor():
 
 def test_imports_point_down():
     assert not [f"{file}: {own} imports {other}" for file, own, other in uses() if FLOOR[other] > FLOOR[own]]
+
+
+def test_the_private_modules_of_the_ops_stay_private():
+    """`purify_engine.ops` exports what the floors above need: how the ops are made may change beneath them."""
+    above = [path for path in sources() + sources(ROOT / "bench") if PACKAGE / "ops" not in path.parents]
+    named = {(str(path.relative_to(ROOT)), module) for path in above for module in imported(path)}
+    assert not [(file, module) for file, module in named if module.startswith("purify_engine.ops") and "._" in module]
 
 
 def test_siblings_do_not_import_one_another():
@@ -189,26 +196,28 @@ def test_every_module_says_what_it_is_for(path):
 
 
 def ops() -> list[str]:
-    from purify_engine.ops.registry import OPS
+    from purify_engine.ops import OPS
 
-    __import__("purify_engine.ops")
     return sorted(OPS)
 
 
 @pytest.mark.parametrize("name", ops())
 def test_op_has_all_its_stops(name):
-    from purify_engine.ops.registry import ENGINES, OPS
+    from purify_engine.ops import ENGINES, OPS, Launcher
+    from purify_engine.testing.agreement import judge_of
     from purify_engine.testing.cases import cases
 
     op, stem = OPS[name], name.removesuffix("_backward").removesuffix("_normal")
-    reference = op.engines["reference"]
-    assert reference.__module__.startswith("purify_engine.reference"), "its specification"
+    assert op.reference.__module__.startswith("purify_engine.reference"), "its specification"
     assert set(op.engines) == set(ENGINES), "a launcher or a reason for every engine"
-    assert all(callable(engine) or len(engine.split()) > 3 for engine in op.engines.values()), "a reason is a sentence"
-    cpp = op.engines["cpp"]
-    launched_by = cpp.__module__.split(".")[-1] if callable(cpp) else ""
-    files = [path for name in (stem, launched_by) for path in (ROOT / "csrc").glob(f"{name}*.cpp") if name]
-    assert files or isinstance(cpp, str) or launched_by == "composed", "its C++, or of what, or why not"
+    launchers = [engine for engine in op.engines.values() if isinstance(engine, Launcher)]
+    assert all(isinstance(engine, Launcher) or len(engine.split()) > 3 for engine in op.engines.values()), "a sentence"
+    assert all(judge_of(op, engine) for engine in ENGINES), "its yardstick"
+    homes = {launcher.run.__module__ for launcher in launchers if launcher.run.__module__.startswith("purify_engine.ops.")}
+    assert len(homes - {"purify_engine.ops._triton"}) <= 1, "its launchers stand in one file"
+    written_for = {"relu_conv3x3": "conv3x3_winograd", "conv3x3": "conv3x3_winograd"}.get(stem, stem)
+    files = list((ROOT / "csrc").glob(f"{written_for}*.cpp"))
+    assert files or isinstance(op.engines["cpp"], str), "its C++, or why not"
     assert (ROOT / "tests" / "ops" / f"test_{stem}.py").exists(), "its proof"
     assert cases(name)[0].arguments(), "its cases in testing/cases.py"
 

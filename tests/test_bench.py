@@ -22,7 +22,7 @@ from purify_engine.benchmark.harness import read_records
 from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.benchmark.plain_unet import PlainUNet
 from purify_engine.models import Classifier, UNet
-from purify_engine.ops.registry import OPS
+from purify_engine.ops import OPS
 from purify_engine.testing.cases import Case
 from purify_engine.testing.costs import bytes_moved, flops
 

@@ -15,7 +15,7 @@ from purify_engine.benchmark.eager_baseline import BASELINES
 from purify_engine.benchmark.harness import read_records
 from purify_engine.benchmark.networks import TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.config import PurifierConfig
-from purify_engine.ops.registry import OPS
+from purify_engine.ops import OPS, Launcher
 
 TRUTH = torch.tensor([3.0, 4.0], dtype=torch.float64)
 
@@ -155,8 +155,9 @@ def test_a_wrong_purification_is_not_timed(run):
 
 def test_a_wrong_engine_of_an_op_is_not_timed(run, monkeypatch):
     case = next(case for case in ops.timed_cases(run.device, toy=True) if case.op == "q_sample")
-    reference = OPS["q_sample"].engines["reference"]
-    monkeypatch.setitem(OPS["q_sample"].engines, "cpp", lambda *words, **how: tuple(1.001 * y for y in reference(*words, **how)))
+    reference = OPS["q_sample"].reference
+    off = Launcher(lambda *words, **how: tuple(1.001 * y for y in reference(*words, **how)))
+    monkeypatch.setitem(OPS["q_sample"].engines, "cpp", off)
     ops.measure(run, case, {"copy": 1e9, "matmul float32": 1e9})
     assert {line["engine"] for line in lines(run, "op")} == {"reference"}
     assert run.failed == [f"q_sample {case}: cpp"]
@@ -169,7 +170,7 @@ def test_a_wrong_tile_is_not_timed(run, monkeypatch):
     def with_tile(problem, tile, arguments, around):
         factor = factors[len(made)]
         made.append(tile)
-        return lambda: factor * conv3x3_tiles.composed.conv3x3(*arguments, **around)
+        return lambda: factor * conv3x3_tiles.by_cudnn(arguments, around)
 
     monkeypatch.setattr(conv3x3_tiles, "with_tile", with_tile)
     conv3x3_tiles.measured(run, "toy", 1, conv3x3_tiles.TOY["toy"][1])
@@ -178,8 +179,8 @@ def test_a_wrong_tile_is_not_timed(run, monkeypatch):
 
 
 def test_a_wrong_way_to_convolve_is_not_timed_and_cannot_win(run, monkeypatch):
-    sound_ways = winograd_ways.conv3x3_winograd.convolved
-    monkeypatch.setattr(winograd_ways.conv3x3_winograd, "convolved", lambda *words, **how: 1.001 * sound_ways(*words, **how))
+    sound_ways = winograd_ways.winograd.convolved
+    monkeypatch.setattr(winograd_ways.winograd, "convolved", lambda *words, **how: 1.001 * sound_ways(*words, **how))
     _, conv = next(iter(winograd_ways.shapes(run, type("Chosen", (), {"network": None, "batch": None})())))
     winograd_ways.measure(run, "avx2", 1, conv)
     (told,) = lines(run, "cpu-tile")

@@ -19,8 +19,8 @@ from bench.subjects import cpu as subjects
 from bench.subjects import host_work, smooth_images
 from bench.subjects.cpu import HONEST, Entry, Setting, Subject
 from bench.tuning import winograd_ways
+from purify_engine import ops
 from purify_engine.benchmark.harness import read_records
-from purify_engine.ops import cpp
 
 ROOT = Path(__file__).parent.parent
 UNET, STEP = report.UNET, report.STEP
@@ -64,7 +64,7 @@ def test_every_part_runs_at_toy_size(part, variants, tmp_path, monkeypatch):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.skipif(cpp.room is None or "avx2" not in cpp.room.instruction_sets(), reason="no extension, or no AVX2")
+@pytest.mark.skipif("avx2" not in ops.instruction_sets(), reason="no extension, or no AVX2")
 def test_all_variants_are_held_to_avx2_or_left_out(tmp_path):
     words = ["--avx2", "--toy", "--part", "unet", "--threads", "1", "--results", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "bench", "cpu", *words], check=True, cwd=ROOT, capture_output=True)
@@ -195,10 +195,9 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
 
 def test_ways_to_convolve_are_timed_and_the_table_is_made_from_the_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(winograd_ways, "TABLE", tmp_path / "table.py")
-    threads, room = torch.get_num_threads(), cpp.room
-    before = room.instruction_set()
+    threads, before = torch.get_num_threads(), ops.instruction_set()
     status = winograd_ways.main(["--toy", "--results", str(tmp_path), "--instruction-set", before, "--write"])
-    assert (torch.get_num_threads(), room.instruction_set()) == (threads, before)
+    assert (torch.get_num_threads(), ops.instruction_set()) == (threads, before)
     told = [line for line in read_records(sorted(tmp_path.glob("tiles-cpu-*.jsonl"))) if line["kind"] == "cpu-tile"]
     written: dict = {}
     exec((tmp_path / "table.py").read_text(), written)

@@ -10,7 +10,7 @@ from bench.runs import check_gradient, check_graph, check_ops
 from bench.subjects.op_case import OpCase, moved
 from purify_engine.benchmark.harness import read_records
 from purify_engine.benchmark.networks import TOY_GUIDE, TOY_NETWORKS, random_purifier
-from purify_engine.ops.registry import OPS, Op
+from purify_engine.ops import OPS, Launcher, Op
 from purify_engine.testing.cases import Case, cases
 
 CPU = torch.device("cpu")
@@ -33,16 +33,21 @@ def disagreement(op: Op, case: Case) -> str:
 
 def broken(op: Op, change) -> Op:
     def launch(*args, **kwargs):
-        return change(op.engines["reference"](*args, **kwargs))
+        return change(op.reference(*args, **kwargs))
 
-    return Op(op.name, {**op.engines, "cpp": launch}, op.check)
+    return flat(op, launch)
+
+
+def flat(op: Op, cpp) -> Op:
+    """The op with `cpp`, a function of its schema's own arguments, for the engine of that name."""
+    return Op(op.name, {**op.engines, "cpp": Launcher(cpp)}, lambda *args, **kwargs: None, judge=op.judge)
 
 
 @pytest.mark.parametrize("name", ["group_norm_silu", "philox", "to_images", "conv3x3"])
 def test_an_engine_that_is_slightly_wrong_is_found(name):
     case = next(c for c in cases(name) if 0 not in c.shape and c.dtype == torch.float32 and min(c.shape[2:], default=2) > 1)
-    op = Op(name, {**OPS[name].engines, "cpp": OPS[name].engines["reference"]}, OPS[name].check)
-    assert disagreement(op, case) == ""
+    op = OPS[name]
+    assert disagreement(flat(op, op.reference), case) == ""
     off = broken(op, lambda y: y * 1.0001 if y.is_floating_point() else y + 1)
     assert disagreement(off, case) != ""
 
@@ -66,7 +71,8 @@ def test_an_element_that_a_kernel_leaves_unwritten_is_found():
 
 def test_an_engine_that_takes_no_case_at_all_has_not_passed(tmp_path):
     command, _ = begin("checks", parser("check-ops", "d."), ["--results", str(tmp_path), "--toy"])
-    declining = Op("philox", {**OPS["philox"].engines, "cpp": lambda *_: NotImplemented}, OPS["philox"].check)
+    launcher = Launcher(OPS["philox"].reference, declines=lambda *_: "not today")
+    declining = Op("philox", {**OPS["philox"].engines, "cpp": launcher}, OPS["philox"].check)
     check_ops.check_engine(command, declining, "cpp")
     assert command.failed == ["philox cpp"] and command.close() == 1
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from purify_engine.ops import cpp
+from purify_engine import ops
 
 SAYS = ", AVX2 at most"
 SETTINGS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # read at their start
@@ -26,5 +26,5 @@ def hold(name: str, words: Sequence[str]) -> None:
     """Hold this process to AVX2. Where its libraries were not told, `python -m bench NAME` starts once more in its place."""
     if not is_held():
         os.execve(sys.executable, [sys.executable, "-m", "bench", name, *words], {**os.environ, **SETTINGS})
-    if cpp.room is not None:
-        cpp.room.use_instruction_set("avx2")
+    if ops.capability().cpp:
+        ops.use_instruction_set("avx2")

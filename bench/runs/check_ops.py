@@ -16,9 +16,9 @@ import torch
 from bench.core.comparison import AbsentError, first_line
 from bench.core.run import Run, begin, parser
 from bench.subjects.op_case import OpCase, engines, moved, poisoned
-from purify_engine.ops.registry import OPS, Op
+from purify_engine.ops import OPS, Op
+from purify_engine.testing.agreement import judge_of
 from purify_engine.testing.cases import Case, cases
-from purify_engine.testing.yardstick import assert_as_good_as_direct, assert_within_yardstick
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 ANY_FLOAT = ("group_norm_silu", "group_norm_silu_backward", "attention", "attention_backward", "conv3x3")
@@ -78,7 +78,7 @@ def wanted(op: str, engine: str, run: Run) -> list[Case]:
 
 def disagreement(subject: OpCase, engine: str) -> str:
     """What is wrong with an engine's results, computed into poisoned memory; nothing if all is right."""
-    judge = assert_as_good_as_direct if engine == "cpp" and "conv3x3" in subject.op.name else assert_within_yardstick
+    judge = judge_of(subject.op, engine)
     try:
         with poisoned(), torch.no_grad():
             return subject.finding(engine, judge).fault

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.core.comparison import AbsentError, Finding, compare, nearer_than
 from purify_engine import ops
 from purify_engine.kernels import _tiles
-from purify_engine.ops.registry import INTERPRETED, OPS, Op
+from purify_engine.ops import INTERPRETED, OPS, Op
 from purify_engine.testing import extended
 from purify_engine.testing.agreement import Judge, as_tuple, strides
 from purify_engine.testing.cases import Case
@@ -51,7 +51,7 @@ class OpCase:
 
     def reference(self, *arguments: Any, **keywords: Any) -> tuple[Any, ...]:
         """The specification's results."""
-        return as_tuple(self.op.engines["reference"](*arguments, **keywords))  # type: ignore[operator]
+        return as_tuple(self.op.reference(*arguments, **keywords))
 
     @cached_property
     def honest(self) -> tuple[Any, ...]:

@@ -24,7 +24,6 @@ from bench.subjects.op_case import tiles_listed
 from purify_engine import ops
 from purify_engine.benchmark.harness import CudaClock, Timing, interleaved, wall_clock
 from purify_engine.kernels import _tiles
-from purify_engine.ops import composed
 from purify_engine.reference import layers
 
 BATCHES = {"adm-imagenet256": (1, 8)}  # the others:
@@ -105,7 +104,7 @@ def measured(run: Run, network: str, batch: int, conv: Convolution) -> list[tupl
 def variants(run: Run, problem: Problem, arguments: Arguments) -> dict[Any, Callable[[], Variant]]:
     """cuDNN and ours by every tile, each compared with float64."""
     around: dict[str, Any] = {"num_groups": 8 if run.toy else 32}
-    calls: dict[Any, Callable[[], Tensor]] = {CUDNN: partial(composed.conv3x3, *arguments, **around)}
+    calls: dict[Any, Callable[[], Tensor]] = {CUDNN: partial(by_cudnn, arguments, around)}
     calls |= {tile: with_tile(problem, tile, arguments, around) for tile in tiles(run, problem)}
     wide: Any = [None if each is None else each.double() for each in arguments]
     truth, honest = layers.conv3x3(*wide, **around), calls[CUDNN]()
@@ -114,6 +113,12 @@ def variants(run: Run, problem: Problem, arguments: Arguments) -> dict[Any, Call
         return Variant(call, lambda: compare(call(), honest, truth, within(OURS)))
 
     return {way: partial(variant, call) for way, call in calls.items()}
+
+
+def by_cudnn(arguments: Arguments, around: dict[str, Any]) -> Tensor:
+    """PyTorch's convolution, with the norm's own kernel before it."""
+    with ops.backend("torch"):
+        return torch.ops.purify.conv3x3(*arguments, **around)
 
 
 def arguments_of(run: Run, batch: int, conv: Convolution) -> Arguments:

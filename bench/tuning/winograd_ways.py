@@ -2,8 +2,8 @@
 
     python -m bench tune-winograd [--network ddpm-cifar10] [--batch 1] [--instruction-set avx2] [--write]
 
-appends to bench/results/tiles-cpu-MACHINE.jsonl; `--write` then makes purify_engine/ops/winograd_table.py from all such files.
-Every tiling that `winograd_tiles.admitted` allows and PyTorch's own convolution are compared with float64, then timed in turn,
+appends to bench/results/tiles-cpu-MACHINE.jsonl; `--write` then makes purify_engine/ops/conv3x3/table.py from all such files.
+Every tiling that `tiling.admitted` allows and PyTorch's own convolution are compared with float64, then timed in turn,
 on two threads. Transformed
 filters are kept only where that gains more than 5 %: they take up to four times the memory.
 """
@@ -24,9 +24,10 @@ from bench.core.clocks import ColdClock
 from bench.core.comparison import Variant, compare, sound
 from bench.core.run import RESULTS, Run, begin, parser
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
+from purify_engine import ops
 from purify_engine.benchmark.harness import Timing, interleaved, read_records
-from purify_engine.ops import conv3x3_winograd, cpp, winograd_tiles
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.ops.conv3x3 import tiling, winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 from purify_engine.reference import layers
 from purify_engine.testing.yardstick import assert_as_good_as_direct
 
@@ -36,31 +37,30 @@ BLOCKS = (24, 48)
 COMPARED = 2  # images
 SECONDS = 0.8  # a shape, all ways together
 KEEPING_GAINS = 1.05
-TABLE = Path(winograd_tiles.__file__).with_name("winograd_table.py")
+TABLE = Path(tiling.__file__).with_name("table.py")
 
 Way = Tiling | None  # None: PyTorch's convolution
 
 
 def main(words: list[str]) -> int:
-    room: Any = cpp.room
     options = parser("tune-winograd", __doc__)
     options.add_argument("--network", nargs="+", choices=NETWORKS, help="only these")
     options.add_argument("--batch", nargs="+", type=int, help="only these")
-    options.add_argument("--instruction-set", nargs="+", choices=room.instruction_sets(), help="only these")
+    options.add_argument("--instruction-set", nargs="+", choices=ops.instruction_sets(), help="only these")
     options.add_argument("--write", action="store_true", help="make the table from all results")
     run, chosen = begin("tiles-cpu", options, words)
-    found, threads = room.instruction_set(), torch.get_num_threads()
+    found, threads = ops.instruction_set(), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        for isa in chosen.instruction_set or [name for name in room.instruction_sets() if name != "portable"]:
-            room.use_instruction_set(isa)
+        for isa in chosen.instruction_set or [name for name in ops.instruction_sets() if name != "portable"]:
+            ops.use_instruction_set(isa)
             for batch, conv in shapes(run, chosen):
                 if run.seconds_left < 0:
                     run.note(f"{isa} {tuple(conv)}, batch {batch}", "not measured: no time left")
                 else:
                     measure(run, isa, batch, conv)
     finally:
-        room.use_instruction_set(found)
+        ops.use_instruction_set(found)
         torch.set_num_threads(threads)
     if chosen.write:
         TABLE.write_text(table(read_records(sorted((chosen.results or RESULTS).glob("tiles-cpu-*.jsonl")))))
@@ -72,7 +72,7 @@ def shapes(run: Run, chosen: Any) -> Iterator[tuple[int, Convolution]]:
     networks = TOY.values() if run.toy else [CONVOLUTIONS[name] for name in chosen.network or NETWORKS]
     convs = dict.fromkeys(conv._replace(repeats=1) for network in networks for conv in network)
     for conv, batch in product(convs, chosen.batch or ((1,) if run.toy else BATCHES)):
-        if conv.stride == 1 and winograd_tiles.admitted(batch, conv.size, conv.size, conv.channels, conv.out_channels):
+        if conv.stride == 1 and tiling.admitted(batch, conv.size, conv.size, conv.channels, conv.out_channels):
             yield batch, conv
         elif run.toy:
             yield batch, conv._replace(channels=16, out_channels=16, stride=1)
@@ -82,7 +82,7 @@ def measure(run: Run, isa: str, batch: int, conv: Convolution) -> None:
     """Time all ways of one shape that agree with float64, and write down the winner."""
     x = torch.randn(batch, conv.channels, conv.size, conv.size).to(memory_format=torch.channels_last)
     weight, bias = torch.randn(conv.out_channels, conv.channels, 3, 3), torch.randn(conv.out_channels)
-    possible = winograd_tiles.admitted(batch, conv.size, conv.size, conv.channels, conv.out_channels)
+    possible = tiling.admitted(batch, conv.size, conv.size, conv.channels, conv.out_channels)
     ways: list[Way] = [None, *(Tiling(*how) for how in product(possible, BLOCKS, (False, True)))]
     label = f"{isa} {tuple(conv)}, batch {batch}"
     with torch.no_grad():
@@ -106,8 +106,8 @@ def variants(ways: list[Way], x: Tensor, weight: Tensor, bias: Tensor) -> dict[W
 
     def convolved(way: Way) -> Tensor:
         if way is None:
-            return layers.convolved(x, weight, bias, None, None, 1.0, False)
-        return conv3x3_winograd.convolved(x, weight, way, bias=bias)
+            return layers.conv3x3(x, weight, bias)
+        return winograd.convolved(x, weight, ops.Around(bias), tile=way)
 
     truth = F.conv2d(x[:COMPARED].double(), weight.double(), bias.double(), padding=1)
     honest = convolved(None)[:COMPARED]
@@ -120,7 +120,7 @@ def variants(ways: list[Way], x: Tensor, weight: Tensor, bias: Tensor) -> dict[W
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """The module that `winograd_tiles` reads: the last winner of every problem, by instruction set."""
+    """The module that `tiling.py` reads: the last winner of every problem, by instruction set."""
     tiles = [record for record in records if record["kind"] == "cpu-tile"]
     rows = {(record["instruction_set"], *record["problem"]): record["best"] for record in tiles}
     lines = [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -14,7 +15,7 @@ from purify_engine import __version__
 from purify_engine.cli.console import say
 
 if TYPE_CHECKING:
-    from purify_engine.ops.registry import Op
+    from purify_engine.ops import Op
     from purify_engine.testing.cases import Case
 
 CHECK_FAILED = 4
@@ -54,6 +55,7 @@ def installation_findings() -> Iterator[Finding]:
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from (Finding(package, _version(package)) for package in PACKAGES)
     yield extension_finding()
+    yield dispatcher_finding()
     yield from op_findings()
     yield from purifier_findings()
 
@@ -62,34 +64,46 @@ def extension_finding() -> Finding:
     """Whether the C++ ops are there, what they run on, and with how many threads. Being absent is no fault."""
     import torch
 
-    from purify_engine.ops import cpp
+    from purify_engine import ops
 
-    if cpp.room is None:
-        return Finding("extension", "not built, so the reference runs; `pip install -e .` with a C++ compiler builds it")
-    chosen, offered = cpp.room.instruction_set(), ", ".join(cpp.room.instruction_sets())
+    if not ops.capability().cpp:
+        return Finding("extension", "not built, so PyTorch runs alone; `pip install -e .` with a C++ compiler builds it")
+    chosen, offered = ops.instruction_set(), ", ".join(ops.instruction_sets())
     return Finding("extension", f"runs on {chosen} (this CPU offers {offered}), {torch.get_num_threads()} threads", True)
 
 
+def dispatcher_finding() -> Finding:
+    """Whether small ops may go past PyTorch's dispatcher. Where they may not they are slower, and as right."""
+    from purify_engine import ops
+
+    if missing := ops.missing():
+        names = ", ".join(missing)
+        says = f"warning: this PyTorch lacks {names}, so every op takes its dispatcher, which costs microseconds"
+        return Finding("dispatcher", says)
+    forbidden = ops.is_bypass_forbidden()
+    return Finding("dispatcher", "taken by every op, as asked for" if forbidden else "left out where nothing needs to see an op")
+
+
 def op_findings() -> Iterator[Finding]:
-    """Every op, by the engine that a CPU gets, within the yardstick of its specification."""
-    from purify_engine.ops.registry import OPS
+    """Every op, by the engines that its cases get on a CPU, within the yardstick of its specification."""
+    from purify_engine.ops import OPS
     from purify_engine.testing.cases import cases
 
     for op in OPS.values():
         looked_at = [case for case in cases(op.name) if str(case.dtype) == "torch.float32"][::EVERY]
         wrong = [f"{case}: {fault}" for case in looked_at if (fault := disagreement(op, case))]
-        yield Finding(f"op {op.name}", wrong[0] if wrong else f"{op.choose('cpu')}, {len(looked_at)} cases agree", not wrong)
+        engines = Counter(op.resolve(*case.arguments(), **case.keywords)[0] for case in looked_at)
+        agree = ", ".join(f"{engine}: {count} cases agree" for engine, count in engines.items())
+        yield Finding(f"op {op.name}", wrong[0] if wrong else agree, not wrong)
 
 
 def disagreement(op: Op, case: Case) -> str:
     """What is wrong with the op's result on a case; nothing if it is right. The specification in float64 is the truth."""
-    from purify_engine.testing.agreement import assert_agrees
-    from purify_engine.testing.yardstick import assert_as_good_as_direct, assert_within_yardstick
+    from purify_engine.testing.agreement import assert_agrees, judge_of
 
-    judge = assert_as_good_as_direct if "conv3x3" in op.name else assert_within_yardstick
-    reference = cast(Callable[..., Any], op.engines["reference"])
     try:
-        assert_agrees(case, op(*case.arguments(), **case.keywords), reference, judge)
+        engine, launch = op.resolve(*case.arguments(), **case.keywords)
+        assert_agrees(case, launch(), op.reference, judge_of(op, engine))
     except (AssertionError, RuntimeError) as fault:
         return next(iter(str(fault).splitlines()), "differs")
     return ""
@@ -128,8 +142,7 @@ def gpu_findings() -> Iterator[Finding]:
     """What stands between this installation and a GPU."""
     import torch
 
-    import purify_engine.ops  # noqa: F401  (defines the ops)
-    from purify_engine.ops.registry import OPS
+    from purify_engine.ops import OPS
 
     built = torch.version.cuda or torch.version.hip
     yield Finding("PyTorch", f"{torch.__version__}, " + (f"built for {built}" if built else "a build for CPUs only"), bool(built))

@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from purify_engine import ops
 from purify_engine.engine.capture import CaptureError
-from purify_engine.ops import cpp
-from purify_engine.ops.registry import OPS
 
 ALIGNMENT = 64  # bytes, as PyTorch aligns its own
 LARGEST_FIT = 2  # a free block serves what fills at least one in so many of its bytes
@@ -84,7 +83,7 @@ class Recording:
     def _record(self, work: Callable[[], None]) -> None:
         recorder = _Recorder(self.memory)
         try:
-            with _one_at_a_time, cpp.heard(recorder.launched), recorder:
+            with _one_at_a_time, ops.observe_launches(recorder.launched), recorder:
                 work()
         except Exception as error:  # whatever a recorder stumbles over; a real fault is raised again below
             says = str(error) if isinstance(error, CaptureError) else f"the step could not be recorded: {error}"
@@ -107,7 +106,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "purify":
             with self:  # an op of ours is what its launcher does: operations of PyTorch's, and launches
-                return OPS[func.overloadpacket.__name__](*args, **kwargs)
+                return ops.OPS[func.overloadpacket.__name__](*args, **kwargs)
         if any(tag in func.tags for tag in UNREPEATABLE):
             raise CaptureError(f"the step could not be recorded: {func} depends on what its tensors hold")
         result = func(*args, **kwargs)
@@ -138,11 +137,11 @@ class _Recorder(TorchDispatchMode):
             self.calls.append(partial(variant, *args, **kwargs, **dict(zip(names, outs, strict=True))))
 
     def launched(self, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """A launch of the C++ room, told by `ops.cpp`."""
+        """A launch of the C++ extension, told by `ops.observe_launches`."""
         with _disable_current_modes():
             kept = self._kept(arguments)
         self.memory.alive.append(kept)
-        self.calls.append(partial(function, *cpp.addressed(kept)))
+        self.calls.append(partial(function, *ops.addressed(kept)))
 
     def _kept(self, values: Any) -> Any:
         return tree_map_only(Tensor, self.memory.kept, values)

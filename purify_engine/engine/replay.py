@@ -24,8 +24,7 @@ from purify_engine.engine.guide import Target
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import ReverseProcess
 from purify_engine.models.derived import Watched
-from purify_engine.ops import autocast, cpp
-from purify_engine.ops.stamp import Stamp
+from purify_engine.ops import autocast
 from purify_engine.types import Images, NoiseKey
 
 AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
@@ -113,7 +112,7 @@ class Replay:
         if not self._captured_of.are(process):
             self._graphs.clear()
             self._captured_of = _Networks(process)
-        vectors = cpp.room.instruction_set() if cpp.room else None
+        vectors = ops.instruction_set()
         engine = ops.forced(), torch.get_num_threads(), vectors  # who computes is captured with what
         key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), engine
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
@@ -139,7 +138,7 @@ class _Networks:
     def __init__(self, process: ReverseProcess | None = None) -> None:
         self._parts = () if process is None else (process.model, process.guide)
         self._watched = Watched(*(part for part in self._parts if isinstance(part, nn.Module)))
-        self._weights = Stamp(self._watched.tensors())
+        self._weights = ops.TensorVersions(self._watched.tensors())
 
     def are(self, process: ReverseProcess) -> bool:
         """Whether the process has these very networks, with the weights that they had."""

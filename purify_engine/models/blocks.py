@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from purify_engine import ops
 from purify_engine.config import UNetConfig, require
 from purify_engine.models.time_embedding import Embeddings
-from purify_engine.ops import side_by_side
 
 Direction = Literal["down", "up"]
 
@@ -66,8 +65,12 @@ class GroupNormSiLU(nn.Module):
         self.norm_eps = config.norm_eps
         self.silu = silu
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        return ops.group_norm_silu(x, self.weight, self.bias, scale, shift, self.num_groups, self.norm_eps, silu=self.silu)
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        return ops.group_norm_silu(x, *self.norm(scale, shift), silu=self.silu, skip=skip)
+
+    def norm(self, scale: Tensor | None = None, shift: Tensor | None = None) -> ops.Norm:
+        """The norm as an argument of an op, which applies it with SiLU."""
+        return ops.Norm(self.weight, self.bias, scale, shift, self.num_groups, self.norm_eps)
 
 
 class Conv3x3(nn.Conv2d):
@@ -79,19 +82,13 @@ class Conv3x3(nn.Conv2d):
     def forward(
         self,
         x: Tensor,
-        norm: GroupNormSiLU | None = None,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
+        norm: ops.Norm | None = None,
         temb: Tensor | None = None,
         residual: Tensor | None = None,
         gain: float = 1.0,
         upsample: bool = False,
     ) -> Tensor:
-        after = (scale, shift, temb, residual)
-        if norm is None:
-            return ops.conv3x3(x, self.weight, self.bias, None, None, *after, gain=gain, upsample=upsample)
-        settings = (norm.num_groups, norm.norm_eps, gain, upsample)
-        return ops.conv3x3(x, self.weight, self.bias, norm.weight, norm.bias, *after, *settings)
+        return ops.conv3x3(x, self.weight, self.bias, norm, temb=temb, residual=residual, gain=gain, upsample=upsample)
 
 
 class Conv1x1(nn.Conv2d):
@@ -100,8 +97,8 @@ class Conv1x1(nn.Conv2d):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv1x1(x, self.weight, self.bias)
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        return ops.conv1x1(x, self.weight, self.bias, skip)
 
 
 class StridedConv3x3(nn.Conv2d):
@@ -140,25 +137,25 @@ class ResBlock(nn.Module):
         row = embeddings[self.index]
         scale, shift = row.expand(len(x), -1).chunk(2, dim=1) if self.scale_shift else (None, None)
         temb = None if self.scale_shift else row
-        if skip is not None and isinstance(self.shortcut, Conv1x1) and side_by_side.is_read_apart(x, skip):
-            h, shortcut = self._of_two(x, skip, self.shortcut, temb)
-        else:
-            x = x if skip is None else torch.cat([x, skip], dim=1)
-            h, shortcut = self._first(x, temb), self.shortcut(RESIZE[self.direction](x) if self.direction else x)
+        if skip is not None:
+            x, skip = ops.side_by_side(x, skip, self.norm1.norm())
+        h, shortcut = self._first(x, skip, temb), self._shortcut(x, skip)
         if self.training and self.dropout.p > 0:
             h = self.dropout(self.norm2(h, scale, shift))
             return self.conv2(h, residual=shortcut, gain=self.gain)
-        return self.conv2(h, self.norm2, scale, shift, residual=shortcut, gain=self.gain)
+        return self.conv2(h, self.norm2.norm(scale, shift), residual=shortcut, gain=self.gain)
 
-    def _first(self, x: Tensor, temb: Tensor | None) -> Tensor:
+    def _first(self, x: Tensor, skip: Tensor | None, temb: Tensor | None) -> Tensor:
+        if skip is not None:
+            return self.conv1(self.norm1(x, skip=skip), temb=temb)
         if self.direction == "down":
             return self.conv1(average_pool(self.norm1(x)), temb=temb)
-        return self.conv1(x, self.norm1, temb=temb, upsample=self.direction == "up")
+        return self.conv1(x, self.norm1.norm(), temb=temb, upsample=self.direction == "up")
 
-    def _of_two(self, x: Tensor, skip: Tensor, conv: Conv1x1, temb: Tensor | None) -> tuple[Tensor, Tensor]:
-        norm = self.norm1
-        h = side_by_side.group_norm_silu(x, skip, norm.weight, norm.bias, norm.num_groups, norm.norm_eps)
-        return self.conv1(h, temb=temb), side_by_side.conv1x1(x, skip, conv.weight, conv.bias)
+    def _shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            return self.shortcut(x, skip) if isinstance(self.shortcut, Conv1x1) else torch.cat([x, skip], dim=1)
+        return self.shortcut(RESIZE[self.direction](x) if self.direction else x)
 
 
 def head_count(channels: int, config: UNetConfig) -> int:

@@ -1,4 +1,4 @@
-"""What is computed from parameters and kept: embedding tables, folded norms, captured graphs (ops/stamp.py says till when)."""
+"""What is computed from parameters and kept: embedding tables, folded norms, captured graphs (ops/_packed.py says till when)."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from purify_engine import ops
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.ops import autocast
-from purify_engine.ops.stamp import Stamp, is_frozen
 from purify_engine.types import Step, Timesteps
 
 CHUNK = 16  # times embedded at once: enough for the matrix products to be efficient, few enough for a plan of three steps
@@ -23,7 +23,7 @@ CHUNK = 16  # times embedded at once: enough for the matrix products to be effic
 
 @dataclass
 class _Table:
-    made_of: Stamp
+    made_of: ops.TensorVersions
     threads: int  # that computed it: they divide the rows of a matrix product among them, so their number may change a rounding
     rows: Tensor  # [N, sum of n]: the projections of all residual blocks, side by side
     widths: list[int]
@@ -55,18 +55,18 @@ class EmbeddingTable:
     def table(self, embedding: TimeEmbedding, times: Timesteps) -> _Table | None:
         """The table for `times`, up to date; None where none may be kept."""
         parameters = list(embedding.parameters())
-        if not is_frozen(parameters):
+        if not ops.is_frozen(parameters):
             return None
         sources, table = [*parameters, times], self._tables.get(times)
         if table is None or table.threads != torch.get_num_threads() or not table.made_of.still_of(sources):
-            fresh = _build(embedding, times, Stamp(sources))
+            fresh = _build(embedding, times, ops.TensorVersions(sources))
             if table is not None and _alike(table.rows, fresh.rows):
                 fresh.rows = table.rows.copy_(fresh.rows)
             table = self._tables[times] = fresh
         return table
 
 
-def _build(embedding: TimeEmbedding, times: Timesteps, made_of: Stamp) -> _Table:
+def _build(embedding: TimeEmbedding, times: Timesteps, made_of: ops.TensorVersions) -> _Table:
     # Outside inference mode and autocast: the table outlives the call, and another call may want a gradient through its user.
     with torch.inference_mode(False), torch.no_grad(), autocast.off(times.device.type):
         # In a matrix product of another height a row may be rounded otherwise (MKL's are). A graph's table is longer than the

@@ -1,6 +1,7 @@
 """Residual blocks of a frozen classifier without batch norms: their ReLUs and sums belong to the convolutions beside them.
 
-Each is made of a block that `folding.folded` has been through: its convolutions are our ops, its batch norms are lines or gone.
+Each is made of a block that `folding.folded` has been through: its convolutions are our ops, its batch norms are gone,
+or channel-wise affine maps.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import Conv3x3, Line
+from purify_engine.models.folding import ChannelAffine, Conv3x3
 
 
 class PostActivation(nn.Module):
@@ -28,20 +29,20 @@ class PostActivation(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """line, ReLU, conv, ReLU, conv, plus the shortcut of what the first ReLU gives; plus x where there is none."""
+    """affine map, ReLU, conv, ReLU, conv, plus the shortcut of what the first ReLU gives; plus x where there is none."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.line: Line = block.bn1
+        self.affine: ChannelAffine = block.bn1
         self.conv1: Conv3x3 = block.conv1
         self.conv2: Conv3x3 = block.conv2
         self.shortcut: nn.Module | None = block.convShortcut
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shortcut is not None:
-            h = F.relu(self.line(x))
+            h = F.relu(self.affine(x))
             return _relu_conv(self.conv1(h), self.conv2, residual=self.shortcut(h))
-        h = ops.relu_conv3x3(x, self.conv1.weight, self.conv1.bias, self.line.slope, self.line.offset)
+        h = ops.relu_conv3x3(x, self.conv1.weight, self.conv1.bias, self.affine.slope, self.affine.offset)
         return _relu_conv(h, self.conv2, residual=x)
 
 

@@ -1,4 +1,4 @@
-"""A frozen classifier without its batch norms: in evaluation they are fixed lines, and merge into the convolutions before them.
+"""A frozen classifier without its batch norms: in evaluation they are fixed affine maps, and merge into convolutions.
 
 PyTorch differentiates batch norm twice by taking it apart; a guide's exact gradient is spared that, and a kernel for every norm.
 """
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.models.derived import Watched
-from purify_engine.ops.stamp import Stamp, is_frozen
 
 
-class Line(nn.Module):
+class ChannelAffine(nn.Module):
     """slope x + offset in every channel: a batch norm in evaluation mode."""
 
     slope: Tensor
@@ -23,7 +22,7 @@ class Line(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
-        slope, offset = line_of(norm)
+        slope, offset = affine_of(norm)
         self.register_buffer("slope", slope.to(norm.weight.dtype))
         self.register_buffer("offset", offset.to(norm.weight.dtype))
 
@@ -59,7 +58,7 @@ class Folding:
 
     def __init__(self) -> None:
         self._watched: Watched | None = None
-        self._made_of = Stamp()
+        self._made_of = ops.TensorVersions()
         self._twin: nn.Module | None = None
 
     def __reduce__(self) -> tuple[type[Folding], tuple[()]]:
@@ -70,15 +69,15 @@ class Folding:
         if self._watched is None:
             self._watched = Watched(network)
         tensors = self._watched.tensors()
-        if network.training or not is_frozen(tensors):
+        if network.training or not ops.is_frozen(tensors):
             return network
         if self._twin is None or not self._made_of.still_of(tensors):
-            self._twin, self._made_of = folded(network), Stamp(tensors)
+            self._twin, self._made_of = folded(network), ops.TensorVersions(tensors)
         return self._twin
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into lines.
+    """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into `ChannelAffine`.
 
     A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names; and by `fused`
     what runs in its place after that.
@@ -93,7 +92,7 @@ def folded(network: nn.Module) -> nn.Module:
         for module in list(twin.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.BatchNorm2d):
-                    setattr(module, name, Line(child))
+                    setattr(module, name, ChannelAffine(child))
                 elif isinstance(child, nn.Conv2d):
                     setattr(module, name, _as_op(child))
         for module in list(twin.modules()):
@@ -111,9 +110,9 @@ def _as_op(conv: nn.Conv2d) -> nn.Module:
     return Conv3x3(conv) if plain else Convolution(conv)
 
 
-def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(slope, offset) of every channel, float64."""
-    assert norm.running_mean is not None and norm.running_var is not None, "a batch norm without statistics is no line"
+    assert norm.running_mean is not None and norm.running_var is not None, "a batch norm without statistics is no fixed map"
     slope = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
     return slope, norm.bias.double() - norm.running_mean.double() * slope
 
@@ -121,7 +120,7 @@ def line_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _merge(conv: nn.Module, norm: nn.Module) -> None:
     """slope (W x + b) + offset as one convolution; computed in float64, rounded once."""
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    slope, offset = line_of(norm)
+    slope, offset = affine_of(norm)
     bias = offset if conv.bias is None else offset + slope * conv.bias.double()
     conv.weight.copy_((conv.weight.double() * slope[:, None, None, None]).to(conv.weight.dtype))
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)

@@ -58,7 +58,7 @@ class UNet(nn.Module):
             x = layer(x, embeddings)
         for layer in self.decoder:
             x = layer(x, embeddings, skips.pop()) if isinstance(layer, Stage) else layer(x, embeddings)
-        return self.conv_out(x, self.norm_out)
+        return self.conv_out(x, self.norm_out.norm())
 
 
 def _encoder(widths: list[int], config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:

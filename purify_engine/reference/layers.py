@@ -35,11 +35,14 @@ def group_norm_silu(
     num_groups: int,
     norm_eps: float,
     silu: bool = True,
+    skip: Images | None = None,
 ) -> Images:
     """GroupNorm (Wu & He 2018), then `* (1 + scale) + shift` where given, then SiLU unless `silu` is false.
 
-    `weight` and `bias` are [C], `scale` and `shift` [B, C]. The result has the dtype and the memory format of `x`.
+    `weight` and `bias` are [C], `scale` and `shift` [B, C]. The result has the dtype and the memory format of `x`. The
+    channels of a `skip` [B, C', H, W] follow those of x, and are normed with them.
     """
+    x = x if skip is None else torch.cat([x, skip], dim=1)
     y = torch.group_norm(x, num_groups, weight.to(x.dtype), bias.to(x.dtype), norm_eps)
     if scale is not None:
         y = y * (1 + _per_channel(scale, x.dtype))

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purify_engine.ops import Op
 from purify_engine.testing import extended
 from purify_engine.testing.cases import Case
 from purify_engine.testing.magnitudes import magnitudes
-from purify_engine.testing.yardstick import assert_within_yardstick
+from purify_engine.testing.yardstick import assert_as_good_as_direct, assert_within_yardstick
 
 Judge = Callable[[Tensor, Tensor, Any, Any], None]  # of a result, honest PyTorch's, the truth, and the magnitude
+_JUDGES: dict[str, Judge] = {"elementwise": assert_within_yardstick, "whole": assert_as_good_as_direct}
+
+
+def judge_of(op: Op, engine: str) -> Judge:
+    """The yardstick that an op names for what an engine computes."""
+    return _JUDGES[op.judge_of(engine)]
 
 
 def assert_agrees(case: Case, got: Any, reference: Callable[..., Any], judge: Judge = assert_within_yardstick) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import purify_engine.ops.flops  # noqa: F401  (tells PyTorch's counter what our ops cost)
+import purify_engine.ops  # noqa: F401  (tells PyTorch's counter what our ops cost)
 from purify_engine.testing.cases import Case
 
 
 def flops(case: Case) -> int:
-    """What the call costs in matrix products and convolutions, 2 a multiply-add (ops/flops.py); 0 for what is bound by memory."""
+    """What the call costs in matrix products and convolutions, 2 a multiply-add; 0 for what is bound by memory."""
     with FakeTensorMode(), FlopCounterMode(display=False) as counter:
         _call(case)
     return counter.get_total_flops()

@@ -6,7 +6,7 @@ import torch
 
 from purify_engine.cli import doctor
 from purify_engine.cli.doctor import disagreement
-from purify_engine.ops.registry import OPS, Op
+from purify_engine.ops import OPS, Launcher, Op
 from purify_engine.testing.cases import cases
 
 
@@ -23,11 +23,11 @@ def test_an_op_that_is_slightly_wrong_is_found(name):
     sound, case = OPS[name], next(case for case in cases(name) if 0 not in case.shape and case.dtype == torch.float32)
 
     def broken(*args, **kwargs):
-        result = sound.engines["reference"](*args, **kwargs)
+        result = sound.reference(*args, **kwargs)
         return (result[0] * 1.00001, result[1]) if isinstance(result, tuple) else result + 1
 
     assert disagreement(sound, case) == ""
-    assert disagreement(Op(name, {**sound.engines, "cpp": broken}, sound.check), case) != ""
+    assert disagreement(Op(name, {**sound.engines, "cpp": Launcher(broken)}, sound.check), case) != ""
 
 
 def test_an_op_that_does_without_a_kernel_is_no_fault_and_one_whose_kernels_are_missing_is(monkeypatch):

@@ -21,8 +21,8 @@ from purify_engine.engine.process import ReverseProcess
 from purify_engine.engine.replay import Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.unet import UNet
-from purify_engine.ops import conv3x3_winograd
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.ops.conv3x3 import winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 from tests.engine.test_replay import UNET, guides, images, looped, networks, noise, plan, purifier, randomised, unguided
 
 
@@ -77,7 +77,7 @@ def test_a_replay_computes_what_the_work_computes(name):
 
 @pytest.mark.parametrize("architecture", ["resnet", "wide_resnet"])
 def test_a_guide_of_relus_is_recorded_with_its_gradient(architecture, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     config = ClassifierConfig(architecture=architecture, depth=10 if architecture == "resnet" else 16, width=2)
     network = randomised(Classifier(config), 3).eval().requires_grad_(False)
 

@@ -134,12 +134,13 @@ def test_other_precisions_are_left_to_the_next_engine(dtype):
 
 def test_it_runs_unforced_only_where_it_was_measured_to_win(monkeypatch):
     x, weight, *_, upsample = map(moved, Case("conv3x3", (1, 20, 2, 2), HALF, variant="bias-up").arguments())
-    assert conv3x3.conv3x3_where_it_wins(x, weight, upsample=upsample) is NotImplemented
+    declines, around = ops.OPS["conv3x3"].engines["triton"].declines, ops.Around(upsample=upsample)
+    assert "cuDNN" in declines(x, weight, None, around)
     tile = ConvTile(16, 32, 32, 1, takes_norm=False, num_warps=4, num_stages=3)
     monkeypatch.setitem(_tiles.CONV3X3_WINS, (16, 20, 40, conv3x3.capability(x)), tile)
-    got = conv3x3.conv3x3_where_it_wins(x, weight, upsample=upsample)
-    assert torch.equal(got, conv3x3.conv3x3(x, weight, upsample=upsample))
-    assert conv3x3.conv3x3_where_it_wins(x, weight) is NotImplemented  # fewer pixels
+    assert declines(x, weight, None, around) is None
+    assert "cuDNN" in declines(x, weight, None, ops.Around())  # fewer pixels
+    assert "PyTorch differentiates" in declines(x.clone().requires_grad_(), weight, None, around)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)], ids=str)

@@ -11,9 +11,10 @@ from torch import nn
 
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.classifiers import Classifier
-from purify_engine.models.folding import Line
-from purify_engine.ops import conv3x3_winograd, cpp
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.models.folding import ChannelAffine
+from purify_engine.ops import _extension
+from purify_engine.ops.conv3x3 import winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 
 CONFIGS = {
     "resnet": ClassifierConfig(architecture="resnet", depth=10, width=4, in_channels=1, mean=(0.3,), std=(0.4,)),
@@ -42,16 +43,17 @@ def test_is_the_same_function_without_batch_norms(name):
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
     assert torch.allclose(twin(IMAGES), network(IMAGES), rtol=1e-12, atol=1e-12)
-    # only where a nonlinearity stands before the norm is it left, as a line
-    assert any(isinstance(module, Line) for module in twin.modules()) == (name == "wide_resnet")
+    # only where a nonlinearity stands before the norm is it left, as an affine map of every channel
+    assert any(isinstance(module, ChannelAffine) for module in twin.modules()) == (name == "wide_resnet")
 
 
-@pytest.mark.skipif(cpp.room is None, reason="the extension is not built")
+@pytest.mark.skipif(_extension.extension is None, reason="the extension is not built")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_kernels_compute_it_and_its_gradient_in_float32(name, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
-    launched, launch = [], cpp.launch
-    monkeypatch.setattr(cpp, "launch", lambda kernel, *given: (launched.append((kernel, given)), launch(kernel, *given))[1])
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    launched, launch = [], _extension.launch
+    noted = lambda kernel, *given: (launched.append((kernel, given)), launch(kernel, *given))[1]  # noqa: E731
+    monkeypatch.setattr(_extension, "launch", noted)
     network, found = classifier(name), []
     for exact in (True, False):
         twin = network if exact else network.float().frozen()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from purify_engine.ops import cpp
+from purify_engine.ops import _extension
 
 
 def poisoned(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -17,12 +17,12 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_fo
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
 def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The C++ room on one instruction set; an element that a kernel leaves unwritten is NaN, or -1."""
-    assert cpp.room is not None, "build the extension first: pip install -e ."
-    if request.param not in cpp.room.instruction_sets():
+    """The C++ extension on one instruction set; an element that a kernel leaves unwritten is NaN, or -1."""
+    assert _extension.extension is not None, "build the extension first: pip install -e ."
+    if request.param not in _extension.instruction_sets():
         pytest.skip(f"this CPU has no {request.param}")
-    monkeypatch.setattr(cpp, "empty", poisoned)
-    before = cpp.room.instruction_set()
-    cpp.room.use_instruction_set(request.param)
+    monkeypatch.setattr(_extension, "empty", poisoned)
+    before = _extension.instruction_set()
+    _extension.use_instruction_set(request.param)
     yield
-    cpp.room.use_instruction_set(before)
+    _extension.use_instruction_set(before)

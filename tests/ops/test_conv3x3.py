@@ -9,24 +9,23 @@ from torch import Tensor
 from purify_engine import ops
 from purify_engine.reference import layers
 from purify_engine.testing.cases import CONV_VARIANTS, Case, cases
-from purify_engine.testing.yardstick import assert_as_good_as_direct
-from tests.ops.against_reference import assert_matches_reference
+from tests.ops.against_reference import as_called, assert_matches_reference, chosen
 
 SMALL = [Case("conv3x3", (2, 4, 2, 3), torch.float64, variant=variant, num_groups=2) for variant in CONV_VARIANTS]
 
 
 @pytest.mark.parametrize("case", [case for case in cases("conv3x3") if case.dtype == torch.float32], ids=str)
 def test_matches_the_reference(case):
-    assert_matches_reference(case, ops.conv3x3, layers.conv3x3, assert_as_good_as_direct)
+    assert_matches_reference(case, as_called, layers.conv3x3, chosen(case))
 
 
 @pytest.mark.parametrize("case", [case for case in cases("conv3x3_backward") if case.dtype == torch.float32], ids=str)
 def test_gradient_matches_the_reference(case):
-    assert_matches_reference(case, ops.conv3x3_backward, layers.conv3x3_backward, assert_as_good_as_direct)
+    assert_matches_reference(case, ops.conv3x3_backward, layers.conv3x3_backward, chosen(case))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
-@pytest.mark.parametrize("op", [ops.conv3x3, torch.ops.purify.conv3x3], ids=["where autograd records", "the op itself"])
+@pytest.mark.parametrize("op", [as_called, torch.ops.purify.conv3x3], ids=["where autograd records", "the op itself"])
 def test_first_and_second_gradients_are_right(case, op):
     assert torch.autograd.gradcheck(op, case.differentiable())
     assert torch.autograd.gradgradcheck(op, case.differentiable())
@@ -62,4 +61,4 @@ def test_impossible_arguments_are_refused(changes, message):
     for place, value in changes.items():
         arguments[place] = value
     with pytest.raises(ValueError, match=message):
-        ops.conv3x3(*arguments)
+        as_called(*arguments)

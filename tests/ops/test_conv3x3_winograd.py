@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine import ops
-from purify_engine.ops import conv3x3_winograd, cpp, winograd_tiles
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.ops import _extension
+from purify_engine.ops.conv3x3 import tiling, winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import strides
 from purify_engine.testing.cases import Case, cases
@@ -34,7 +35,7 @@ SIZES = ((1, 1, 1), (3, 2, 5), (1, 4, 4), (2, 8, 8), (1, 9, 17))
 @pytest.fixture(params=TILINGS, ids=str)
 def tiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Tiling:
     """Every problem by one tiling, whatever the table says."""
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: request.param)
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: request.param)
     return request.param
 
 
@@ -68,13 +69,13 @@ def test_is_convolution(sizes, channels, tiled):
     [
         (sizes, channels, results)
         for sizes, channels in product(SIZES, CHANNELS)
-        for results in winograd_tiles.admitted(*sizes, *channels)
+        for results in tiling.admitted(*sizes, *channels)
     ],
     ids=str,
 )
 @pytest.mark.parametrize("keep", [False, True])
 def test_where_it_may_be_chosen_it_is_nearly_as_good_as_direct_convolution(sizes, channels, results, keep, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(results, 24, keep))
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(results, 24, keep))
     x, weight, bias = problem(sizes, channels)
     truth = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     assert_as_good_as_direct(convolved(x, weight, bias=bias), F.conv2d(x, weight, bias, padding=1), truth)
@@ -181,7 +182,7 @@ def test_a_step_of_training_is_seen():
 
 def test_what_trains_is_never_packed(monkeypatch):
     x, weight, _ = problem((2, 16, 16), (16, 32))
-    monkeypatch.setattr(conv3x3_winograd, "packed", lambda *_: pytest.fail("packed a parameter that trains"))
+    monkeypatch.setattr(winograd, "packed", lambda *_: pytest.fail("packed a parameter that trains"))
     parameter = torch.nn.Parameter(weight)
     expected = F.conv2d(x, weight, padding=1)
     assert torch.equal(ops.conv3x3(x, parameter), expected)
@@ -204,13 +205,13 @@ def test_copies_and_pickles_leave_the_packed_filters_behind(tiled):
 
 def test_packed_filters_die_with_their_parameter(tiled):
     x, weight, _ = problem((1, 8, 8), (16, 16))
-    before = len(conv3x3_winograd._packings)
+    before = len(winograd._packed_weights)
     parameter = torch.nn.Parameter(weight.clone(), requires_grad=False)
     convolved(x, parameter)
-    assert len(conv3x3_winograd._packings) == before + 1
+    assert len(winograd._packed_weights) == before + 1
     del parameter
     gc.collect()
-    assert len(conv3x3_winograd._packings) == before
+    assert len(winograd._packed_weights) == before
 
 
 def test_float64_and_low_precision_take_the_plain_path():
@@ -253,4 +254,4 @@ def test_registration_is_sound():
     case = Case("conv3x3_backward", (2, 4, 3, 3), variant="up")
     arguments = [value.requires_grad_() if isinstance(value, Tensor) else value for value in case.arguments()]
     torch.library.opcheck(torch.ops.purify.conv3x3_backward.default, tuple(arguments))
-    assert cpp.room is not None
+    assert _extension.extension is not None

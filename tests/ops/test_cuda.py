@@ -1,19 +1,18 @@
-"""The CUDA room on an emulated GPU: the kernels and their launchers against the reference, by the yardstick."""
+"""The CUDA extension on an emulated GPU: the kernels and their launchers against the reference, by the yardstick."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from purify_engine.ops import cuda
-from purify_engine.ops.capability import capability
-from purify_engine.ops.registry import OPS
+from purify_engine.ops import OPS, _cuda, capability
 from purify_engine.reference import layers, philox, process
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case, cases
@@ -27,6 +26,29 @@ REFERENCES: dict[str, Callable[..., Any]] = {
     "group_norm_silu": layers.group_norm_silu,
     "group_norm_silu_backward": layers.group_norm_silu_backward,
 }
+MODULES = {
+    "philox": "noise",
+    "philox_normal": "noise",
+    "q_sample": "process",
+    "guided_step": "process",
+    "group_norm_silu": "group_norm_silu",
+    "group_norm_silu_backward": "group_norm_silu",
+}
+
+
+class Launchers:
+    """The launchers before the CUDA kernels, built or not, by the names of the ops and with their schemas' arguments."""
+
+    def __getattr__(self, op: str) -> Callable[..., Any]:
+        bundle = OPS[op].bundle or (lambda *given: given)
+        return lambda *given, **keywords: in_module(op, f"{op}_cuda")(*bundle(*given), **keywords)
+
+
+def in_module(op: str, name: str) -> Callable[..., Any]:
+    return getattr(import_module(f"purify_engine.ops.{MODULES[op]}"), name)
+
+
+cuda = Launchers()
 HALF, BRAIN, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 NORMS = ("group_norm_silu", "group_norm_silu_backward")
 # Groups that several blocks share, in vectors of 16 bytes, of 8, and of one element; several groups in a block; a U-Net's own.
@@ -75,7 +97,7 @@ def name_of(value: Any) -> str:
 
 
 class Poison:
-    """`cuda.empty`, full of NaN (-1 where there is none), between two guards that must not change."""
+    """`_cuda.empty`, full of NaN (-1 where there is none), between two guards that must not change."""
 
     def __init__(self) -> None:
         self.buffers: list[Tensor] = []
@@ -108,9 +130,9 @@ def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def emulated(emulated_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The launchers before kernels that run on CPU tensors."""
     poison = Poison()
-    monkeypatch.setattr(cuda, "room", emulated_module)
-    monkeypatch.setattr(cuda, "launch", lambda kernel, device, *arguments: getattr(emulated_module, kernel)(0, *arguments))
-    monkeypatch.setattr(cuda, "empty", poison)
+    monkeypatch.setattr(_cuda, "extension", emulated_module)
+    monkeypatch.setattr(_cuda, "launch", lambda kernel, device, *arguments: getattr(emulated_module, kernel)(0, *arguments))
+    monkeypatch.setattr(_cuda, "empty", poison)
     yield emulated_module
     poison.assert_untouched()
 
@@ -145,7 +167,7 @@ def test_a_grid_has_fewer_rows_than_a_batch_may_have_images(emulated):
 
 @pytest.mark.parametrize("op", [*REFERENCES])
 def test_an_empty_batch_launches_nothing(op, monkeypatch):
-    monkeypatch.setattr(cuda, "launch", None)
+    monkeypatch.setattr(_cuda, "launch", None)
     case = next(case for case in cases(op) if case.shape[0] == 0)
     assert_agrees(case, launched(case), REFERENCES[op])
 
@@ -222,10 +244,17 @@ def test_a_step_beyond_the_plan_is_nan(step, dtype, emulated):
 
 def test_what_the_kernels_do_not_take_is_left_to_the_next_engine(emulated):
     x, *rest = Case("group_norm_silu", (1, 4, 2, 2), FLOAT, num_groups=2).arguments()
-    assert cuda.group_norm_silu(x.to(torch.float8_e5m2), *rest) is NotImplemented
+    declines, bundle = in_module("group_norm_silu", "_declines_cuda"), OPS["group_norm_silu"].bundle
+    assert declines(*bundle(x, *rest)) is None
+    assert "16, 32 and 64 bits" in declines(*bundle(x.to(torch.float8_e5m2), *rest))
     vast = torch.empty(1).expand(1, 1, 2**15, 2**15)
+    one = torch.ones(1)
+    assert "2**30" in declines(*bundle(vast, one, one, None, None, 1, 1e-5))
     key, ids, step = torch.tensor(1), torch.arange(1), torch.tensor(0)
-    assert cuda.guided_step(vast, vast, None, torch.zeros(1, 4).double(), step, key, ids) is NotImplemented
+    declines = in_module("guided_step", "_declines_cuda")
+    assert "2**30" in declines(vast, vast, None, torch.zeros(1, 4).double(), step, key, ids)
+    assert declines(x, x, None, torch.zeros(1, 4).double(), step, key, ids) is None
+    assert "16, 32 and 64 bits" in declines(x, x, None, torch.zeros(1, 4).double(), step, key, ids, net_dtype=torch.float8_e5m2)
 
 
 def test_a_launch_that_fails_is_an_error_with_the_name_of_the_op(emulated):
@@ -233,19 +262,21 @@ def test_a_launch_that_fails_is_an_error_with_the_name_of_the_op(emulated):
         emulated.philox(0, 0, (0, 1, 4, 0, 0, 0))  # a grid of no images
 
 
-def test_library_and_room_agree():
+def test_the_table_of_ops_and_the_extension_agree():
     launchers = {name: op.engines["cuda"] for name, op in OPS.items() if name in REFERENCES}
-    if cuda.room is None:
-        assert not capability().cuda_room
+    if _cuda.extension is None:
+        assert not capability().cuda_extension
         assert all("nvcc" in str(reason) for reason in launchers.values())
     else:
-        assert capability().cuda_room
-        assert cuda.room.INTERFACE == cuda.INTERFACE
-        assert launchers == {name: getattr(cuda, name) for name in REFERENCES}
-        assert all(hasattr(cuda.room, name) for name in REFERENCES)
+        assert capability().cuda_extension
+        assert _cuda.extension.INTERFACE == _cuda.INTERFACE
+        assert {name: launcher.run for name, launcher in launchers.items()} == {
+            name: in_module(name, f"{name}_cuda") for name in REFERENCES
+        }
+        assert all(hasattr(_cuda.extension, name) for name in REFERENCES)
 
 
-@pytest.mark.skipif(cuda.room is None, reason="purify_engine._cuda is not built here: there was no nvcc")
+@pytest.mark.skipif(_cuda.extension is None, reason="purify_engine._cuda is not built here: there was no nvcc")
 def test_importing_the_extension_needs_no_gpu():
     code = "import purify_engine._cuda as room; print(room.group_norm_silu_workspace.__name__)"
     blind = {"CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""The CUDA room on a real GPU: every case by the yardstick, the bits of the emulated one, graphs that replay another plan."""
+"""CUDA C++ on a real GPU: every case by the yardstick, the bits of the emulated one, graphs that replay another plan."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from purify_engine import ops
-from purify_engine.ops import cuda
+from purify_engine.ops import _cuda
 from purify_engine.testing.agreement import as_tuple, assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case
 from tests.ops import emulated_room
-from tests.ops.test_cuda import EVERY_CASE, REFERENCES, Poison, name_of
+from tests.ops.test_cuda import EVERY_CASE, REFERENCES, Poison, cuda, name_of
 
-if cuda.room is None or not torch.cuda.is_available():
+if _cuda.extension is None or not torch.cuda.is_available():
     pytest.skip("needs a GPU and purify_engine._cuda", allow_module_level=True)
 
 
@@ -37,13 +37,13 @@ def run(case: Case) -> tuple[Tensor, ...]:
 def test_known_answers_of_random123(counter, key, words):
     given = [torch.tensor(numbers).to(torch.int32).cuda() for numbers in (counter, key)]
     out = torch.empty_like(given[0])
-    cuda.launch("philox_block", out.device, out.data_ptr(), *(numbers.data_ptr() for numbers in given))
+    _cuda.launch("philox_block", out.device, out.data_ptr(), *(numbers.data_ptr() for numbers in given))
     assert torch.equal(out.cpu(), torch.tensor(words).to(torch.int32))
 
 
 @pytest.mark.parametrize("case", EVERY_CASE, ids=name_of)
 def test_matches_the_reference(case, monkeypatch):
-    monkeypatch.setattr(cuda, "empty", poison := Poison())
+    monkeypatch.setattr(_cuda, "empty", poison := Poison())
     got, reference = run(case), REFERENCES[case.op]
     poison.assert_untouched()
     if case.op == "philox":
@@ -62,8 +62,8 @@ def test_a_gpu_rounds_like_the_emulation(op, emulated_module, monkeypatch):
     keywords = {"dtype": torch.float32} if op == "philox_normal" else {"net_dtype": torch.bfloat16}
     case = Case(op, (3, 100_003) if op == "philox_normal" else (3, 3, 32, 32), keywords=keywords)
     on_gpu = run(case)
-    monkeypatch.setattr(cuda, "room", emulated_module)
-    monkeypatch.setattr(cuda, "launch", lambda kernel, device, *arguments: getattr(emulated_module, kernel)(0, *arguments))
+    monkeypatch.setattr(_cuda, "extension", emulated_module)
+    monkeypatch.setattr(_cuda, "launch", lambda kernel, device, *arguments: getattr(emulated_module, kernel)(0, *arguments))
     emulated = as_tuple(getattr(cuda, op)(*case.arguments(), **case.keywords))
     assert all(torch.equal(one, other) for one, other in zip(on_gpu, emulated, strict=True))
 

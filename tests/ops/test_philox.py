@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from purify_engine import ops
-from purify_engine.ops import cpp
+from purify_engine.ops import _extension
 from purify_engine.reference import philox
 from purify_engine.testing.cases import RANDOM123, cases
 from tests.ops.against_reference import assert_matches_reference
@@ -15,7 +15,7 @@ from tests.ops.against_reference import assert_matches_reference
 
 @pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
 def test_known_answers_of_random123(counter, key, words, room):
-    assert tuple(cpp.room.philox_block(counter, key)) == words
+    assert tuple(_extension.extension.philox_block(counter, key)) == words
 
 
 @pytest.mark.parametrize("case", cases("philox"), ids=str)

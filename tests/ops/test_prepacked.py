@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from purify_engine import ops
-from purify_engine.ops import prepacked
+from purify_engine.ops.conv2d import _MKLDNN
 
 # (batch, channels, out_channels, pixels, kernel, stride, padding)
 SHAPES = [(1, 16, 32, 17, 3, 2, 0), (2, 5, 7, 16, 3, 2, 1), (3, 8, 4, 9, 1, 2, 0), (1, 3, 8, 8, 5, 1, 2), (2, 32, 32, 8, 3, 1, 1)]
@@ -30,7 +32,7 @@ def near(got, expected):
 @pytest.fixture
 def packings(monkeypatch):
     """Counts how often weights are packed."""
-    counted, mkldnn = [], prepacked._MKLDNN
+    counted, mkldnn = [], _MKLDNN
 
     class Counting:
         def __getattr__(self, name):
@@ -39,7 +41,7 @@ def packings(monkeypatch):
                 return found
             return lambda *given: (counted.append(name), found(*given))[1]
 
-    monkeypatch.setattr(prepacked, "_MKLDNN", Counting())
+    monkeypatch.setattr(sys.modules["purify_engine.ops.conv2d"], "_MKLDNN", Counting())
     return counted
 
 

@@ -14,34 +14,40 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from purify_engine import ops
-from purify_engine.ops import registry
-from purify_engine.ops.capability import capability, engines
+from purify_engine.ops import _registry as registry
+from purify_engine.ops import capability
+from purify_engine.testing.cases import cases
 
 ARGUMENTS = (torch.tensor(1), torch.arange(2), torch.tensor(0), 5)
+
+
+def chosen(op: str) -> str:
+    """The engine that an op's first case gets."""
+    case = cases(op)[0]
+    return registry.OPS[op].resolve(*case.arguments(), **case.keywords)[0]
 
 
 @pytest.mark.parametrize("op", registry.OPS.values(), ids=lambda op: op.name)
 def test_every_op_has_each_engine_or_a_reason_for_doing_without(op):
     assert set(op.engines) == set(registry.ENGINES)
-    assert callable(op.engines["reference"])
+    assert callable(op.reference)
     for engine in op.engines.values():
-        assert callable(engine) or len(engine.split()) > 5
+        assert isinstance(engine, registry.Launcher) or len(engine.split()) > 5
 
 
 def test_a_cpu_chooses_cpp_where_an_op_has_it():
-    assert registry.OPS["guided_step"].choose("cpu") == "cpp"
-    assert registry.OPS["attention"].choose("cpu") == "reference"
-    assert registry.OPS["guided_step"].choose("mps") == "reference"
+    assert chosen("guided_step") == "cpp"
+    assert chosen("attention") == "reference"
+    assert registry.order("mps") == ("torch", "reference")
 
 
 def test_forcing_holds_inside_the_block_and_nests():
-    op = registry.OPS["philox"]
     with ops.backend("reference"):
-        assert op.choose("cpu") == "reference"
+        assert chosen("philox") == "reference"
         with ops.backend("cpp"):
-            assert op.choose("cpu") == "cpp"
-        assert op.choose("cpu") == "reference"
-    assert op.choose("cpu") == "cpp"
+            assert chosen("philox") == "cpp"
+        assert chosen("philox") == "reference"
+    assert chosen("philox") == "cpp"
 
 
 def test_forcing_ends_with_an_error_too():
@@ -68,17 +74,19 @@ def test_forcing_an_engine_of_another_device_is_an_error(name, monkeypatch):
 
 def test_triton_takes_cpu_tensors_under_its_interpreter_only(monkeypatch):
     monkeypatch.setattr(registry, "INTERPRETED", True)
-    assert registry.OPS["philox"].choose("cpu") == "cpp"
+    assert chosen("philox") == "cpp"
     with ops.backend("triton"):
-        assert registry.OPS["philox"].choose("cpu") == "triton"
+        assert chosen("philox") == "triton"
 
 
 def test_an_engine_that_declines_leaves_the_call_to_the_next(monkeypatch):
     asked = []
-    monkeypatch.setitem(registry.OPS["philox"].engines, "cpp", lambda *given: asked.append(given) or NotImplemented)
+    launcher = registry.Launcher(lambda *_: pytest.fail("declined"), lambda *given: asked.append(given) or "not today")
+    monkeypatch.setitem(registry.OPS["philox"].engines, "cpp", launcher)
     assert ops.philox(*ARGUMENTS).shape == (2, 5)
     assert len(asked) == 1
-    with ops.backend("cpp"), pytest.raises(RuntimeError, match="purify::philox has no cpp kernel for these arguments on cpu"):
+    refusal = "purify::philox has no cpp kernel for these arguments on cpu; cpp: not today"
+    with ops.backend("cpp"), pytest.raises(RuntimeError, match=refusal):
         ops.philox(*ARGUMENTS)
 
 
@@ -91,7 +99,7 @@ def test_fused_takes_a_kernel_or_raises_with_the_reason():
 
 
 def test_an_unknown_engine_is_refused():
-    sentence = "backend must be one of reference, cpp, cuda, triton, fused, got 'fast'"
+    sentence = "backend must be one of reference, torch, cpp, cuda, triton, fused, got 'fast'"
     with pytest.raises(ValueError, match=sentence), ops.backend("fast"):
         pass
 
@@ -101,8 +109,6 @@ def test_capability_says_what_this_machine_offers():
     assert offered.cpp
     assert offered.instruction_set == offered.instruction_sets[0]
     assert offered.threads == torch.get_num_threads()
-    assert engines("cpu")["attention"] == "reference"
-    assert engines("cpu")["guided_step"] == "cpp"
 
 
 class Subclass(torch.Tensor):

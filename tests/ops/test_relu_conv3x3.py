@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine import ops
-from purify_engine.ops import conv3x3_winograd
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.ops.conv3x3 import winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import strides
 from purify_engine.testing.cases import RELU_VARIANTS, Case, cases
-from purify_engine.testing.yardstick import assert_as_good_as_direct
-from tests.ops.against_reference import assert_matches_reference
+from tests.ops.against_reference import assert_matches_reference, chosen
 
 OPS = ("relu_conv3x3", "relu_conv3x3_backward")
 SMALL = [Case("relu_conv3x3", (2, 4, 3, 2), torch.float64, variant=variant) for variant in RELU_VARIANTS]
@@ -23,12 +24,12 @@ FLOAT32 = [case for op in OPS for case in cases(op) if case.dtype == torch.float
 
 @pytest.mark.parametrize("case", FLOAT32, ids=lambda case: f"{case.op}-{case}")
 def test_matches_the_reference(case):
-    assert_matches_reference(case, getattr(ops, case.op), getattr(layers, case.op), assert_as_good_as_direct)
+    assert_matches_reference(case, getattr(ops, case.op), getattr(layers, case.op), chosen(case))
 
 
 @pytest.mark.parametrize("tiling", [Tiling(4, 24, True), Tiling(4, 1, False), Tiling(2, 7, False), Tiling(2, 24, True)], ids=str)
 def test_every_tiling_is_the_convolution_behind_or_before_the_relu(tiling, room, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: tiling)
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: tiling)
     for case in [case for case in FLOAT32 if 0 not in case.shape]:
         with ops.backend("cpp"):
             got = getattr(torch.ops.purify, case.op)(*case.arguments())
@@ -47,14 +48,14 @@ def test_it_is_what_it_says():
 
 
 def test_what_pads_an_image_is_zero_though_a_line_lies_above_it(room, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     weight, offset = torch.ones(16, 16, 3, 3), torch.full((16,), 5.0)
     got = ops.relu_conv3x3(torch.zeros(1, 16, 6, 6), weight, None, torch.zeros(16), offset)
     assert torch.allclose(got, F.conv2d(torch.full((1, 16, 6, 6), 5.0), weight, padding=1), rtol=1e-5)
 
 
 def test_what_is_no_number_stays_so(room, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     x = torch.zeros(2, 16, 8, 8)
     x[1] = torch.nan
     weight, ones = torch.randn(16, 16, 3, 3), torch.ones(16)
@@ -73,7 +74,7 @@ def test_first_and_second_gradients_are_right(case, op):
 
 @pytest.mark.parametrize("variant", RELU_VARIANTS)
 def test_with_frozen_filters_gradients_are_the_references_to_the_second_order(variant, room, monkeypatch):
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: Tiling(4, 24, True))
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     case, found = Case("relu_conv3x3", (2, 16, 6, 7), variant=variant), []
     for op, dtype in ((layers.relu_conv3x3, torch.float64), (ops.relu_conv3x3, torch.float32)):
         x, weight, bias, slope, offset, residual = case.arguments(dtype)
@@ -85,8 +86,13 @@ def test_with_frozen_filters_gradients_are_the_references_to_the_second_order(va
 
 
 def test_other_engines_run_its_parts(monkeypatch):
-    case, seen, conv3x3 = Case("relu_conv3x3", (2, 16, 6, 7), variant="line-bias-residual"), [], ops.conv3x3
-    monkeypatch.setattr(ops, "conv3x3", lambda x, *rest, **around: (seen.append(float(x.min())), conv3x3(x, *rest, **around))[1])
+    case, seen = Case("relu_conv3x3", (2, 16, 6, 7), variant="line-bias-residual"), []
+    module = sys.modules["purify_engine.ops.conv3x3.relu"]
+    conv3x3 = module.conv3x3
+    monkeypatch.setattr(module, "conv3x3", lambda x, *a, **around: (seen.append(float(x.min())), conv3x3(x, *a, **around))[1])
+    with ops.backend("torch"):
+        assert torch.allclose(ops.relu_conv3x3(*case.arguments()), layers.relu_conv3x3(*case.arguments()), atol=1e-5)
+    assert seen == [0.0]
     with ops.backend("reference"):
         assert torch.equal(ops.relu_conv3x3(*case.arguments()), layers.relu_conv3x3(*case.arguments()))
     assert seen == [0.0]

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from purify_engine import ops
-from purify_engine.ops import conv3x3_winograd, cpp
-from purify_engine.ops.winograd_tiles import Tiling
+from purify_engine.ops.conv3x3 import winograd
+from purify_engine.ops.conv3x3.tiling import Tiling
 from purify_engine.reference import layers
 
-pytestmark = pytest.mark.skipif(cpp.room is None, reason="the extension is not built")
+pytestmark = pytest.mark.skipif(not ops.capability().cpp, reason="the extension is not built")
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -33,15 +33,15 @@ def error(got, truth):
 @pytest.fixture(params=[Tiling(4, 24, True), Tiling(2, 24, True), Tiling(4, 7, False)], ids=str)
 def tiled(request, monkeypatch):
     """Every convolution by Winograd's filtering, whatever the table says."""
-    monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem: request.param)
+    monkeypatch.setattr(winograd, "tiling", lambda *problem: request.param)
 
 
 @pytest.fixture
 def instruction_sets():
     """Those of this CPU, to switch between; the one in use comes back."""
-    before = cpp.room.instruction_set()
-    yield cpp.room.instruction_sets()
-    cpp.room.use_instruction_set(before)
+    before = ops.instruction_set()
+    yield ops.instruction_sets()
+    ops.use_instruction_set(before)
 
 
 def test_a_weight_is_convolved_rightly_by_each_instruction_set_in_turn(tiled, instruction_sets):
@@ -50,7 +50,7 @@ def test_a_weight_is_convolved_rightly_by_each_instruction_set_in_turn(tiled, in
     truth = F.conv2d(x.double(), weight.double(), padding=1)
     back = layers.conv3x3_backward(truth, weight.double())
     for name in (*instruction_sets, *reversed(instruction_sets)):
-        cpp.room.use_instruction_set(name)
+        ops.use_instruction_set(name)
         assert error(ops.conv3x3(x, weight), truth) < 1e-5, name
         assert error(ops.conv3x3_backward(truth.float(), weight), back) < 1e-5, name
         assert error(ops.relu_conv3x3(x, weight), F.conv2d(x.double().relu(), weight.double(), padding=1)) < 1e-5, name
@@ -61,7 +61,7 @@ def test_a_weight_is_convolved_rightly_by_each_tiling_in_turn(monkeypatch):
     truth = F.conv2d(x.double(), weight.double(), padding=1)
     back = layers.conv3x3_backward(truth, weight.double())
     for tiling in (Tiling(4, 24, True), Tiling(2, 24, True), Tiling(2, 7, False), Tiling(4, 7, False), Tiling(4, 24, True), None):
-        monkeypatch.setattr(conv3x3_winograd, "tiling", lambda *problem, tiling=tiling: tiling)
+        monkeypatch.setattr(winograd, "tiling", lambda *problem, tiling=tiling: tiling)
         assert error(ops.conv3x3(x, weight), truth) < 1e-5, tiling
         assert error(ops.conv3x3_backward(truth.float(), weight), back) < 1e-5, tiling
 

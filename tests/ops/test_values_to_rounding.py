@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from purify_engine import ops
-from purify_engine.ops import side_by_side
 from purify_engine.reference import layers, philox, process
 from purify_engine.testing.cases import Case
 
@@ -142,12 +141,15 @@ def test_gradients_to_what_trains_and_to_what_does_not(name, trains):
 
 
 def test_two_images_side_by_side_are_the_two_together():
-    beside = nhwc(floats(3, 16, 16, 16))
+    skip = nhwc(floats(3, 16, 16, 16))
     weight, bias, filters = floats(48), floats(48), floats(11, 48, 1, 1)
-    together = torch.cat([X, beside], dim=1).double()
-    normed = side_by_side.group_norm_silu(X, beside, weight, bias, 6, 1e-5)
+    together = torch.cat([X, skip], dim=1).double()
+    with torch.no_grad():
+        assert ops.side_by_side(X, skip, ops.Norm(weight, bias, None, None, 6, 1e-5)) == (X, skip)
+        normed = ops.group_norm_silu(X, weight, bias, None, None, 6, 1e-5, skip=skip)
+        convolved = ops.conv1x1(X, filters, None, skip)
     assert_right(normed, layers.group_norm_silu(together, weight.double(), bias.double(), None, None, 6, 1e-5))
-    assert_right(side_by_side.conv1x1(X, beside, filters, None), F.conv2d(together, filters.double()))
+    assert_right(convolved, F.conv2d(together, filters.double()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

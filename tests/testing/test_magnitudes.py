@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from purify_engine.ops.registry import OPS
+from purify_engine.ops import OPS
 from purify_engine.testing.agreement import as_tuple
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.magnitudes import magnitudes
@@ -42,7 +42,7 @@ TINY = {op: dataclasses.replace(case, shape=(1, 1, 1, 3), num_groups=1) for op, 
 
 
 def reference(op: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, ...]:
-    function: Any = OPS[op].engines["reference"]
+    function: Any = OPS[op].reference
     return as_tuple(function(*arguments, **keywords))
 
 

@@ -1,4 +1,4 @@
-"""When what was computed from tensors is out of date: packed weights, and all that models/derived.py lists.
+"""What was computed from tensors and kept, and when it is out of date: packed weights, and all that models/derived.py lists.
 
 A tensor is known by (data_ptr, version, device, dtype). An optimizer step, `load_state_dict` or `.to` changes that; only
 writing into `parameter.data` goes unseen, by PyTorch's version counter and so by us.
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
-class Stamp:
-    """The state of some tensors at one moment. It keeps their memory alive: no address in it can come to mean another weight."""
+class TensorVersions:
+    """Which tensors, at one moment. It keeps their memory alive: no address in it can come to mean another weight."""
 
     def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
         tensors = list(tensors)
@@ -26,11 +26,11 @@ class Stamp:
         return self._key == _key_of(tensors)
 
 
-class Packings:
-    """Weights as somebody else wants them: one packing of each kind, kept beside its weight and dropped with it."""
+class PackedWeights:
+    """Weights in the order in which a kernel reads them: one packing of each kind, kept beside its weight and dropped with it."""
 
     def __init__(self) -> None:
-        self._of: Any = WeakTensorKeyDictionary()  # weight -> {kind: (stamp, details, packing)}
+        self._of: Any = WeakTensorKeyDictionary()  # weight -> {kind: (versions, details, packing)}
 
     def __len__(self) -> int:
         return len(self._of)
@@ -38,10 +38,10 @@ class Packings:
     def of(self, weight: Tensor, kind: object, pack: Callable[[], Tensor], details: object = None) -> Tensor:
         """`pack()` on first use, and again when `weight` has changed, or `details`, of which the last alone are kept."""
         kept = self._of.setdefault(weight, {})
-        stamp, made_for, packing = kept.get(kind, (None, None, None))
-        if stamp is None or made_for != details or not stamp.still_of([weight]):
+        versions, made_for, packing = kept.get(kind, (None, None, None))
+        if versions is None or made_for != details or not versions.still_of([weight]):
             packing = pack()
-            kept[kind] = Stamp([weight]), details, packing
+            kept[kind] = TensorVersions([weight]), details, packing
         return packing
 
 

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from typing import NamedTuple
 
-from purify_engine.ops.winograd_table import WINNERS
+from purify_engine.ops.conv3x3.table import WINNERS
 
 
 class Tiling(NamedTuple):
