@@ -6,12 +6,15 @@ import pytest
 
 from purify_engine.benchmark import throughput
 from purify_engine.benchmark.harness import interleaved
+from purify_engine.cli.bench import Meter
 
 
 def test_the_table_has_a_row_for_every_batch_and_variant(command, small_purifier, monkeypatch):
     monkeypatch.setattr(throughput, "interleaved", lambda *words, **limits: interleaved(*words, **{**limits, "seconds": 0}))
-    code, out, _ = command("bench", "--purifier", small_purifier, "--batch", 1, "--batch", 3)
+    code, out, err = command("bench", "--purifier", small_purifier, "--batch", 1, "--batch", 3)
     assert code == 0
+    told = json.loads(err.splitlines()[-1])
+    assert (told["job"], told["done"], told["total"]) == ("bench", 6, 6)
     rows = [line.split("│")[1:3] for line in out.splitlines() if line.startswith("│")]
     expected = [[str(batch), name] for batch in (1, 3) for name in ("engine", "eager fp32", "naive loop")]
     assert [[cell.strip() for cell in row] for row in rows] == expected
@@ -25,6 +28,15 @@ def test_json_is_one_line_with_everything_in_it(command, small_purifier):
     assert result["steps"] == 3 and result["report"] is None and result["machine"]["device"] == "cpu"
     engine, eager, _ = result["points"]
     assert engine["speed_up"] == pytest.approx(eager["median"] / engine["median"]) and engine["p99"] >= engine["median"]
+
+
+def test_progress_names_the_batch_and_the_variant_just_measured(command, small_purifier, monkeypatch):
+    updates = []
+    monkeypatch.setattr(Meter, "update", lambda meter, done, total, **facts: updates.append((done, total, facts)))
+    command("bench", "--purifier", small_purifier, "--batch", 2, "--seconds", 0.5, "--json")
+    facts = [facts for _, _, facts in updates[:-1]]
+    assert {fact["variant"] for fact in facts} == {"engine", "eager fp32", "naive loop"}
+    assert all(fact["batch"] == 2 for fact in facts) and [done for done, _, _ in updates] == [1, 2, 3, 3]
 
 
 def test_the_report_is_written(command, small_purifier, tmp_path):

@@ -70,6 +70,19 @@ def test_the_step_is_two_and_a_half_bounds_over_the_steps_unless_given():
     torch.testing.assert_close(20 * (attacked - images)[INNER], torch.full_like(images[INNER], 0.25), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_are_read_inside_the_bound_also_where_the_flow_has_reached_it(sign):
+    images, seen = ramp("x"), []
+
+    def objective(x, ids, draw):
+        seen.append(20 * (x - images)[INNER].detach())
+        return sign * x.sum(dim=(1, 2, 3))
+
+    run(objective, images, spatial(epsilon=0.5, step_size=9.0, num_steps=4, num_eot=1))
+    for shift in seen[1:]:  # from the second step on the flow is at its bound, and jitter would lead beyond
+        assert shift.abs().max() <= 0.5 + 1e-5 and (sign * shift).min() < 0.5 - 0.05
+
+
 def test_gradients_are_summed_over_the_draws_of_a_step_each_with_a_jitter_of_its_own():
     images, seen = ramp("x"), []
 

@@ -163,3 +163,8 @@ def test_mcnemars_p_value_sums_the_binomials_tails(only_a, only_b):
 def test_mcnemar_takes_the_same_images_only():
     with pytest.raises(ValueError, match=r"scores must be of the same images, at least one, got \(1, 2\)"):
         mcnemar([1], [1, 0])
+
+
+def test_one_image_has_an_accuracy_and_a_wide_interval():
+    estimate = wilson([1])
+    assert (estimate.value, estimate.n) == (1.0, 1) and [estimate.low, estimate.high] == pytest.approx(written_wilson(1, 1, 0.95))
