@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,6 +40,10 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
 	"$(PY)" -m pytest -m "not system and not slow" -n 2 --dist loadfile --durations=10
+	"$(PY)" -m tests.processors
+
+check-processors: $(TOOLS) ## what compares bits and roundings, as other processors would run it
+	"$(PY)" -m tests.processors
 
 check-slow: $(TOOLS) ## the tests that take minutes
 	"$(PY)" -m pytest -m "slow and not system" --durations=10
