@@ -72,18 +72,18 @@ def main(words: list[str]) -> int:
     parts = chosen.part or list(PARTS)
     if unknown := [part for part in parts if part not in PARTS]:
         options.error(f"PART must be one of {', '.join(PARTS)}, got {' '.join(unknown)!r}")
-    found = torch.cuda.is_available()
-    results = chosen.results if found else Path(tempfile.mkdtemp(prefix="purify-dry-run-"))
-    if not found:
+    has_gpu = torch.cuda.is_available()
+    results = chosen.results if has_gpu else Path(tempfile.mkdtemp(prefix="purify-dry-run-"))
+    if not has_gpu:
         print(f"PyTorch {torch.__version__} finds no GPU here: a dry run at toy size; its lines go to {results}", flush=True)
     verdicts = []
     for part in parts:
-        verdicts += [(part, command, *carried_out(command, results, dry=not found)) for command in PARTS[part]]
+        verdicts += [(part, command, *carried_out(command, results, dry=not has_gpu)) for command in PARTS[part]]
     print("\npart      seconds  verdict")
     for part, command, status, seconds in verdicts:
         says = {0: "ok", TIMED_OUT: "OUT OF TIME"}.get(status, f"FAILED (exit status {status})")
         print(f"{part:<9} {seconds:7.1f}  {says}  {' '.join(command.words)}")
-    if found:
+    if has_gpu:
         print(f"\n{gpu_targets(results)}\n\nThe lines are in {results}; `make figures` makes tables of them.")
     else:
         print("No GPU was found and no GPU figure was made.")

@@ -126,7 +126,7 @@ def test_steps_are_timed_without_a_gpu_beside_every_opponent(lines, committed, m
 def test_the_probe_runs_without_a_gpu(lines, committed):
     status, found = lines(probe.main)
     kinds = {line["kind"] for line in found}
-    assert status == 0 and kinds == {"machine", "ceilings", "gap", "conv", "convs", "operators", "unet"}
+    assert status == 0 and kinds == {"machine", "ceilings", "gap", "conv", "convs", "operators", "check", "unet"}
 
 
 def test_tiles_are_tried_in_the_interpreter(lines, committed, monkeypatch):

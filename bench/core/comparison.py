@@ -56,7 +56,7 @@ Name = TypeVar("Name")
 
 def sound(run: Run, label: str, makers: Mapping[Name, Callable[[], Variant]]) -> dict[Name, Sound]:
     """Build every variant and compare it; those that may be timed. Each of the others is a failed check or a note."""
-    found = {}
+    agreeing = {}
     for name, make in makers.items():
         says = f"{label}: {name}"
         try:
@@ -71,8 +71,8 @@ def sound(run: Run, label: str, makers: Mapping[Name, Callable[[], Variant]]) ->
         else:
             run.check(says, not finding.fault, finding.says, error=finding.error)
             if not finding.fault:
-                found[name] = Sound(variant.call, finding.error)
-    return found
+                agreeing[name] = Sound(variant.call, finding.error)
+    return agreeing
 
 
 def compare(got: Tensor, honest: Tensor, truth: Tensor | Extended, judge: Judge, magnitude: Extended | None = None) -> Finding:
@@ -98,7 +98,7 @@ def within(times: float, *, slack: float = 0.0) -> Judge:
     """
 
     def judge(got: Tensor, honest: Tensor, truth: Tensor, magnitude: Any = None) -> None:
-        size, error, honest_error = (float(each.norm()) for each in (truth, got.double() - truth, honest.double() - truth))
+        size, error, honest_error = (float(x.norm()) for x in (truth, got.double() - truth, honest.double() - truth))
         allowed = times * max(honest_error, slack * size) + torch.finfo(got.dtype).eps * size
         relative = error / size if size else error
         assert error <= allowed, f"relative error {relative:.3g} to float64, allowed {allowed / size if size else allowed:.3g}"

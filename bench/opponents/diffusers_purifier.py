@@ -34,8 +34,8 @@ class DiffusersPurifier(EagerPurifier):
     def __init__(self, purifier: GuidedPurifier) -> None:
         on_gpu = purifier.seed.device.type == "cuda"
         super().__init__(purifier, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu)
-        theirs = diffusers_unet(purifier.denoiser.unet).to(purifier.seed.device, self.dtype)
-        self.unet = theirs.to(memory_format=self.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
+        network = diffusers_unet(purifier.denoiser.unet).to(purifier.seed.device, self.dtype)
+        self.unet = network.to(memory_format=self.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
         self.scale = purifier.config.guidance.scale
 
     def load_schedule(self, plan: ReversePlan) -> None:
@@ -67,11 +67,11 @@ def diffusers_scheduler(schedule: ScheduleConfig, timesteps: list[int]) -> Any:
     """DDPMScheduler on our schedule and timesteps."""
     from diffusers import DDPMScheduler
 
-    made = DDPMScheduler(
+    scheduler = DDPMScheduler(
         schedule.num_timesteps, schedule.beta_start, schedule.beta_end, "linear", variance_type="fixed_small", clip_sample=False
     )
-    made.set_timesteps(timesteps=timesteps)
-    return made
+    scheduler.set_timesteps(timesteps=timesteps)
+    return scheduler
 
 
 def diffusers_unet(unet: UNet) -> nn.Module:
@@ -81,23 +81,23 @@ def diffusers_unet(unet: UNet) -> nn.Module:
     config: UNetConfig = unet.config
     widths = [config.base_channels * mult for mult in config.channel_mult]
     attends = [config.image_size >> level in config.attention_resolutions for level in range(len(widths))]
-    made = UNet2DModel(
+    network = UNet2DModel(
         sample_size=config.image_size, in_channels=config.in_channels, out_channels=config.in_channels, block_out_channels=widths,
         layers_per_block=config.num_res_blocks, norm_num_groups=config.norm_groups, norm_eps=config.norm_eps,
         down_block_types=["AttnDownBlock2D" if attention else "DownBlock2D" for attention in attends],
         up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
         downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
     )  # fmt: skip
-    made.load_state_dict(diffusers_weights(unet))
-    return made
+    network.load_state_dict(diffusers_weights(unet))
+    return network
 
 
 def diffusers_weights(unet: UNet) -> dict[str, Tensor]:
     """Our state_dict of the DDPM family under diffusers' names; attention's 1x1 convolutions become linear layers."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
 
     def put(name: str, module: nn.Module) -> None:
-        found.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
+        weights.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
 
     def put_block(name: str, block: ResBlock) -> None:
         for part in ("norm1", "conv1", "norm2", "conv2"):
@@ -110,8 +110,8 @@ def diffusers_weights(unet: UNet) -> dict[str, Tensor]:
         put(f"{name}.group_norm", attention.get_submodule("norm"))
         for key, value in attention.get_submodule("qkv").state_dict().items():
             for part, third in zip(("to_q", "to_k", "to_v"), value.squeeze().chunk(3), strict=True):
-                found[f"{name}.{part}.{key}"] = third
-        found.update({f"{name}.to_out.0.{key}": v.squeeze() for key, v in attention.get_submodule("out").state_dict().items()})
+                weights[f"{name}.{part}.{key}"] = third
+        weights.update({f"{name}.to_out.0.{key}": v.squeeze() for key, v in attention.get_submodule("out").state_dict().items()})
 
     def put_stages(side: str, level: int, stages: list[Stage]) -> None:
         for index, stage in enumerate(stages):
@@ -133,17 +133,17 @@ def diffusers_weights(unet: UNet) -> dict[str, Tensor]:
     put_attention("mid_block.attentions.0", middle.attention)
     put("conv_norm_out", unet.norm_out)
     put("conv_out", unet.conv_out)
-    return found
+    return weights
 
 
 def _levels(layers: nn.ModuleList) -> list[tuple[list[Stage], nn.Module | None]]:
     """The stages of every resolution, and the resampler that ends it."""
-    found: list[tuple[list[Stage], nn.Module | None]] = []
+    levels: list[tuple[list[Stage], nn.Module | None]] = []
     stages: list[Stage] = []
     for layer in layers:
         if isinstance(layer, Downsample | Upsample):
-            found.append((stages, layer))
+            levels.append((stages, layer))
             stages = []
         else:
             stages.append(cast(Stage, layer))
-    return [*found, (stages, None)]
+    return [*levels, (stages, None)]

@@ -25,32 +25,32 @@ FROM_16_PIXELS = ((1, 32, "128->128"), (1, 16, "256->256"), (1, 16, "512->256"),
 OF_8_PIXELS = ("256->256", "640->640")
 
 
-def _to_best(machine: Machine, theirs: Sequence[str], **where: Any) -> Interval | None:
-    """Times as fast as the best of `theirs`, all of them in the run: an opponent left out is no opponent beaten."""
-    found = machine.together(("engine", *theirs), kind="cpu", **where)
-    return Interval.least(map(Interval.of, found[1:])).over(Interval.of(found[0])) if found else None
+def _to_best(machine: Machine, opponents: Sequence[str], **where: Any) -> Interval | None:
+    """Times as fast as the best of `opponents`, all of them in the run: an opponent left out is no opponent beaten."""
+    lines = machine.together(("engine", *opponents), kind="cpu", **where)
+    return Interval.least(map(Interval.of, lines[1:])).over(Interval.of(lines[0])) if lines else None
 
 
 def _worst(
-    theirs: Sequence[str], places: Iterable[tuple[int, int, str]], *, part: str, threads: int
+    opponents: Sequence[str], places: Iterable[tuple[int, int, str]], *, part: str, threads: int
 ) -> Callable[[Machine], Interval | None]:
     """The worst ratio over (batch, pixels, name); None where one of them is not measured."""
     wanted = [{"part": part, "threads": threads, "batch": batch, "pixels": px, "name": name} for batch, px, name in places]
 
     def ratio(machine: Machine) -> Interval | None:
-        found = [_to_best(machine, theirs, **where) for where in wanted]
-        known = [value for value in found if value is not None]
-        return Interval.least(known) if len(known) == len(found) else None
+        ratios = [_to_best(machine, opponents, **where) for where in wanted]
+        known = [value for value in ratios if value is not None]
+        return Interval.least(known) if len(known) == len(ratios) else None
 
     return ratio
 
 
-def _unet(batch: int, *theirs: str) -> Callable[[Machine], Interval | None]:
-    return _worst(theirs, [(batch, 32, UNET)], part="unet", threads=2)
+def _unet(batch: int, *opponents: str) -> Callable[[Machine], Interval | None]:
+    return _worst(opponents, [(batch, 32, UNET)], part="unet", threads=2)
 
 
-def _step(*theirs: str) -> Callable[[Machine], Interval | None]:
-    return _worst(theirs, [(batch, 32, STEP) for batch in (1, 8)], part="step", threads=2)
+def _step(*opponents: str) -> Callable[[Machine], Interval | None]:
+    return _worst(opponents, [(batch, 32, STEP) for batch in (1, 8)], part="step", threads=2)
 
 
 def _gate(places: Iterable[tuple[int, int, str]]) -> Callable[[Machine], Interval | None]:
@@ -88,8 +88,8 @@ def _growth(machine: Machine) -> str:
     cells = {(r["threads"], r["variant"], (r["pixels"], r["batch"])): 1e3 * r["median"] / r["batch"] for r in lines}
     rows = []
     for threads, variant in dict.fromkeys((record["threads"], record["variant"]) for record in lines):
-        found = [cells.get((threads, variant, place)) for place in places]
-        rows.append((str(threads), variant, *("–" if value is None else _digits(value) for value in found)))
+        costs = [cells.get((threads, variant, place)) for place in places]
+        rows.append((str(threads), variant, *("–" if value is None else _digits(value) for value in costs)))
     header = ("threads", "ms an image", *(f"batch {batch}, {pixels} px" for pixels, batch in places))
     return table(header, rows, left=(1,)) if rows else ""
 
@@ -138,10 +138,10 @@ def host_work(machine: Machine) -> str:
     rows = []
     for record in machine.latest("name", "host", "batch", "threads", kind="beside"):
         where = {key: record[key] for key in ("name", "host", "batch", "threads")}
-        found = machine.together(("nothing", EAGER[0], "engine"), kind="beside", by="after", **where)
-        if found:
-            times = (" ± ".join(_digits(1e3 * line[key]) for key in ("median", "spread")) for line in found)
-            ratio = found[2]["median"] / found[0]["median"]
+        lines = machine.together(("nothing", EAGER[0], "engine"), kind="beside", by="after", **where)
+        if lines:
+            times = (" ± ".join(_digits(1e3 * line[key]) for key in ("median", "spread")) for line in lines)
+            ratio = lines[2]["median"] / lines[0]["median"]
             rows.append((record["host"], str(record["batch"]), str(record["threads"]), *times, f"{ratio:.2f}×"))
     header = ("host's work", "U-Net's batch", "threads", "ms alone", "after eager", "after the engine", "engine to alone")
     return table(header, rows, left=(0,)) if rows else ""
@@ -150,14 +150,14 @@ def host_work(machine: Machine) -> str:
 def speed(results: Path) -> str:
     """One sentence: a guided step of one image on two threads, beside eager PyTorch, in the latest run that has both."""
     where = {"part": "step", "name": STEP, "batch": 1, "pixels": 32, "threads": 2}
-    told = []
+    runs = []
     for machine in machines(results):
-        found = None if machine.on_gpu or HELD in machine.name else machine.together(("engine", *EAGER), kind="cpu", **where)
-        if found:
-            told.append((found[0]["run"], machine, found))
-    if not told:
+        lines = None if machine.on_gpu or HELD in machine.name else machine.together(("engine", *EAGER), kind="cpu", **where)
+        if lines:
+            runs.append((lines[0]["run"], machine, lines))
+    if not runs:
         return "On CPUs the speed is not measured yet."
-    run, machine, (ours, *eager) = max(told, key=lambda item: item[0])
+    run, machine, (ours, *eager) = max(runs, key=lambda item: item[0])
     ratio = Interval.least(map(Interval.of, eager)).over(Interval.of(ours))
     milliseconds = _digits(1e3 * ours["median"] / ours["steps"])
     return (

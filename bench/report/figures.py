@@ -33,10 +33,10 @@ DRAWINGS: dict[Path, Callable[[Path], str]] = {ROOT / "docs" / "figures" / "cpu-
 def filled(text: str) -> str:
     """`text` with every block written from the results."""
 
-    def block(found: re.Match[str]) -> str:
-        if found[2] not in FIGURES:
-            raise KeyError(f"no figure is called {found[2]!r}; there are {', '.join(FIGURES)}")
-        return f"{found[1]}{FIGURES[found[2]](RESULTS)}\n{found[3]}"
+    def block(marked: re.Match[str]) -> str:
+        if marked[2] not in FIGURES:
+            raise KeyError(f"no figure is called {marked[2]!r}; there are {', '.join(FIGURES)}")
+        return f"{marked[1]}{FIGURES[marked[2]](RESULTS)}\n{marked[3]}"
 
     return BLOCK.sub(block, text)
 

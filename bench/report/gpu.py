@@ -14,14 +14,14 @@ LARGE = 64e6  # bytes from which a norm must come near the copy's rate
 COMPILED = "torch.compile"
 
 
-def _against(theirs: str, network: str, *batches: int) -> Callable[[Machine], Interval | None]:
+def _against(opponent: str, network: str, *batches: int) -> Callable[[Machine], Interval | None]:
     """The worst ratio over the batches, by step; None where one of them is not measured."""
 
     def ratio(machine: Machine) -> Interval | None:
         about = {"network": network, "guide": "resnet18"}
         steps = {record["steps"] for record in machine.of(kind="loop", **about)} - {100}
-        found = [[machine.times_as_fast("engine graph", theirs, **about, batch=b, steps=s) for s in steps] for b in batches]
-        known = [[value for value in of_batch if value is not None] for of_batch in found]
+        ratios = [[machine.times_as_fast("engine graph", opponent, **about, batch=b, steps=s) for s in steps] for b in batches]
+        known = [[value for value in of_batch if value is not None] for of_batch in ratios]
         return Interval.least(value for of_batch in known for value in of_batch) if all(known) else None
 
     return ratio
@@ -29,8 +29,8 @@ def _against(theirs: str, network: str, *batches: int) -> Callable[[Machine], In
 
 def _milliseconds(batch: int) -> Callable[[Machine], Interval | None]:
     def step(machine: Machine) -> Interval | None:
-        found = machine.together(("engine graph",), network="ddpm-cifar10", guide="resnet18", batch=batch, steps=10)
-        return Interval.of(found[0]).times(1e3 / found[0]["steps"]) if found else None
+        lines = machine.together(("engine graph",), network="ddpm-cifar10", guide="resnet18", batch=batch, steps=10)
+        return Interval.of(lines[0]).times(1e3 / lines[0]["steps"]) if lines else None
 
     return step
 
@@ -80,10 +80,10 @@ def gpu_targets(results: Path) -> str:
 
 def speed(results: Path) -> str:
     """One sentence: a guided step of one image and of the largest batch, beside the fastest opponent in each."""
-    told = [(machine, run) for machine in machines(results) if machine.on_gpu and (run := _latest_run(machine))]
-    if not told:
+    measured = [(machine, run) for machine in machines(results) if machine.on_gpu and (run := _latest_run(machine))]
+    if not measured:
         return "On GPUs the speed is not measured yet."
-    machine, run = max(told, key=lambda item: item[1][0]["run"])
+    machine, run = max(measured, key=lambda item: item[1][0]["run"])
     batches = {record["batch"] for record in run}
     parts = [_at(batch, {r["variant"]: r for r in run if r["batch"] == batch}) for batch in sorted({min(batches), max(batches)})]
     where = f"On a GPU ({machine.says(run[0]['run'])})"
@@ -101,11 +101,11 @@ def _latest_run(machine: Machine) -> list[Record]:
 def _at(batch: int, variants: dict[str, Record]) -> str:
     """The time of a step at a batch, and how it compares with the fastest of the others."""
     ours = variants["engine graph"]
-    theirs = [record for name, record in variants.items() if not name.startswith("engine")]
+    opponents = [record for name, record in variants.items() if not name.startswith("engine")]
     images = "1 image" if batch == 1 else f"{batch} images"
     text = f"{shown(1e3 * ours['median'] / ours['steps'], 'ms')} for {images}"
-    if not theirs:
+    if not opponents:
         return text
-    best = min(theirs, key=lambda record: record["median"])
+    best = min(opponents, key=lambda record: record["median"])
     ratio = Interval.of(best).over(Interval.of(ours))
     return f"{text}, {times_as_fast(ratio)} {best['variant']} ({span_of(ratio)})"

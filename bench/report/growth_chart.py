@@ -97,9 +97,9 @@ def _panel(
                for place in places if (cost := costs.get((name, place))) is not None]
         for name in names
     }  # fmt: skip
-    found = {name: own for name, own in points.items() if len(own) >= min(2, len(places))}
-    label_at = apart({name: own[-1][1] for name, own in found.items()}, TOP, HEIGHT - BOTTOM)
-    drawn = [Line(name, names.index(name), own, label_at[name]) for name, own in found.items()]
+    drawable = {name: own for name, own in points.items() if len(own) >= min(2, len(places))}
+    label_at = apart({name: own[-1][1] for name, own in drawable.items()}, TOP, HEIGHT - BOTTOM)
+    drawn = [Line(name, names.index(name), own, label_at[name]) for name, own in drawable.items()]
     return drawn, [Tick(x(place), str(place)) for place in places], [Tick(y(value), rate(value)) for value in heights]
 
 

@@ -40,7 +40,7 @@ class Interval:
     @classmethod
     def least(cls, intervals: Iterable[Interval]) -> Interval:
         """Of the smallest of some values, which of them it may be."""
-        return cls(*map(min, zip(*((each.value, each.low, each.high) for each in intervals), strict=True)))
+        return cls(*map(min, zip(*((interval.value, interval.low, interval.high) for interval in intervals), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Machine:
 
     def latest(self, *keys: str, **wanted: Any) -> list[Record]:
         """Of the lines with these values, the last for each combination of `keys`, in order of first appearance."""
-        found: dict[tuple[Any, ...], Record] = {}
+        lines: dict[tuple[Any, ...], Record] = {}
         for record in self.of(**wanted):
             key = tuple(str(record.get(name)) for name in keys)
-            found[key] = record
-        return list(found.values())
+            lines[key] = record
+        return list(lines.values())
 
     def together(self, variants: Sequence[str], kind: str = "loop", by: str = "variant", **wanted: Any) -> list[Record] | None:
         """A line of each variant, which is what stands at `by`, all of the latest run that has them all."""
@@ -71,9 +71,9 @@ class Machine:
         whole = [run for _, run in sorted(runs.items()) if all(variant in run for variant in variants)]
         return [whole[-1][variant] for variant in variants] if whole else None
 
-    def times_as_fast(self, ours: str, theirs: str, **wanted: Any) -> Interval | None:
-        """How many times the seconds of `theirs` are those of `ours`."""
-        pair = self.together((ours, theirs), **wanted)
+    def times_as_fast(self, ours: str, opponent: str, **wanted: Any) -> Interval | None:
+        """How many times the seconds of `opponent` are those of `ours`."""
+        pair = self.together((ours, opponent), **wanted)
         return Interval.of(pair[1]).over(Interval.of(pair[0])) if pair else None
 
     def says(self, run: str | None = None) -> str:
@@ -88,11 +88,11 @@ def machines(results: Path) -> list[Machine]:
     lines = read_records(sorted(results.glob("*-*.jsonl")))
     cards = {(card["machine"], card["run"]): card for card in lines if card.get("kind") == "machine"}
     genuine = [line for line in lines if (card := cards.get((line.get("machine"), line.get("run")))) and not card["toy"]]
-    found = []
+    known = []
     for name in dict.fromkeys(line["machine"] for line in genuine):
         own = sorted((line for line in genuine if line["machine"] == name), key=lambda line: line["run"])
-        found.append(Machine(name, cards[name, own[0]["run"]]["device"] == "cuda", tuple(own)))
-    return found
+        known.append(Machine(name, cards[name, own[0]["run"]]["device"] == "cuda", tuple(own)))
+    return known
 
 
 def by_machine(table: Callable[[Machine], str], results: Path, *, on_gpu: bool, otherwise: str) -> str:

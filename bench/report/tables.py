@@ -64,9 +64,9 @@ def probe(machine: Machine) -> str:
 
 def checks(machine: Machine) -> str:
     """How many checks hold, and every one that does not."""
-    found = machine.latest("check", kind="check")
-    wrong = [f"- {record['check']}: {record['says']}" for record in found if not record["ok"]]
-    return "\n".join([f"{len(found) - len(wrong)} of {len(found)} checks hold.", *wrong]) if found else ""
+    lines = machine.latest("check", kind="check")
+    wrong = [f"- {record['check']}: {record['says']}" for record in lines if not record["ok"]]
+    return "\n".join([f"{len(lines) - len(wrong)} of {len(lines)} checks hold.", *wrong]) if lines else ""
 
 
 FIGURES: dict[str, Callable[[Path], str]] = {

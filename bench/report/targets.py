@@ -25,12 +25,12 @@ class Target:
 
     def verdict(self, machine: Machine) -> tuple[str, str]:
         """(the figure with its interval, what that decides)."""
-        found = self.measured(machine)
-        if found is None:
+        interval = self.measured(machine)
+        if interval is None:
             return "–", "not measured"
-        span = f"{found.low:.3g} to {shown(found.high, self.unit)}"
-        figure = f"{shown(found.value, self.unit)} ({span})"
-        worst, best = self._ends(found)
+        span = f"{interval.low:.3g} to {shown(interval.high, self.unit)}"
+        figure = f"{shown(interval.value, self.unit)} ({span})"
+        worst, best = self._ends(interval)
         if self._reached(worst, self.must):
             if self._reached(worst, self.stretch):
                 decided = "stretch reached"
@@ -39,9 +39,9 @@ class Target:
             return figure, decided
         return figure, f"not decided: {span}" if self._reached(best, self.must) else "**missed**"
 
-    def _ends(self, found: Interval) -> tuple[float, float]:
+    def _ends(self, interval: Interval) -> tuple[float, float]:
         """The worst and the best that the interval allows."""
-        return (found.high, found.low) if self.unit == "ms" else (found.low, found.high)
+        return (interval.high, interval.low) if self.unit == "ms" else (interval.low, interval.high)
 
     def _reached(self, value: float, goal: float) -> bool:
         return value <= goal if self.unit == "ms" else value >= goal

@@ -57,5 +57,5 @@ def gradient(purifier: GuidedPurifier) -> Tensor:
     drawn, towards = (torch.rand(shape, generator=generator, dtype=torch.float64).to(parameter) for _ in range(2))
     images = (0.4 + 0.2 * drawn).requires_grad_()
     ids = torch.arange(BATCH, device=parameter.device)
-    (found,) = torch.autograd.grad((purifier(images, ids=ids) * towards).sum(), images)
-    return found
+    (grad,) = torch.autograd.grad((purifier(images, ids=ids) * towards).sum(), images)
+    return grad

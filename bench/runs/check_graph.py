@@ -50,16 +50,16 @@ def main(words: list[str]) -> int:
 
 def subjects(run: Run) -> list[tuple[str, GuidedPurifier]]:
     """Small networks of the three families in both precisions, and the CIFAR-10 network as it is used; in a dry run one."""
-    found = []
+    purifiers = []
     for name, network in list(TOY_NETWORKS.items())[: 1 if run.toy else None]:
         purifier = random_purifier(network, TOY_GUIDE, device=run.device, execution="loop")
-        found.append((f"{name} float32", purifier))
+        purifiers.append((f"{name} float32", purifier))
         if run.device.type == "cuda":
-            found.append((f"{name} bfloat16", low_precision(copy.deepcopy(purifier))))
+            purifiers.append((f"{name} bfloat16", low_precision(copy.deepcopy(purifier))))
     if not run.toy:
         large = random_purifier(NETWORKS["ddpm-cifar10"], GUIDES["resnet18"], device=run.device, execution="loop")
-        found.append(("ddpm-cifar10 bfloat16", low_precision(large)))
-    return found
+        purifiers.append(("ddpm-cifar10 bfloat16", low_precision(large)))
+    return purifiers
 
 
 def low_precision(purifier: GuidedPurifier) -> GuidedPurifier:

@@ -64,15 +64,15 @@ def check_engine(run: Run, op: Op, engine: str) -> None:
 
 def wanted(op: str, engine: str, run: Run) -> list[Case]:
     """All cases; in low precision too where an op takes any float. A dry run takes a few."""
-    found = cases(op)
+    known = cases(op)
     if op in ANY_FLOAT and engine in ("triton", "cuda"):
-        single = [case for case in found if case.dtype == torch.float32]
-        found = found + [dataclasses.replace(case, dtype=dtype) for case in single for dtype in LOW_PRECISION]
+        single = [case for case in known if case.dtype == torch.float32]
+        known = known + [dataclasses.replace(case, dtype=dtype) for case in single for dtype in LOW_PRECISION]
     if not run.toy:
-        return found
+        return known
     if engine != "triton":
-        return [case for case in found if case.dtype == torch.float32 and 0 not in case.shape][::29]
-    small = sorted((case for case in found if 0 not in case.shape), key=lambda case: torch.Size(case.shape).numel())
+        return [case for case in known if case.dtype == torch.float32 and 0 not in case.shape][::29]
+    small = sorted((case for case in known if 0 not in case.shape), key=lambda case: torch.Size(case.shape).numel())
     return [case for dtype in (torch.float32, torch.float16) for case in [one for one in small if one.dtype == dtype][2:4]]
 
 

@@ -105,8 +105,8 @@ def settings(run: Run, threads: int, chosen: Any) -> Iterator[Setting]:
         "beside": [(CIFAR, batch, 32) for batch in chosen.batch or (1,)],
     }
     for part in chosen.part:
-        found = [Setting(part, *what, threads) for what in known[part]]
-        yield from toys(found) if run.toy else found
+        asked = [Setting(part, *what, threads) for what in known[part]]
+        yield from toys(asked) if run.toy else asked
 
 
 def _with_batches(places: tuple[tuple[int, int], ...], batches: list[int] | None) -> list[tuple[int, int]]:
@@ -116,9 +116,9 @@ def _with_batches(places: tuple[tuple[int, int], ...], batches: list[int] | None
     return [(batch, 32) for batch in batches] + [place for place in places if place[1] > 32 and place[0] in batches]
 
 
-def toys(found: list[Setting]) -> Iterator[Setting]:
+def toys(asked: list[Setting]) -> Iterator[Setting]:
     """The first and the last, on the smallest networks, one of them with two images."""
-    for batch, setting in ((1, found[0]), (2, found[-1])):
+    for batch, setting in ((1, asked[0]), (2, asked[-1])):
         yield replace(setting, batch=batch, pixels=8, name="8->16" if setting.part == "layers" else setting.name)
 
 
@@ -203,13 +203,13 @@ def measure_memory(run: Run, setting: Setting, only: list[str] | None) -> None:
         except subprocess.TimeoutExpired:
             run.note(f"{setting}: {name}", f"not measured: not done after {limit:.0f} s")
             continue
-        told = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"absent": done.stderr[-200:]}
-        if "absent" in told:
-            run.note(f"{setting}: {name}", f"not measured: {told['absent']}")
+        bytes_taken = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"absent": done.stderr[-200:]}
+        if "absent" in bytes_taken:
+            run.note(f"{setting}: {name}", f"not measured: {bytes_taken['absent']}")
             continue
-        peak, resident = (told[key] / 2**20 for key in ("peak", "resident"))
+        peak, resident = (bytes_taken[key] / 2**20 for key in ("peak", "resident"))
         text = f"{setting}  {name:<22} {peak:.0f} MiB at its peak, {resident:.0f} MiB between calls"
-        run.figure(text, kind="memory", **vars(setting), variant=name, **told)
+        run.figure(text, kind="memory", **vars(setting), variant=name, **bytes_taken)
 
 
 def measure_host_work(run: Run, setting: Setting) -> None:

@@ -20,7 +20,7 @@ from bench.core.comparison import Finding, Variant, sound
 from bench.core.run import Run, begin, parser
 from bench.opponents.compiled import CompiledPurifier, compiled
 from bench.opponents.diffusers_purifier import diffused
-from bench.subjects.purification import Comparison, Setting, engine, images_for, step_flops
+from bench.subjects.purification import Comparison, PurificationSetting, engine, images_for, step_flops
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.eager_baseline import BASELINES
 from purify_engine.benchmark.harness import Clock, CudaClock, interleaved, wall_clock
@@ -33,17 +33,17 @@ SECONDS, LEAST = 4.0, 3  # a setting, all variants together
 
 # The most telling first: what is left when time runs out is said.
 GPU_SETTINGS = (
-    *(Setting("ddpm-cifar10", "resnet18", batch) for batch in (1, 64, 256)),
-    Setting("ddpm-cifar10", "resnet18", 1, 100),
-    Setting("ddpm-cifar10", "resnet18", 64, 100),
-    *(Setting("ddpm-cifar10", "wrn-28-10", batch) for batch in (1, 64, 256)),
-    *(Setting("ddpmpp-cifar10", "resnet18", batch) for batch in (1, 64, 256)),
-    Setting("adm-imagenet256", "resnet18", 1, 4),
-    Setting("adm-imagenet256", "resnet18", 8, 2),
-    Setting("adm-imagenet256", "resnet18", 64, 2),
+    *(PurificationSetting("ddpm-cifar10", "resnet18", batch) for batch in (1, 64, 256)),
+    PurificationSetting("ddpm-cifar10", "resnet18", 1, 100),
+    PurificationSetting("ddpm-cifar10", "resnet18", 64, 100),
+    *(PurificationSetting("ddpm-cifar10", "wrn-28-10", batch) for batch in (1, 64, 256)),
+    *(PurificationSetting("ddpmpp-cifar10", "resnet18", batch) for batch in (1, 64, 256)),
+    PurificationSetting("adm-imagenet256", "resnet18", 1, 4),
+    PurificationSetting("adm-imagenet256", "resnet18", 8, 2),
+    PurificationSetting("adm-imagenet256", "resnet18", 64, 2),
 )
-CPU_SETTINGS = tuple(Setting("ddpm-cifar10", guide, batch, 2) for guide in GUIDES for batch in (1, 8))
-TOY_SETTINGS = tuple(Setting(network, "resnet18", 1, 2) for network in NETWORKS)  # their names, on toy networks
+CPU_SETTINGS = tuple(PurificationSetting("ddpm-cifar10", guide, batch, 2) for guide in GUIDES for batch in (1, 8))
+TOY_SETTINGS = tuple(PurificationSetting(network, "resnet18", 1, 2) for network in NETWORKS)  # their names, on toy networks
 TOYS = dict(zip(NETWORKS, TOY_NETWORKS.values(), strict=True))
 
 Make = Callable[[GuidedPurifier], Any]
@@ -68,7 +68,7 @@ def main(words: list[str]) -> int:
     return run.close()
 
 
-def settings(run: Run, chosen: Any) -> Iterator[Setting]:
+def settings(run: Run, chosen: Any) -> Iterator[PurificationSetting]:
     """The settings of this device that were asked for."""
     known = TOY_SETTINGS if run.toy else GPU_SETTINGS if run.device.type == "cuda" else CPU_SETTINGS
     for setting in known:
@@ -87,7 +87,7 @@ def variants(run: Run, with_peers: bool) -> dict[str, Make]:
     return {**ours, **eager, **peers}
 
 
-def measure(run: Run, setting: Setting, makers: dict[str, Make]) -> None:
+def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make]) -> None:
     """Build every variant, compare all with float64, then time in turn those that agree."""
     network, guide = (TOYS[setting.network], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
     label = f"toy {setting}" if run.toy else str(setting)
@@ -111,14 +111,14 @@ def measure(run: Run, setting: Setting, makers: dict[str, Make]) -> None:
 
 def built(run: Run, make: Make, comparison: Comparison, purifier: GuidedPurifier) -> Variant:
     """One variant on the purifier's weights, and how it is compared."""
-    made, images = make(purifier), comparison.images
-    return Variant(partial(made, images), partial(found, run, made, comparison, images))
+    variant, images = make(purifier), comparison.images
+    return Variant(partial(variant, images), partial(compared, run, variant, comparison, images))
 
 
-def found(run: Run, made: Any, comparison: Comparison, images: Images) -> Finding:
+def compared(run: Run, variant: Any, comparison: Comparison, images: Images) -> Finding:
     """Its distance to float64, when it has also run at the batch and the steps that are timed."""
-    finding = comparison.finding(made)
-    made(images)  # allocates, compiles, captures; what does not fit shows here
-    if run.device.type == "cuda" and isinstance(made, CompiledPurifier):
-        made.confirm_graphs(run, images)
+    finding = comparison.finding(variant)
+    variant(images)  # allocates, compiles, captures; what does not fit shows here
+    if run.device.type == "cuda" and isinstance(variant, CompiledPurifier):
+        variant.confirm_graphs(run, images)
     return finding

@@ -53,7 +53,7 @@ def measure(run: Run, case: Case, rates: dict[str, float]) -> None:
         moves, work = bytes_moved(case), flops(case)
         least = max(moves / rates["copy"], work / rates.get(f"matmul {_name(case.dtype)}", rates["matmul float32"]))
         for cache, clock in clocks(run.device, queued=True).items():
-            calls = {engine: one.call for engine, one in agreeing.items()}
+            calls = {engine: agreed.call for engine, agreed in agreeing.items()}
             timings = interleaved(calls, clock, seconds=0 if run.toy else SECONDS, least=2 if run.toy else 10)
             for engine, timing in timings.items():
                 facts = {"op": case.op, "case": name, "engine": engine, "cache": cache, "threads": torch.get_num_threads()}

@@ -118,9 +118,9 @@ def _forward(ours: Call, plain: nn.Module, inputs: tuple[Tensor, ...], *, toy: b
     def maker(build: cpu_runtimes.Build) -> Callable[[], Entry]:
         return lambda: _same(build(plain, inputs))
 
-    few, one = (tuple(value[:number] for value in inputs) for number in (COMPARED, 1))
+    few, single = (tuple(value[:number] for value in inputs) for number in (COMPARED, 1))
     makers = {name: maker(build) for name, build in cpu_runtimes.networks(toy=toy).items()}
-    work = _flops(partial(plain, *one)) * len(inputs[0])
+    work = _flops(partial(plain, *single)) * len(inputs[0])
     return Subject(makers | _ours(ours), lambda: _in_float64(plain, few), work)
 
 
@@ -225,7 +225,7 @@ def _our_pulls(purifier: GuidedPurifier, draws: Draws) -> dict[str, Callable[[],
 def steps(purifier: GuidedPurifier, batch: int) -> Subject:
     """Whole purifications of a few guided steps, with one variant more: eager PyTorch in the layout that suits a CPU."""
     images = purification.images_for(purifier, batch)
-    compared = purification.Comparison(purifier, images)
+    comparison = purification.Comparison(purifier, images)
     makers: dict[str, Any] = {name: make for name, make in BASELINES.items() if "bf16" not in name}
     makers["eager channels_last"] = partial(EagerPurifier, channels_last=True)
     makers["engine"] = partial(purification.engine, execution="graph")
@@ -233,21 +233,21 @@ def steps(purifier: GuidedPurifier, batch: int) -> Subject:
 
     def built(make: Any) -> Entry:
         variant = make(purifier)
-        short = compared.shortened(variant)
-        return Entry(partial(variant, images), lambda: compared.purified(short, images))
+        short = comparison.shortened(variant)
+        return Entry(partial(variant, images), lambda: comparison.purified(short, images))
 
     def truth(seen: Tensor) -> Tensor:
-        return compared.purified(EagerPurifier(compared.short, torch.float64), seen)
+        return comparison.purified(EagerPurifier(comparison.short, torch.float64), seen)
 
-    made = {name: partial(built, make) for name, make in makers.items()}
+    entries = {name: partial(built, make) for name, make in makers.items()}
     work = purification.step_flops(purifier) * STEPS * batch
-    slack = lambda: _slack(truth, compared.few.double(), compared.truth)  # noqa: E731
-    return Subject(made, lambda: compared.truth, work, per=STEPS, slack=slack)
+    slack = lambda: _slack(truth, comparison.few.double(), comparison.truth)  # noqa: E731
+    return Subject(entries, lambda: comparison.truth, work, per=STEPS, slack=slack)
 
 
-def _slack(function: Callable[[Tensor], Tensor], images: Tensor, there: Tensor) -> float:
+def _slack(function: Callable[[Tensor], Tensor], images: Tensor, truth: Tensor) -> float:
     """How far a function in float64 goes, relatively, when every pixel moves by one rounding of float32."""
-    return max(relative_error(function(images * (1 + way * ROUNDING)), there) for way in (-1, 1))
+    return max(relative_error(function(images * (1 + way * ROUNDING)), truth) for way in (-1, 1))
 
 
 def layer(setting: Setting) -> Subject:
@@ -258,9 +258,9 @@ def layer(setting: Setting) -> Subject:
     x = torch.randn(shape, generator=generator).to(memory_format=torch.channels_last)
     weight = torch.randn(out_channels, channels, 3, 3, generator=generator) / (9 * channels) ** 0.5
     bias = torch.randn(out_channels, generator=generator)
-    theirs = weight.to(memory_format=torch.channels_last)
+    channels_last = weight.to(memory_format=torch.channels_last)
     makers: dict[str, Callable[[], Entry]] = {
-        HONEST: lambda: _same(lambda: F.conv2d(x, theirs, bias, padding=1)),
+        HONEST: lambda: _same(lambda: F.conv2d(x, channels_last, bias, padding=1)),
         "oneDNN prepacked": lambda: _same(cpu_runtimes.prepacked(x, weight, bias)),
         "engine": lambda: _same(lambda: torch.ops.purify.conv3x3(x, weight, bias)),
     }

@@ -22,7 +22,7 @@ COMPARED_IMAGES, COMPARED_STEPS = 4, 2
 
 
 @dataclass(frozen=True)
-class Setting:
+class PurificationSetting:
     """What is timed: the networks, the batch, and how many steps of DDPM in one call."""
 
     network: str

@@ -68,15 +68,15 @@ def tiles(run: Run, problem: Problem) -> list[_tiles.ConvTile]:
     if run.toy:
         return [guess, guess._replace(block_m=guess.block_m // 2)]
     pixels, channels, out_channels, capability = problem
-    found = [guess]
+    candidates = [guess]
     for rows, columns, depth, takes_norm, stages in product((64, 128), (64, 128, 256), (32, 64), (False, True), (3, 4)):
         programs = _tiles.cdiv(pixels, rows) * _tiles.cdiv(out_channels, columns)
         splits = max(1, min(_tiles.cdiv(_tiles.PROCESSORS, programs), 9 * _tiles.cdiv(channels, depth) // 8))
         fits = 2 * stages * (rows + columns) * depth <= _tiles.shared_memory(capability)
         if fits and pixels > rows // 2 and out_channels > columns // 2:
             warps = 8 if rows * columns > 128 * 64 else 4
-            found.append(_tiles.ConvTile(rows, columns, depth, splits, takes_norm, warps, stages))
-    return list(dict.fromkeys(found))
+            candidates.append(_tiles.ConvTile(rows, columns, depth, splits, takes_norm, warps, stages))
+    return list(dict.fromkeys(candidates))
 
 
 def measured(run: Run, network: str, batch: int, conv: Convolution) -> list[tuple[Problem, _tiles.ConvTile]]:
@@ -89,15 +89,15 @@ def measured(run: Run, network: str, batch: int, conv: Convolution) -> list[tupl
     calls = {way: variant.call for way, variant in agreeing.items()}
     clock = CudaClock(cold=True, queued=True) if run.device.type == "cuda" else wall_clock
     timings: dict[Any, Timing] = interleaved(calls, clock, seconds=0 if run.toy else SECONDS, least=1 if run.toy else 5)
-    theirs = timings.pop(CUDNN)
-    if not timings:
-        return []
+    cudnn_timing = timings.pop(CUDNN, None)
+    if not timings or cudnn_timing is None:
+        return []  # why is in the lines
     best = min(timings, key=lambda tile: timings[tile].median)
-    ours = timings[best]
-    wins = theirs.median - ours.median > ours.spread + theirs.spread
+    best_timing = timings[best]
+    wins = cudnn_timing.median - best_timing.median > best_timing.spread + cudnn_timing.spread
     facts = {"network": network, "batch": batch, "conv": list(conv), "problem": problem, "tile": best._asdict(), "wins": wins}
-    text = f"{network} {tuple(conv)}, batch {batch}: {theirs.median / ours.median:.2f} × cuDNN with {best}"
-    run.figure(text, kind="tile", **facts, cudnn=theirs.record(), **ours.record())
+    text = f"{network} {tuple(conv)}, batch {batch}: {cudnn_timing.median / best_timing.median:.2f} × cuDNN with {best}"
+    run.figure(text, kind="tile", **facts, cudnn=cudnn_timing.record(), **best_timing.record())
     return [(problem, best)] if wins else []
 
 

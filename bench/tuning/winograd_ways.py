@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
     options.add_argument("--instruction-set", nargs="+", choices=ops.instruction_sets(), help="only these")
     options.add_argument("--write", action="store_true", help="make the table from all results")
     run, chosen = begin("tiles-cpu", options, words)
-    found, threads = ops.instruction_set(), torch.get_num_threads()
+    instruction_set, threads = ops.instruction_set(), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         for isa in chosen.instruction_set or [name for name in ops.instruction_sets() if name != "portable"]:
@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
                 else:
                     measure(run, isa, batch, conv)
     finally:
-        ops.use_instruction_set(found)
+        ops.use_instruction_set(instruction_set)
         torch.set_num_threads(threads)
     if chosen.write:
         TABLE.write_text(table(read_records(sorted((chosen.results or RESULTS).glob("tiles-cpu-*.jsonl")))))
@@ -131,7 +131,7 @@ def table(records: list[dict[str, Any]]) -> str:
     ]
     for isa in sorted({isa for isa, *_ in rows}):
         lines.append(f'    "{isa}": {{')
-        found = sorted((tuple(problem), best) for (name, *problem), best in rows.items() if name == isa)
-        lines += [f"        {problem}: {best and tuple(best)}," for problem, best in found]
+        problems = sorted((tuple(problem), best) for (name, *problem), best in rows.items() if name == isa)
+        lines += [f"        {problem}: {best and tuple(best)}," for problem, best in problems]
         lines.append("    },")
     return "\n".join([*lines, "}", ""])

@@ -73,12 +73,12 @@ def lines(benchmark: Benchmark) -> list[Line]:
         places = [(_x(benchmark, point.batch), _y(benchmark, speed(point)), _title(point)) for point in own]
         drawn.append((name, index, places))
     taken: list[float] = []
-    found = []
+    placed = []
     for name, index, places in sorted(drawn, key=lambda item: item[2][-1][1]):
         label_at = max([places[-1][1], *(other + 16 for other in taken)])
         taken.append(label_at)
-        found.append(Line(name, index, places, label_at))
-    return sorted(found, key=lambda line: line.index)
+        placed.append(Line(name, index, places, label_at))
+    return sorted(placed, key=lambda line: line.index)
 
 
 def bars(benchmark: Benchmark) -> list[Bar]:
@@ -104,10 +104,10 @@ def y_ticks(benchmark: Benchmark) -> list[Tick]:
     low, high = _bounds(speed(point) for point in timed(benchmark))
     for steps in ((1,), (1, 3), (1, 2, 5)):
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(found) >= 3:
+        values = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(values) >= 3:
             break
-    return [Tick(_y(benchmark, value), rate(value)) for value in found]
+    return [Tick(_y(benchmark, value), rate(value)) for value in values]
 
 
 def variants(benchmark: Benchmark) -> list[str]:

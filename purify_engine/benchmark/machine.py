@@ -52,8 +52,8 @@ def _driver() -> str | None:
     if tool is None:
         return None
     asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout.split()
-    return said[0] if said else None
+    versions = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False).stdout.split()
+    return versions[0] if versions else None
 
 
 def machine_name(device: torch.device | str = "cpu") -> str:

@@ -88,11 +88,11 @@ def measure(
     for place, batch in enumerate(sorted(set(batches))):
         left = ends - time.monotonic()
         if place and pace * batch * (WARM_UP + LEAST) > left:
-            found = [Point(variant, batch, None, "left out: no time left") for variant in variants]
+            at_batch = [Point(variant, batch, None, "left out: no time left") for variant in variants]
         else:
-            found = _at(batch, variants, purifier, clock, left / (len(set(batches)) - place))
-            pace = sum(point.timing.median for point in found if point.timing) / batch
-        for point in found:
+            at_batch = _at(batch, variants, purifier, clock, left / (len(set(batches)) - place))
+            pace = sum(point.timing.median for point in at_batch if point.timing) / batch
+        for point in at_batch:
             points.append(point)
             if on_point is not None:
                 on_point(point)
