@@ -164,6 +164,36 @@ def test_a_relu_guide_keeps_its_gauss_newton_part():
     assert (recomputed - detached).norm() > 0.05 * recomputed.norm()
 
 
+def of_matrix_products():
+    """A process whose model autocast rounds."""
+    weight = torch.linspace(-1, 1, 64).sin().view(8, 8)
+    return process(strong_plan(GUIDES["none"]), GUIDES["none"])._replace(model=lambda x, plan, step: (x @ weight).float().tanh())
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["autocast there", "float32 there"])
+@pytest.mark.parametrize("back", [True, False], ids=["autocast back", "float32 back"])
+def test_the_gradient_is_that_of_the_forward_pass_whatever_autocast_says_on_the_way_back(there, back):
+    world = of_matrix_products()
+
+    def gradient_under(back):
+        x = images().float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=there):
+            out = differentiable_run(Loop(), world, x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=back):
+            return torch.autograd.grad(loss(out), x)[0]
+
+    assert torch.equal(gradient_under(back), gradient_under(there))
+
+
+def test_autocast_changes_the_gradient_that_is_kept():
+    """Or the test above would see nothing."""
+    world, x = of_matrix_products(), images().float()
+    exact = gradient(lambda x: differentiable_run(Loop(), world, x), x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gradient(lambda x: differentiable_run(Loop(), world, x), x)
+    assert (exact - rounded).norm() > 1e-4 * exact.norm()
+
+
 def purified(mode, x, plan, guide):
     surrogate = write_plan(SCHEDULE, 150, 2)
     return purify(Loop(), process(plan, guide), x, mode=mode, surrogate=surrogate)
