@@ -202,7 +202,7 @@ def test_threads_that_share_a_purifier_get_the_images_and_gradients_of_their_own
 
 
 @EXECUTIONS
-def test_a_result_is_nobodys_buffer(execution):
+def test_a_result_is_no_buffer_that_a_later_call_fills(execution):
     model, x = made(execution), images()
     given = x.clone()
     first = model(x)

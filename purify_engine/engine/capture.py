@@ -91,9 +91,9 @@ class Branches:
         current = torch.cuda.current_stream(self.side.device)
         self.side.wait_stream(current)
         with torch.cuda.stream(self.side):
-            theirs = other()
-        ours = one()
+            made_aside = other()
+        made_here = one()
         current.wait_stream(self.side)
-        if isinstance(theirs, torch.Tensor):
-            theirs.record_stream(current)  # its memory is the side stream's, and is read on this one
-        return ours, theirs
+        if isinstance(made_aside, torch.Tensor):
+            made_aside.record_stream(current)  # or the side stream would use its memory again while this one still reads it
+        return made_here, made_aside

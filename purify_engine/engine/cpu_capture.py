@@ -1,7 +1,7 @@
 """Recording work on CPU tensors once, to replay it without Python's part, which costs a single image more than most kernels do.
 
 What CUDA graphs are to a GPU: while the work runs once, a dispatch mode notes every operation of PyTorch's beneath autograd, and
-the ops' own rooms tell of every launch. A replay runs the notes in order on the very memory that they were taken on, PyTorch's
+`ops.observe_launches` every launch of the C++ extension. A replay runs the notes in order on the very memory that they were taken on, PyTorch's
 operations by their `out=` variants: the same kernels on the same numbers, so the results are equal to the bit. Views and shapes
 are not repeated. What reads a number back to Python, or makes a tensor of a size that depends on data, is refused. What goes past
 PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as it was: nothing of ours does.
@@ -34,7 +34,7 @@ PACK = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
 
 Call = Callable[[], object]
 
-_one_at_a_time = threading.RLock()  # what PyTorch notes of dispatch modes is not a thread's own
+_one_at_a_time = threading.RLock()  # PyTorch counts dispatch modes for all threads together: two that overlap would leave one on
 
 
 class CpuCapture:
@@ -85,13 +85,13 @@ class Recording:
         try:
             with _one_at_a_time, ops.observe_launches(recorder.launched), recorder:
                 work()
-        except Exception as error:  # whatever a recorder stumbles over; a real fault is raised again below
+        except Exception as error:  # of any kind: a fault of the work itself is raised again below
             says = str(error) if isinstance(error, CaptureError) else f"the step could not be recorded: {error}"
             self._capture.refused = says
             self.memory = _Memory()
             work()  # which changes what outlives it at its end, if it got there
         else:
-            self.calls, self._work = recorder.calls, None  # the work may hold what holds this recording
+            self.calls, self._work = recorder.calls, None  # the work refers to the graph that holds this recording
 
 
 class _Recorder(TorchDispatchMode):

@@ -112,13 +112,13 @@ class Replay:
         if not self._captured_of.are(process):
             self._graphs.clear()
             self._captured_of = _Networks(process)
-        vectors = ops.instruction_set()
-        engine = ops.forced(), torch.get_num_threads(), vectors  # who computes is captured with what
-        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), engine
+        # A graph goes on calling what was called when it was captured: the engines, and what they were told.
+        computed_by = ops.forced(), ops.is_bypass_forbidden(), ops.instruction_set(), torch.get_num_threads()
+        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), computed_by
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(process.plan):
             graph = kind(process, x_t, target, capture)
-        self._graphs[key] = graph  # last, as the last one used
+        self._graphs[key] = graph  # at the end: the first of them is the one unused for longest
         while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
             del self._graphs[next(iter(self._graphs))]
         return graph

@@ -105,7 +105,7 @@ def test_gradients_are_recorded_like_anything_else(order):
     recorded(gradient, torch.rand(2, 4, 6, 6))
 
 
-def test_memory_is_used_again_as_soon_as_nobody_refers_to_it():
+def test_memory_is_used_again_as_soon_as_nothing_refers_to_it():
     def chain(x, kept=None):
         held = []
         for _ in range(20):
@@ -243,13 +243,16 @@ def test_another_number_of_threads_or_engine_is_recorded_anew():
     with ops.backend("reference"):
         replay.run(process, images(2))
     assert len(replay._graphs) == 2
+    with ops.through_dispatcher():
+        replay.run(process, images(2))
+    assert len(replay._graphs) == 3
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
         replay.run(process, images(2))
     finally:
         torch.set_num_threads(before)
-    assert len(replay._graphs) == 3
+    assert len(replay._graphs) == 4
 
 
 def test_few_recordings_are_kept_the_last_ones_used():
