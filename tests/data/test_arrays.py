@@ -137,6 +137,11 @@ def test_the_array_named_images_is_preferred_to_others_of_its_kind(tmp_path):
     assert source.key == "images" and read_all(source).sum() == 0
 
 
+def test_arrays_of_other_dimensions_do_not_compete_with_the_only_one_of_images(tmp_path):
+    np.savez(tmp_path / "in.npz", a=np.ones(4), b=np.ones((4, 4)), x=np.zeros((2, 2, 2), np.uint8), c=np.ones((1, 1, 1, 1, 1)))
+    assert open_source(tmp_path / "in.npz", ImageShape(1)).key == "x"
+
+
 @pytest.mark.parametrize("arrays", [{}, {"a": np.zeros(3)}, {"a": np.zeros((1, 1, 1, 1, 1))}], ids=["none", "flat", "deep"])
 def test_a_file_without_images_is_refused_with_what_it_holds(arrays, tmp_path):
     np.savez(tmp_path / "in.npz", **arrays)
