@@ -127,12 +127,12 @@ class GuidedPurifier(nn.Module):
         process = ReverseProcess(self.plan(x.dtype), self.denoiser, self._guide(), noise)
         if torch.is_grad_enabled():
             surrogate = self.plan(x.dtype, self.config.surrogate_steps)
-            return self._by(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
+            return self._executed(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
         if on_step_end is not None:  # it wants to see every step
             return Loop().run(process, x, on_step_end)
-        return self._by(lambda executor: executor.run(process, x))
+        return self._executed(lambda executor: executor.run(process, x))
 
-    def _by(self, work: Callable[[Executor], Images]) -> Images:
+    def _executed(self, work: Callable[[Executor], Images]) -> Images:
         """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""
         if self.execution_reason is not None and self.execution != "graph":
             return work(Loop())
@@ -155,9 +155,11 @@ class GuidedPurifier(nn.Module):
 
     def _guide(self) -> Guide:
         made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
-        if made_of not in self._guides:
-            self._guides = {made_of: _make_guide(*made_of)}
-        return self._guides[made_of]
+        guide = self._guides.get(made_of)
+        if guide is None:
+            guide = _make_guide(*made_of)
+            self._guides = {made_of: guide}
+        return guide
 
     def _key(self, ids: Ids | None, draw: int | None) -> Key:
         if draw is None and (ids is not None or self.config.noise == "fixed"):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
-One = TypeVar("One")
-Other = TypeVar("Other")
+from purify_engine.engine.process import One, Other, in_turn
 
 LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
 WARM_UP = 3  # runs before the recording: cuDNN chooses its algorithms, Triton compiles, cuBLAS takes its workspace
@@ -87,7 +86,7 @@ class Branches:
     def __call__(self, one: Callable[[], One], other: Callable[[], Other]) -> tuple[One, Other]:
         """(one(), other())."""
         if self.side is None:
-            return one(), other()
+            return in_turn(one, other)
         current = torch.cuda.current_stream(self.side.device)
         self.side.wait_stream(current)
         with torch.cuda.stream(self.side):
