@@ -105,11 +105,36 @@ def test_images_are_scored_on_draws_that_no_attack_saw_by_their_ids(watched):
     }
 
 
-def test_a_figure_is_the_mean_over_images_of_the_worst_attack(watched):
+def test_a_figure_is_the_mean_over_images_of_the_worst_attack(monkeypatch):
+    scripted = [(1.0,) * 20, (0.5,) * 20, (1.0, 0.0, 0.75, 0.5) * 2, (0.0, 1.0, 0.5, 0.75) * 2]
+    calls = {"ours": 0}
+
+    def score(defence, images, labels, ids, draws):
+        if defence.name != "ours":
+            return (1.0,) * len(images)
+        calls["ours"] += 1
+        return scripted[calls["ours"] - 1]
+
+    monkeypatch.setattr(demo_module, "score", score)
     demo, _ = demonstration()
     (ours,) = (row for row in demo.rows if row.defence == "ours")
-    *_, first, second = (scores for name, _, _, scores in watched["scores"] if name == "ours")
-    assert ours.columns["adaptive"] == wilson([min(pair) for pair in zip(first, second, strict=True)], 0.95)
+    assert ours.columns == {
+        "standard": wilson([1.0] * 20), "transferred": wilson([0.5] * 20), "adaptive": wilson([0.0, 0.0, 0.5, 0.5] * 2),
+    }  # fmt: skip
+
+
+def test_the_images_and_labels_attacked_and_scored_are_those_of_the_ids(monkeypatch):
+    _, images, labels = linear_world(20)
+    given = []
+    keep = lambda defence, images, labels, config, *, ids=None: given.append((images, labels, ids)) or images  # noqa: E731
+    score = lambda defence, images, labels, ids, draws: given.append((images, labels, ids)) or (1.0,) * len(ids)  # noqa: E731
+    monkeypatch.setattr(demo_module, "attack", keep)
+    monkeypatch.setattr(demo_module, "score", score)
+    demonstration()
+    assert len(given) > 30
+    for some, theirs, ids in given:
+        if ids is not None:  # the contact sheet's are the first ones
+            assert torch.equal(some, images[ids]) and torch.equal(theirs, labels[ids])
 
 
 def test_another_confidence_and_seed_are_heeded(watched):

@@ -1,5 +1,7 @@
 """Projected gradient ascent step by step, against the same written out in numpy; what an attack is given, and what it draws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,17 @@ def test_a_guide_start_attacks_the_guide_by_cross_entropy_from_a_random_start():
     assert torch.equal(found, attack(defence, images, labels, alone)) and defence.purifier.draws == []
     with pytest.raises(ValueError, match="^defence must be guided for start='guide', got 'plain'$"):
         start_point(plain(classifier), images, labels, config, torch.arange(6), torch.Generator())
+
+
+def test_a_guide_start_leaves_everything_else_of_the_attack_as_it_is(monkeypatch):
+    classifier, images, labels = linear_world()
+    asked = []
+    monkeypatch.setattr(attacks, "attack", lambda *words, **named: asked.append((words, named)) or images)
+    config = AttackConfig(name="a", start="guide", loss="joint", gradient="bpda", norm="l2", num_steps=3, num_eot=2, seed=2)
+    defence, ids = Defence("d", classifier, guide=classifier), torch.arange(6)
+    assert start_point(defence, images, labels, config, ids, torch.Generator()) is images
+    wanted = dataclasses.replace(config, surface="guide", loss="cross_entropy", start="random")
+    assert asked == [((defence, images, labels, wanted), {"ids": ids})]
 
 
 @pytest.mark.parametrize("settings", [{"kind": "none"}, {"epsilon": 0.0}, {"kind": "none", "epsilon": 0.0}], ids=str)

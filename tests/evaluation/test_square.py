@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from purify_engine.config import AttackConfig
+from purify_engine.evaluation import square as square_module
 from purify_engine.evaluation.attacks import Draws
 from purify_engine.evaluation.square import square, square_side
 
@@ -82,6 +83,24 @@ def test_a_square_is_whole_and_of_one_sign_a_channel():
         for channel in range(2):
             corners = [changed[0, channel, top : top + side, left : left + side] for top in (0, 1) for left in (0, 1)]
             assert any(torch.equal(corner, corner[:1, :1].expand_as(corner)) for corner in corners)
+
+
+def test_squares_lie_at_every_place_inside_each_channel_with_a_sign_of_its_own():
+    images = torch.full((400, 2, 6, 5), 0.5)
+    random = square_module._Random(images, torch.Generator().manual_seed(0))
+    delta = square_module._with_square(images, images, EPSILON, 3, random) - 0.5  # nothing but the square differs
+    places, signs_of_channels = set(), set()
+    for image in delta:
+        rows, columns = torch.nonzero(image[0], as_tuple=True)
+        top, left = int(rows.min()), int(columns.min())
+        expected = torch.zeros_like(image)
+        corner = image[:, top, left]
+        expected[:, top : top + 3, left : left + 3] = corner[:, None, None]
+        assert torch.equal(image, expected) and torch.equal(corner.abs(), torch.full((2,), EPSILON))
+        places.add((top, left))
+        signs_of_channels.add(tuple(corner.sign().tolist()))
+    assert places == {(top, left) for top in range(4) for left in range(3)}
+    assert signs_of_channels == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 
 def test_a_proposal_is_taken_image_by_image_where_its_mean_loss_is_larger():
