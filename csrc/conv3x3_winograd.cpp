@@ -123,7 +123,7 @@ void transform_inputs(float* values, int64_t stride, const Convolution& conv, co
   const int64_t top = place / tiles.across * kResults - 1, left = place % tiles.across * kResults - 1;
   const int zoom = conv.upsample ? 1 : 0;
   const int64_t width = conv.width >> zoom, height = conv.height >> zoom;
-  const float *at[kPoints][kPoints], *offsets[kPoints][kPoints];  // outside of the image there are zeros, which no line moves
+  const float *at[kPoints][kPoints], *offsets[kPoints][kPoints];  // outside of the image there are zeros, which no offset moves
   for (int i = 0; i < kPoints; ++i) {
     for (int j = 0; j < kPoints; ++j) {
       const int64_t row = top + i, column = left + j;
@@ -158,12 +158,12 @@ void transform_inputs(float* values, int64_t stride, const Convolution& conv, co
   }
 }
 
-// The gradient `y` behind a ReLU of lines: let through where the line at x is positive.
+// The gradient `y` behind relu(slope x + offset): let through where that is positive.
 PURIFY_INLINE Vector behind(const Relu& relu, Vector y, int64_t place, int64_t channel, int64_t count) {
   const Vector x = load(relu.x + place, count);
   if (!relu.slope) return x <= 0.0f ? Vector{} : y;
-  const Vector slope = load(relu.slope + channel, count), line = x * slope + load(relu.offset + channel, count);
-  return line <= 0.0f ? Vector{} : y * slope;
+  const Vector slope = load(relu.slope + channel, count), affine = x * slope + load(relu.offset + channel, count);
+  return affine <= 0.0f ? Vector{} : y * slope;
 }
 
 // What follows the convolution at one place: gain (residual + y + bias + temb), y behind a ReLU where its gradient is asked for.

@@ -51,17 +51,17 @@ T shift_of(const Norm<T>& norm, int64_t image, int64_t channel) {
   return norm.shift ? norm.shift[image * norm.channels + channel] : T(0);
 }
 
-// The layer on one channel of one image is the line (x - centre) * slope + offset: `centre` is the mean as a T, what it lost to rounding
+// The layer on one channel of one image is affine: (x - centre) * slope + offset: `centre` is the mean as a T, what it lost to rounding
 // is in `offset`.
 template <typename T>
-struct Line {
+struct ChannelAffine {
   T centre, slope, offset;
 
   T operator()(T x) const { return (x - centre) * slope + offset; }
 };
 
 template <typename T>
-Line<T> line_of(const Moments<T>& m, const Norm<T>& norm, int64_t image, int64_t channel) {
+ChannelAffine<T> affine_of(const Moments<T>& m, const Norm<T>& norm, int64_t image, int64_t channel) {
   const Wide<T> gain = gain_of(norm, image, channel);
   const Wide<T> slope = m.rstd * norm.weight[channel] * gain;
   const T centre = static_cast<T>(m.mean);
@@ -80,26 +80,26 @@ void for_each_group(const Norm<T>& norm, Body body) {
 }
 
 template <typename T>
-void forward_channel(T* y, const T* x, Line<T> line, int64_t pixels, bool silu) {
+void forward_channel(T* y, const T* x, ChannelAffine<T> map, int64_t pixels, bool silu) {
   if (!silu) {
-    for (int64_t i = 0; i < pixels; ++i) y[i] = line(x[i]);
+    for (int64_t i = 0; i < pixels; ++i) y[i] = map(x[i]);
     return;
   }
   for (int64_t i = 0; i < pixels; ++i) {
-    const T affine = line(x[i]);
+    const T affine = map(x[i]);
     y[i] = affine * sigmoid(affine);
   }
 }
 
 // The gradient through SiLU, to what SiLU is applied to.
 template <typename T>
-void through_silu(T* grad, const T* grad_out, const T* x, Line<T> line, int64_t pixels, bool silu) {
+void through_silu(T* grad, const T* grad_out, const T* x, ChannelAffine<T> map, int64_t pixels, bool silu) {
   if (!silu) {
     for (int64_t i = 0; i < pixels; ++i) grad[i] = grad_out[i];
     return;
   }
   for (int64_t i = 0; i < pixels; ++i) {
-    const T affine = line(x[i]), gate = sigmoid(affine);
+    const T affine = map(x[i]), gate = sigmoid(affine);
     grad[i] = grad_out[i] * gate * (1 + affine * (1 - gate));
   }
 }
@@ -124,7 +124,7 @@ void backward_group(T* grad_x, ChannelSums<T>* sums, const T* grad_out, const No
   for (int64_t k = 0; k < width; ++k) {
     const int64_t at = (first + k) * pixels;
     const T *x = norm.x + at, *grad = grad_x + at;
-    through_silu(grad_x + at, grad_out + at, x, line_of(m, norm, image, group * width + k), pixels, norm.silu);
+    through_silu(grad_x + at, grad_out + at, x, affine_of(m, norm, image, group * width + k), pixels, norm.silu);
     ChannelSums<T>& of = sums[first + k];
     of.grad = sum<W>(pixels, [=](int64_t i) { return grad[i]; });
     of.grad_normed = m.rstd * sum<W>(pixels, [=](int64_t i) { return grad[i] * (x[i] - m.mean); });
@@ -150,7 +150,7 @@ void group_norm_silu(T* y, const Norm<T>& norm) {
     const Moments<T> m = moments(norm.x + first * pixels, width * pixels, norm.norm_eps);
     for (int64_t k = 0; k < width; ++k) {
       const int64_t at = (first + k) * pixels;
-      forward_channel(y + at, norm.x + at, line_of(m, norm, image, group * width + k), pixels, norm.silu);
+      forward_channel(y + at, norm.x + at, affine_of(m, norm, image, group * width + k), pixels, norm.silu);
     }
   });
 }

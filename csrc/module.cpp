@@ -1,6 +1,6 @@
 // purify_engine._C: the ops over bare pointers. It knows no torch, so it builds in seconds and fits any version of it.
 //
-// Pointers arrive as integers, checked and contiguous (purify_engine/ops/cpp.py). The thread count is an argument, because OpenMP's own
+// Pointers arrive as integers, checked and contiguous (purify_engine/ops/_extension.py). The thread count is an argument, because OpenMP's own
 // setting belongs to the calling thread. The GIL is released while an op runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -133,8 +133,8 @@ void group_norm_silu_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uin
   PURIFY_RUN(group_norm_silu_backward, grads, pointer<const T>(grad_out), norm_of<T>(norm));
 }
 
-void group_norm_silu_last(uintptr_t y, const NormArguments& norm, uintptr_t beside, int64_t own) {
-  PURIFY_RUN_WIDE(group_norm_silu_last, pointer<float>(y), norm_of<float>(norm), pointer<const float>(beside), own);
+void group_norm_silu_nhwc(uintptr_t y, const NormArguments& norm, uintptr_t skip, int64_t own) {
+  PURIFY_RUN_WIDE(group_norm_silu_nhwc, pointer<float>(y), norm_of<float>(norm), pointer<const float>(skip), own);
 }
 
 int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels) {
@@ -196,14 +196,14 @@ void define_ops(py::module_& module, const std::string& dtype) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ engine room of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 3;  // purify_engine/ops/cpp.py refuses an extension built for another
+  module.attr("INTERFACE") = 4;  // purify_engine/ops/_extension.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");
   module.def("philox_block", &philox_block, "Philox 4x32-10 of one counter, for its known answers.");
   const auto released = py::call_guard<py::gil_scoped_release>();
   module.def("philox", &philox, released);
-  module.def("group_norm_silu_last", &group_norm_silu_last, released);
+  module.def("group_norm_silu_nhwc", &group_norm_silu_nhwc, released);
   module.def("conv3x3_winograd_packed_size", &conv3x3_winograd_packed_size, "Floats of packed filters, for this instruction set.");
   module.def("conv3x3_winograd_pack", &conv3x3_winograd_pack, released);
   module.def("conv3x3_winograd", &conv3x3_winograd, released);

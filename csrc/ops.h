@@ -57,9 +57,9 @@ struct Filters {
   int threads;
 };
 
-// A ReLU of lines, relu(slope x + offset), one line a channel; slope and offset are null where it is of x itself. With `before` the
+// relu(slope x + offset), slope and offset one a channel; slope and offset are null where it is of x itself. With `before` the
 // convolution reads its input through the ReLU. With an `x` the convolution's result is a gradient that passes back through the ReLU:
-// zero where the line at x is not positive, elsewhere times the slope. With neither there is no ReLU.
+// zero where slope x + offset is not positive, elsewhere times the slope. With neither there is no ReLU.
 struct Relu {
   const float *x, *slope, *offset;
   bool before;
@@ -93,11 +93,11 @@ struct Convolution {
   void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, const Norm<T>& norm);                  \
   }
 
-// Those for which wider vectors pay. `results` is 2 or 4, of F(2x2, 3x3) and F(4x4, 3x3); `last` is channels_last,
-// where the images may be two side by side: x has the first `own` channels, `beside` the others.
+// Those for which wider vectors pay. `results` is 2 or 4, of F(2x2, 3x3) and F(4x4, 3x3); `nhwc` is channels_last,
+// where the images may be two side by side: x has the first `own` channels, `skip` the others.
 #define PURIFY_DECLARE_WIDE_OPS(isa)                                                                                 \
   namespace isa {                                                                                                    \
-  void group_norm_silu_last(float* y, const Norm<float>& norm, const float* beside, int64_t own);                    \
+  void group_norm_silu_nhwc(float* y, const Norm<float>& norm, const float* skip, int64_t own);                      \
   int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels);                            \
   void conv3x3_winograd_pack(float* packed, int kept, const Filters& filters);                                       \
   void conv3x3_winograd(int results, const Convolution& conv);                                                       \

@@ -107,7 +107,7 @@ def group_norm_silu_nhwc(x: Tensor, norm: Norm, silu: bool, skip: Tensor | None)
     channels = own if skip is None else own + skip.shape[1]
     y = _extension.empty((batch, channels, height, width), torch.float32, torch.channels_last)
     arguments = _arguments_cpp(x, norm, silu, torch.channels_last, channels)
-    _extension.launch("group_norm_silu_last", y, arguments, skip, own)
+    _extension.launch("group_norm_silu_nhwc", y, arguments, skip, own)
     return y
 
 

@@ -51,10 +51,10 @@ def norm(room: Any, images: int, channels: int, pixels: int, groups: int, thread
         grads = map(at, (grad_x, grad_weight, grad_bias, grad_scale, grad_shift, grad_out))
         getattr(room, f"group_norm_silu_backward_{dtype}")(*grads, arguments)
         if kind == "f":
-            room.group_norm_silu_last(at(y), arguments, 0, channels)
+            room.group_norm_silu_nhwc(at(y), arguments, 0, channels)
             for own in {1, channels // 2, channels - 1}:
                 one, other = (buffer(kind, images * pixels * width) for width in (own, channels - own))
-                room.group_norm_silu_last(at(y), (at(one), *arguments[1:]), at(other), own)
+                room.group_norm_silu_nhwc(at(y), (at(one), *arguments[1:]), at(other), own)
 
 
 def convolution(room: Any, sizes: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:

@@ -30,7 +30,7 @@ inline void average(double* means, const double* sums, int64_t width, int64_t gr
 }
 
 // to = (from - mean) * slope + offset for each of `width` channels, and its SiLU.
-inline void apply_lines(float* to, const float* from, int64_t width, const float* means, const float* slopes, const float* offsets, bool silu) {
+inline void apply_affine(float* to, const float* from, int64_t width, const float* means, const float* slopes, const float* offsets, bool silu) {
   if (!silu) {
     for (int64_t k = 0; k < width; ++k) to[k] = (from[k] - means[k]) * slopes[k] + offsets[k];
     return;
@@ -48,19 +48,19 @@ struct Run {
   int64_t stride, begin, width;
 };
 
-// Where the `width` channels from `first` of one image are: in x, which has the first `own` channels, and in `beside`.
-std::vector<Run> runs_of(const Norm<float>& norm, const float* beside, int64_t own, int64_t image, int64_t first, int64_t width) {
+// Where the `width` channels from `first` of one image are: in x, which has the first `own` channels, and in `skip`.
+std::vector<Run> runs_of(const Norm<float>& norm, const float* skip, int64_t own, int64_t image, int64_t first, int64_t width) {
   const int64_t others = norm.channels - own, here = std::clamp<int64_t>(own - first, 0, width), pixel = image * norm.pixels;
   std::vector<Run> runs;
   if (here > 0) runs.push_back({norm.x + pixel * own + first, own, 0, here});
-  if (here < width) runs.push_back({beside + pixel * others + first + here - own, others, here, width - here});
+  if (here < width) runs.push_back({skip + pixel * others + first + here - own, others, here, width - here});
   return runs;
 }
 
 // The layer on `width` channels from `first` of one image: whole groups.
-void norm_channels(float* y, const Norm<float>& norm, const float* beside, int64_t own, int64_t image, int64_t first, int64_t width) {
+void norm_channels(float* y, const Norm<float>& norm, const float* skip, int64_t own, int64_t image, int64_t first, int64_t width) {
   const int64_t stride = norm.channels, group_width = norm.channels / norm.groups, start = image * norm.pixels * stride + first;
-  const std::vector<Run> runs = runs_of(norm, beside, own, image, first, width);
+  const std::vector<Run> runs = runs_of(norm, skip, own, image, first, width);
   std::vector<double> sums(width), mean(width), variance(width);
   for (const Run& run : runs)
     sum_pixels(sums.data() + run.begin, run.x, norm.pixels, run.stride, run.width,
@@ -74,9 +74,9 @@ void norm_channels(float* y, const Norm<float>& norm, const float* beside, int64
     });
   }
   average(variance.data(), sums.data(), width, group_width, norm.pixels);
-  // On one channel the layer is the line (x - mean as a float) * slope + offset; what the mean lost to rounding is in the offset.
-  std::vector<float> lines(3 * width);
-  float *means = lines.data(), *slopes = means + width, *offsets = slopes + width;
+  // On one channel the layer is affine: (x - mean as a float) * slope + offset; what the mean lost to rounding is in the offset.
+  std::vector<float> affine(3 * width);
+  float *means = affine.data(), *slopes = means + width, *offsets = slopes + width;
   for (int64_t k = 0; k < width; ++k) {
     const int64_t channel = first + k, place = image * norm.channels + channel;
     const double gain = norm.scale ? 1.0 + norm.scale[place] : 1.0;
@@ -88,11 +88,11 @@ void norm_channels(float* y, const Norm<float>& norm, const float* beside, int64
   }
   for (const Run& run : runs)
     for (int64_t pixel = 0; pixel < norm.pixels; ++pixel)
-      apply_lines(y + start + run.begin + pixel * stride, run.x + pixel * run.stride, run.width, means + run.begin, slopes + run.begin,
+      apply_affine(y + start + run.begin + pixel * stride, run.x + pixel * run.stride, run.width, means + run.begin, slopes + run.begin,
                   offsets + run.begin, norm.silu);
 }
 
-void group_norm_silu_last(float* y, const Norm<float>& norm, const float* beside, int64_t own) {
+void group_norm_silu_nhwc(float* y, const Norm<float>& norm, const float* skip, int64_t own) {
   const int64_t group_width = norm.channels / norm.groups;
   const int64_t enough = 1 + norm.images * norm.channels * norm.pixels / 4096;  // elements that outweigh starting a thread
   // Channels are shared out only where there are too few images, and by cache lines.
@@ -103,7 +103,7 @@ void group_norm_silu_last(float* y, const Norm<float>& norm, const float* beside
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t image = task / parts, part = task % parts;
     const int64_t from = norm.groups * part / parts, to = norm.groups * (part + 1) / parts;
-    norm_channels(y, norm, beside, own, image, from * group_width, (to - from) * group_width);
+    norm_channels(y, norm, skip, own, image, from * group_width, (to - from) * group_width);
   }
 }
 

@@ -1,3 +1,0 @@
-// group_norm_silu_last.cpp, compiled with -mavx2 -mfma (setup.py).
-#define PURIFY_ISA avx2
-#include "group_norm_silu_last.cpp"

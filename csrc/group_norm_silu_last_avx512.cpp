@@ -1,3 +1,0 @@
-// group_norm_silu_last.cpp, compiled with -mavx512f and what comes with it (setup.py).
-#define PURIFY_ISA avx512
-#include "group_norm_silu_last.cpp"

@@ -1,0 +1,99 @@
+"""Going past PyTorch's dispatcher: what is asked of its private parts is there, one that is not is no harm, and it can be forbidden."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch
+
+from purify_engine import ops
+from purify_engine.cli import doctor
+from purify_engine.ops import _bypass
+from purify_engine.ops import _registry as registry
+
+X = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+NORM = ops.Norm(torch.ones(8), torch.zeros(8), None, None, 2, 1e-5)
+CALL = partial(ops.group_norm_silu, X, *NORM)
+
+
+def is_dispatched(call: Callable[[], torch.Tensor]) -> bool:
+    """Whether a call takes PyTorch's dispatcher."""
+    with mock.patch.object(registry, "_dispatched", wraps=registry._dispatched) as dispatched:
+        call()
+    return dispatched.called
+
+
+def test_every_private_name_exists():
+    assert ops.missing() == (), "this version of PyTorch lacks what _bypass.py asks: every op takes its dispatcher"
+
+
+def test_there_is_one_owner():
+    """No other module asks PyTorch whether something looks on."""
+    root = registry.__file__.rsplit("/", 2)[0]
+    found = subprocess.run(
+        ["grep", "-rlE", "_len_torch_dispatch_stack|peek_interpreter_stack|_get_tracing_state|_profiler_enabled", root],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert {path.rsplit("/", 1)[1] for path in found.split() if path.endswith(".py")} == {"_bypass.py"}
+
+
+@pytest.mark.parametrize("name", _bypass.PRIVATE)
+def test_where_one_is_missing_every_op_takes_the_dispatcher_and_doctor_warns_once(name, monkeypatch):
+    plain, owner = CALL(), torch
+    assert not is_dispatched(CALL)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    monkeypatch.delattr(owner, last)
+    assert is_dispatched(CALL) and ops.is_observed()
+    assert torch.equal(CALL(), plain)
+    assert ops.missing() == (f"torch.{name}",)
+    warnings = [finding for finding in (doctor.extension_finding(), doctor.dispatcher_finding()) if "warning" in finding.says]
+    assert [finding.name for finding in warnings] == ["dispatcher"] and f"torch.{name}" in warnings[0].says
+    assert warnings[0].ok is None, "slower, and as right"
+
+
+def test_it_can_be_forbidden_for_a_while():
+    plain = CALL()
+    with ops.through_dispatcher():
+        assert ops.is_bypass_forbidden() and is_dispatched(CALL)
+        assert torch.equal(CALL(), plain)
+        with ops.through_dispatcher():
+            pass
+        assert ops.is_bypass_forbidden()
+        assert "as asked for" in doctor.dispatcher_finding().says
+    assert not ops.is_bypass_forbidden() and not is_dispatched(CALL)
+    assert "left out" in doctor.dispatcher_finding().says
+
+
+def test_to_forbid_it_is_a_threads_own():
+    seen: list[bool] = []
+    with ops.through_dispatcher():
+        thread = threading.Thread(target=lambda: seen.append(ops.is_bypass_forbidden()))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_what_else_goes_past_the_dispatcher_is_forbidden_too(monkeypatch):
+    conv2d = sys.modules["purify_engine.ops.conv2d"]
+    weight = torch.randn(4, 8, 3, 3)
+    expected = torch.nn.functional.conv2d(X, weight, None, (2, 2), (1, 1))
+    monkeypatch.setattr(conv2d, "_convolved", lambda *_: pytest.fail("another operation than the one that was asked for"))
+    with ops.through_dispatcher(), torch.no_grad():
+        assert torch.equal(ops.conv2d(X, weight, None, (2, 2), (1, 1)), expected)
+        together, skip = ops.side_by_side(X, X, NORM._replace(weight=torch.ones(16), bias=torch.zeros(16)))
+    assert skip is None and torch.equal(together, torch.cat([X, X], dim=1))
+
+
+@pytest.mark.parametrize(("value", "forbidden"), [("0", True), ("1", False)])
+def test_the_environment_forbids_it(value, forbidden, monkeypatch):
+    monkeypatch.setenv("PURIFY_ENGINE_BYPASS", value)
+    code = "from purify_engine import ops; print(ops.is_bypass_forbidden())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [str(forbidden)]
