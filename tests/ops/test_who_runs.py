@@ -95,7 +95,8 @@ def reason_is_told(op: registry.Op, forced: str, refusal: str) -> bool:
     asked = ("cpp", "torch") if forced == "fused" else (forced,)
     reasons = dict(part.split(": ", 1) for part in refusal.split("; ")[1:])
     declared = {engine: op.engines[engine] for engine in asked if isinstance(op.engines[engine], str)}
-    return set(reasons) == set(asked) and declared.items() <= reasons.items() and all(len(r.split()) > 3 for r in reasons.values())
+    sentences = all(len(reason.split()) > 2 for reason in reasons.values())
+    return set(reasons) == set(asked) and declared.items() <= reasons.items() and sentences
 
 
 @names
