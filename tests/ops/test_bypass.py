@@ -1,4 +1,4 @@
-"""Going past PyTorch's dispatcher: its private parts that are asked are there, a missing one does no harm, it can be forbidden."""
+"""Going past PyTorch's dispatcher: the private parts that are asked exist, a missing one is no harm, it can be forbidden."""
 
 from __future__ import annotations
 
