@@ -85,3 +85,10 @@ def test_hard_labels_become_distributions_in_the_logits_dtype():
     found = one_hot(torch.tensor([2, 0]), torch.zeros(2, 3, dtype=torch.float64))
     assert found.dtype == torch.float64
     assert found.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_one_hot_labels_have_every_class_of_the_logits_and_their_precision():
+    logits = torch.zeros(3, 5, dtype=torch.float64)
+    hot = one_hot(torch.tensor([2, 0, 1]), logits)
+    assert hot.dtype == torch.float64
+    assert hot.tolist() == [[0, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
