@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from purify_engine.testing.cases import Case
+from purify_engine.ops import OPS
+from purify_engine.testing.cases import Case, cases
 
 CIFAR_BATCHES, IMAGENET_BATCHES = (1, 64, 256), (1, 8)
 
@@ -31,9 +33,15 @@ CPU_CASES = (
 
 def timed_cases(device: torch.device, *, toy: bool) -> list[Case]:
     """What to time on a device; `toy`: the smallest of each op."""
-    if device.type != "cuda":
-        return [_toy(case) for case in CPU_CASES] if toy else list(CPU_CASES)
-    return [*_cifar(), *_imagenet()]
+    if device.type == "cuda":
+        return [*_cifar(), *_imagenet()]
+    timed = [*CPU_CASES, *(_largest(op) for op in OPS if op not in {case.op for case in CPU_CASES})]
+    return [_toy(case) for case in timed] if toy else timed
+
+
+def _largest(op: str) -> Case:
+    """For an op that no benchmarked network has: the largest of its cases."""
+    return max((case for case in cases(op) if case.dtype == torch.float32), key=lambda case: math.prod(case.shape))
 
 
 def _toy(case: Case) -> Case:
