@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import ChannelAffine, Conv3x3
+from purify_engine.models.folding import ChannelAffine, FrozenConv3x3
 
 
 class PostActivation(nn.Module):
@@ -21,7 +21,7 @@ class PostActivation(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.conv1: nn.Module = block.conv1
-        self.conv2: Conv3x3 = block.conv2
+        self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module = block.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,8 +34,8 @@ class PreActivation(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.affine: ChannelAffine = block.bn1
-        self.conv1: Conv3x3 = block.conv1
-        self.conv2: Conv3x3 = block.conv2
+        self.conv1: FrozenConv3x3 = block.conv1
+        self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module | None = block.convShortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,5 +46,5 @@ class PreActivation(nn.Module):
         return _relu_conv(h, self.conv2, residual=x)
 
 
-def _relu_conv(x: Tensor, conv: Conv3x3, residual: Tensor) -> Tensor:
+def _relu_conv(x: Tensor, conv: FrozenConv3x3, residual: Tensor) -> Tensor:
     return ops.relu_conv3x3(x, conv.weight, conv.bias, residual=residual)

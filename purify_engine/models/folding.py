@@ -30,7 +30,7 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.offset[:, None, None], x, self.slope[:, None, None])
 
 
-class Conv3x3(nn.Module):
+class FrozenConv3x3(nn.Module):
     """A frozen 3x3 convolution, padding 1, as our op."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -41,7 +41,7 @@ class Conv3x3(nn.Module):
         return ops.conv3x3(x, self.weight, self.bias)
 
 
-class Convolution(nn.Module):
+class FrozenConvolution(nn.Module):
     """A frozen convolution of another size or stride, as our op."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -107,7 +107,7 @@ def _as_op(conv: nn.Conv2d) -> nn.Module:
     if conv.dilation != (1, 1) or conv.groups != 1 or isinstance(conv.padding, str) or conv.padding_mode != "zeros":
         return conv
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    return Conv3x3(conv) if plain else Convolution(conv)
+    return FrozenConv3x3(conv) if plain else FrozenConvolution(conv)
 
 
 def affine_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -34,15 +34,17 @@ def same_device(name: str, tensor: Tensor, x: Tensor) -> None:
         require(False, name, f"on {x.device}, like the images", str(tensor.device))
 
 
-def norm(x: Tensor, channels: int, given: Norm, names: tuple[str, str] = ("weight", "bias")) -> None:
+def norm(x: Tensor, batch: int, channels: int, given: Norm, names: tuple[str, str] = ("weight", "bias")) -> None:
     """The norm of images [B, channels, H, W], of which `x` has some: weight and bias [C], scale and shift [B, C]."""
     weight, bias, scale, shift, num_groups, _ = given
     if num_groups < 1 or channels % num_groups:
         require(False, "num_groups", f"a divisor of the {channels} channels", num_groups)
     like(names[0], weight, x, (channels,))
     like(names[1], bias, x, (channels,))
-    like("scale", scale, x, (x.shape[0], channels))
-    like("shift", shift, x, (x.shape[0], channels))
+    if scale is not None:
+        like("scale", scale, x, (batch, channels))
+    if shift is not None:
+        like("shift", shift, x, (batch, channels))
 
 
 def affine(x: Tensor, given: Affine) -> None:

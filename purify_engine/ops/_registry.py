@@ -116,12 +116,11 @@ class Op:
 
         ValueError where an argument is impossible; RuntimeError with the reasons where the engine that is forced does not run it.
         """
-        given = args if self.bundle is None else self.bundle(*args, **kwargs)
-        keywords = kwargs if self.bundle is None else {}
+        given, keywords = (args, kwargs) if self.bundle is None else (self.bundle(*args, **kwargs), {})
         self.check(*given, **keywords)
-        device = args[0].device.type
+        device, engines = args[0].device.type, self.engines
         for engine in order(device):
-            launcher = self.engines[engine]
+            launcher = engines[engine]
             if isinstance(launcher, str):
                 continue
             if engine == "reference":

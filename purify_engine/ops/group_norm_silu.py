@@ -65,8 +65,10 @@ def side_by_side(x: Images, skip: Images, norm: Norm) -> tuple[Images, Images | 
 
 def _bundle(x: Tensor, *others: Any) -> tuple[Tensor, Norm, bool, Tensor | None]:
     """(x, norm, silu, skip)."""
-    silu, skip = others[6:] + (True, None)[len(others) - 6 :]
-    return x, Norm(*others[:6]), silu, skip
+    if len(others) < 8:
+        others += (True, None)[len(others) - 6 :]
+    weight, bias, scale, shift, num_groups, norm_eps, silu, skip = others
+    return x, Norm(weight, bias, scale, shift, num_groups, norm_eps), silu, skip
 
 
 def _bundle_backward(grad_out: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Norm, bool]:
@@ -78,11 +80,11 @@ def check(
 ) -> None:
     """x [B, C, H, W], skip [B, C', H, W], weight and bias [C + C'], scale and shift [B, C + C'], in whole groups."""
     _check.images("x", x)
-    batch, channels, *pixels = x.shape
+    batch, channels, height, width = x.shape
     if skip is not None:
-        _check.like("skip", skip, x, (batch, skip.shape[1] if skip.dim() > 1 else 0, *pixels))
+        _check.like("skip", skip, x, (batch, skip.shape[1] if skip.dim() > 1 else 0, height, width))
         channels += skip.shape[1]
-    _check.norm(x, channels, norm, names)
+    _check.norm(x, batch, channels, norm, names)
 
 
 def _check_backward(grad_out: Tensor, x: Tensor, norm: Norm, silu: bool) -> None:
@@ -92,13 +94,17 @@ def _check_backward(grad_out: Tensor, x: Tensor, norm: Norm, silu: bool) -> None
 
 def group_norm_silu_cpp(x: Tensor, norm: Norm, silu: bool = True, skip: Tensor | None = None) -> Tensor:
     """Channels_last images as they are in float32, and a skip where it is."""
-    if all(image is None or (image.dtype == torch.float32 and is_channels_last(image)) for image in (x, skip)):
+    if _is_read_as_it_is(x) and (skip is None or _is_read_as_it_is(skip)):
         return group_norm_silu_nhwc(x, norm, silu, skip)
     if skip is not None:
         return group_norm_silu_cpp(joined(x, skip), norm, silu)
     y = _extension.empty(x.shape, _extension.computed_in(x))
     _extension.launch(_extension.named("group_norm_silu", y.dtype), y, _arguments_cpp(x, norm, silu))
     return in_layout_of(x, y.to(x.dtype))
+
+
+def _is_read_as_it_is(image: Tensor) -> bool:
+    return image.dtype == torch.float32 and is_channels_last(image)
 
 
 def group_norm_silu_nhwc(x: Tensor, norm: Norm, silu: bool, skip: Tensor | None) -> Tensor:
@@ -136,11 +142,12 @@ def _arguments_cpp(
 ) -> tuple[Any, ...]:
     """The arguments of both directions; `channels` where x has not all of them."""
     dtype = _extension.computed_in(x)
-    dense = (None if tensor is None else _extension.dense(tensor, dtype) for tensor in norm.tensors)
+    *tensors, num_groups, norm_eps = norm
+    dense = [None if tensor is None else _extension.dense(tensor, dtype) for tensor in tensors]
     batch, own, height, width = x.shape
     images = x.to(dtype).contiguous(memory_format=layout)
     sizes = batch, channels or own, height * width
-    return images, *dense, *sizes, norm.num_groups, norm.norm_eps, silu, torch.get_num_threads()
+    return images, *dense, *sizes, num_groups, norm_eps, silu, torch.get_num_threads()
 
 
 def group_norm_silu_cuda(x: Tensor, norm: Norm, silu: bool = True, skip: Tensor | None = None) -> Tensor:

@@ -104,3 +104,29 @@ def test_impossible_arguments_are_refused(changes, message):
     arguments = {"skip": skip, "weight": torch.ones(12), "bias": torch.ones(12)} | others
     with pytest.raises(ValueError, match=message):
         ops.group_norm_silu(x, **(arguments | changes))
+
+
+@pytest.mark.parametrize("engine", ["cpp", "reference"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_op_norms_a_skip_like_the_two_together(engine, layout):
+    x, skip = (image.contiguous(memory_format=layout) for image in two(2, 6, 3, 4, 5))
+    weight, bias, scale, shift = (torch.randn(shape) for shape in ((9,), (9,), (2, 9), (2, 9)))
+    with ops.backend(engine), torch.no_grad():
+        got = ops.group_norm_silu(x, weight, bias, scale, shift, 3, 1e-5, skip=skip)
+        together = ops.group_norm_silu(torch.cat([x, skip], dim=1), weight, bias, scale, shift, 3, 1e-5)
+    assert got.stride() == together.stride() and torch.allclose(got, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", [ops.group_norm_silu, torch.ops.purify.group_norm_silu], ids=["as it is called", "the op itself"])
+def test_first_and_second_gradients_reach_the_skip(op):
+    x, skip = (image.double().requires_grad_() for image in two(2, 2, 4, 1, 3))
+    norm = [torch.randn(shape).double().requires_grad_() for shape in ((6,), (6,), (2, 6), (2, 6))]
+    function = lambda x, skip, *norm: op(x, *norm, 2, 1e-5, True, skip)  # noqa: E731
+    assert torch.autograd.gradcheck(function, (x, skip, *norm)) and torch.autograd.gradgradcheck(function, (x, skip, *norm))
+
+
+def test_registration_with_a_skip_is_sound():
+    x, skip = (image.requires_grad_() for image in two(2, 2, 4, 2, 3))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (x, torch.ones(6), torch.zeros(6), None, None, 2, 1e-5, True, skip)
+    torch.library.opcheck(torch.ops.purify.group_norm_silu.default, arguments, test_utils=checks)
