@@ -162,7 +162,7 @@ void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, cons
   ChannelSums<T>* sums = storage.data();
   for_each_group(norm, [=](int64_t image, int64_t group) { backward_group(grads.x, sums, grad_out, norm, image, group); });
   for (int64_t channel = 0; channel < channels; ++channel) {
-    Wide<T> weight = 0, bias = 0;  // in the order of the images, whoever computed their sums
+    Wide<T> weight = 0, bias = 0;  // in the order of the images, whatever thread computed their sums
     for (int64_t image = 0; image < norm.images; ++image) {
       const ChannelSums<T>& of = sums[image * channels + channel];
       const Wide<T> gain = gain_of(norm, image, channel);

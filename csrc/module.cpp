@@ -195,7 +195,7 @@ void define_ops(py::module_& module, const std::string& dtype) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "The C++ engine room of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
+  module.doc() = "The C++ extension of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
   module.attr("INTERFACE") = 4;  // purify_engine/ops/_extension.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");

@@ -1,4 +1,4 @@
-// The ops of the C++ room. Each is built once for every instruction set, in a namespace of that name; module.cpp picks one at run time.
+// The ops of the C++ extension. Each is built once for every instruction set, in a namespace of that name; module.cpp picks one at run time.
 #pragma once
 
 #include <cstdint>

@@ -48,7 +48,7 @@ PURIFY_INLINE void multiply_add_rows(Vector (*sums)[2], const float* const* base
 }
 
 // to[r][j] = (to[r][j] if `kAdd`) + sum over k of rows[r][k] * panel[k][j], for r < kRows and j < kPanel. Meanwhile `lines` cache lines
-// from `ahead` on are fetched, for whoever comes next.
+// from `ahead` on are fetched, for the product that comes next.
 template <int kRows, bool kAdd>
 __attribute__((noinline)) void multiply_rows(float* to, int64_t to_stride, const float* rows, int64_t row_stride, const float* panel,
                                              int64_t depth, const float* ahead, int64_t lines) {

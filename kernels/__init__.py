@@ -1,4 +1,4 @@
-"""The Triton room: one file an op, `<stem>.py`, whose host function has the arguments of the specification.
+"""The kernels in Triton: one file an op, `<stem>.py`, whose host function takes what its launcher in `ops` hands over.
 
 Imports torch and Triton and nothing of ours. Nothing is autotuned: `_tiles.py` says which block sizes run, so that a kernel is
 the same in the interpreter, compiled ahead of time, inside a captured graph, and twice in a row.

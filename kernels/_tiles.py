@@ -33,7 +33,7 @@ def elementwise() -> FlatTile:
 
 REGISTERS = 65536  # bytes of a tile that a program of 16 warps keeps in registers: a quarter of all there are
 SMALL_GROUP = 64  # elements of a group: smaller than any in a published network
-MOST_CHUNKS = 32  # programs that share a group: whoever pools what they found reads as much as that
+MOST_CHUNKS = 32  # programs that share a group: pooling what they computed reads as much as that
 
 
 class NormTile(NamedTuple):

@@ -2,7 +2,7 @@
 
 x is walked as it lies, NCHW or channels_last, by tiles of channels and pixels (`_norm.py`). Where a tile holds its groups whole,
 one launch reads x and writes y once: 4 bytes an element in bfloat16, and 6 backward. Else a group is cut into chunks, one a
-program: a launch before leaves the moments of every chunk, and whoever needs those of a group pools them (Chan et al. 1983): 6
+program: a launch before leaves the moments of every chunk, and what needs those of a group pools them (Chan et al. 1983): 6
 bytes an element, and 12 backward, where the sums over a channel's pixels are yet another launch. Nothing is added atomically and
 no tile depends on the batch, so neither do an image's bits.
 

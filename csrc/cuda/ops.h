@@ -1,4 +1,4 @@
-// The ops of the CUDA room, as module.cpp calls them: each launches its kernels on `stream` and returns at once, or throws with
+// The ops of the CUDA extension, as module.cpp calls them: each launches its kernels on `stream` and returns at once, or throws with
 // the name of the op. Every pointer but `op` is the device's.
 #pragma once
 
