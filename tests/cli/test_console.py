@@ -1,4 +1,4 @@
-"""What the command says while it works: JSON lines every ten seconds, or a bar where somebody watches a terminal."""
+"""What the command says while it works: JSON lines every ten seconds, or a bar where stderr is a terminal."""
 
 import io
 import json

@@ -35,7 +35,7 @@ def test_the_matrix_kernels_are_among_them(reports, capability):
 
 
 def test_a_spill_too_much_memory_and_idle_matrix_units_are_seen():
-    """The harness on tiles that nobody would choose; in a process of its own, since this one may hold the interpreter."""
+    """The harness on tiles that no table would choose; in a process of its own, since this one may hold the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", _BAD_TILES], env=environment, cwd=aot.ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

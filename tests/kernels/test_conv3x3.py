@@ -53,7 +53,7 @@ def test_small_tiles_match_the_reference_however_their_terms_are_split(case, spl
 def test_a_norm_in_the_gather_matches_the_reference(case, moments, monkeypatch):
     use(monkeypatch, 16, 32, 16, takes_norm=True)
     monkeypatch.setattr(_tiles, "moments", lambda channels, pixels: _tiles.MomentsTile(*moments))
-    monkeypatch.setattr(conv3x3, "group_norm_silu", None)  # nobody calls it
+    monkeypatch.setattr(conv3x3, "group_norm_silu", None)  # it is not called
     assert_agrees(case, run(case), layers.conv3x3)
 
 

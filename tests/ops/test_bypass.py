@@ -34,7 +34,7 @@ def test_every_private_name_exists():
 
 
 def test_there_is_one_owner():
-    """No other module asks PyTorch whether something looks on."""
+    """No other module asks PyTorch whether an operation is observed."""
     root = registry.__file__.rsplit("/", 2)[0]
     found = subprocess.run(
         ["grep", "-rlE", "_len_torch_dispatch_stack|peek_interpreter_stack|_get_tracing_state|_profiler_enabled", root],

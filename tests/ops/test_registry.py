@@ -1,4 +1,4 @@
-"""The socket: who runs an op, and what happens when somebody is forced to."""
+"""The registry: which engine runs an op, and what happens when one is forced."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_capability_says_what_this_machine_offers():
 
 
 class Subclass(torch.Tensor):
-    """Somebody's own tensor."""
+    """A user's own tensor."""
 
 
 def test_a_call_goes_straight_to_its_engine_where_nobody_looks_on():
