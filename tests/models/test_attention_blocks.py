@@ -1,6 +1,9 @@
 """Where a U-Net attends: at the resolutions asked for, on the way up after every block or after a level's last one only."""
 
+import math
+
 import pytest
+import torch
 
 from purify_engine.config import UNetConfig
 from purify_engine.models import UNet
@@ -22,3 +25,12 @@ def test_attention_stands_where_the_configuration_says(decoder_attention, decode
     assert attends(unet.encoder) == [False, False, True, True]
     assert attends(unet.middle) == [True, False]
     assert attends(unet.decoder) == decoder
+
+
+@pytest.mark.parametrize(("skip_rescale", "gain"), [(False, 1.0), (True, math.sqrt(0.5))])
+def test_what_attention_adds_is_rescaled_to_unit_variance_where_asked_for(skip_rescale, gain):
+    block = AttentionBlock(8, UNetConfig(**SMALL, skip_rescale=skip_rescale)).double()
+    x, added = torch.randn(2, 8, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 0.25
+    assert (block(x) - gain * x).abs().max() < 1e-12, "a fresh block adds nothing"
+    torch.nn.init.constant_(block.out.bias, added)
+    assert (block(x) - gain * (x + added)).abs().max() < 1e-12
