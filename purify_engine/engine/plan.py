@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -128,11 +129,13 @@ def vp_sde(step: Interval, form: GuidanceForm) -> Columns:
 
 def sampler_columns(sampler: Sampler, eta: float = 0.0) -> Callable[[Interval, GuidanceForm], Columns]:
     """The function that writes the columns (a, b, d / s, c) of a named sampler."""
-    if sampler == "vp_sde":
-        return vp_sde
-    if sampler == "ddim":
-        return lambda step, form: ddim(step, form, eta=eta)
-    return lambda step, form: ddpm(step, form, large=sampler == "ddpm_large")
+    writers: dict[Sampler, Callable[[Interval, GuidanceForm], Columns]] = {
+        "ddpm": ddpm,
+        "ddpm_large": partial(ddpm, large=True),
+        "ddim": partial(ddim, eta=eta),
+        "vp_sde": vp_sde,
+    }
+    return writers[sampler]
 
 
 def visited(t_star: int, num_steps: int) -> Tensor:
