@@ -58,13 +58,14 @@ def is_allowed(values: Iterable[object]) -> bool:
 
 def is_observed() -> bool:
     """Whether a mode, a transform, a tracer or a profiler wants to see every operation; True where PyTorch cannot be asked."""
+    if torch.compiler.is_compiling():  # first: the questions below would break the graph that is being compiled
+        return True
     try:
         return bool(
             torch._C._len_torch_dispatch_stack()
             or torch._C._functorch.peek_interpreter_stack() is not None
             or torch._C._get_tracing_state() is not None
             or torch.autograd._profiler_enabled()
-            or torch.compiler.is_compiling()
         )
     except AttributeError:
         return True

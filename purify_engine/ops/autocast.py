@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+ALWAYS = ("cpu", "cuda")  # have it in every version of PyTorch; not asked about, since each op would pay for the question
+
 
 def is_on(device_type: str) -> bool:
     """Whether autocast is active here on devices of a kind ("cpu", "cuda", "meta", ...)."""
@@ -29,6 +31,5 @@ def as_here(device_type: str) -> Callable[[], AbstractContextManager[object]]:
     )
 
 
-@functools.cache
 def _exists(device_type: str) -> bool:
-    return bool(torch.amp.is_autocast_available(device_type))
+    return device_type in ALWAYS or bool(torch.amp.is_autocast_available(device_type))

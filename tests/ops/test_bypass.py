@@ -92,6 +92,26 @@ def test_what_else_goes_past_the_dispatcher_is_forbidden_too(monkeypatch):
     assert skip is None and torch.equal(together, torch.cat([X, X], dim=1))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_compiles_a_network_gets_it_whole(recorded):
+    """The questions that are asked before going past the dispatcher break no graph, and make Dynamo warn of nothing."""
+    weight, norm = torch.randn(8, 8, 3, 3), NORM
+    wide = NORM._replace(weight=torch.ones(16), bias=torch.zeros(16))
+    kernel = torch.randn(4, 16, 1, 1)
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        y = ops.relu_conv3x3(ops.conv3x3(x, weight, None, norm), weight, residual=x)
+        together, skip = ops.side_by_side(y, x, wide)
+        return ops.conv1x1(ops.group_norm_silu(together, *wide, skip=skip), kernel)
+
+    x = X.clone().requires_grad_(recorded)
+    with torch.set_grad_enabled(recorded):
+        expected = network(x)
+        got = torch.compile(network, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(got, expected)
+    assert got.requires_grad == recorded
+
+
 @pytest.mark.parametrize(("value", "forbidden"), [("0", True), ("1", False)])
 def test_the_environment_forbids_it(value, forbidden, monkeypatch):
     monkeypatch.setenv("PURIFY_ENGINE_BYPASS", value)
