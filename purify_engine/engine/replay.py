@@ -111,6 +111,8 @@ class Replay:
             raise CaptureError(AUTOCAST)
         if not self._captured_of.are(process):
             self._graphs.clear()
+            for capture in self._captures.values():
+                capture.refused = None  # that was said of other networks
             self._captured_of = _Networks(process)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
         computed_by = ops.forced(), ops.is_bypass_forbidden(), ops.instruction_set(), torch.get_num_threads()

@@ -338,6 +338,18 @@ def test_graphs_are_left_out_of_copies_and_pickles(pretend):
         assert torch.equal(other(images(2).abs(), draw=0), one(images(2).abs(), draw=0))
 
 
+def test_what_was_refused_of_one_network_is_not_held_against_another():
+    class Reading(torch.nn.Module):
+        def forward(self, x_net, plan, step):
+            return x_net * float(x_net.mean())
+
+    replay, process = Replay(), unguided()
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="depends on what its tensors hold"):
+            replay.run(process._replace(model=Reading()), images(2))
+    assert torch.equal(replay.run(process, images(2)), looped(process, images(2)))
+
+
 def test_an_error_while_recording_names_the_graph(monkeypatch):
     class Recorder(capturing.CudaCapture):
         def __init__(self):
