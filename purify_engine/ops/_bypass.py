@@ -27,9 +27,14 @@ PRIVATE = (
     "autograd._profiler_enabled",
 )
 
-_FORBIDDEN = os.environ.get("PURIFY_ENGINE_BYPASS", "1") == "0"
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    forbidden = os.environ.get("PURIFY_ENGINE_BYPASS", "1") == "0"
+
+
+_thread = _Thread()
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def through_dispatcher() -> Iterator[None]:
 
 def is_forbidden() -> bool:
     """Whether the environment or this thread forbids going past the dispatcher."""
-    return getattr(_thread, "forbidden", _FORBIDDEN)
+    return _thread.forbidden
 
 
 def is_allowed(values: Iterable[object]) -> bool:
@@ -73,7 +78,7 @@ def is_observed() -> bool:
 
 def is_plain(value: Tensor) -> bool:
     """Whether a tensor is of PyTorch's own classes: a subclass may want to see what is done with it."""
-    return type(value) in (Tensor, torch.nn.Parameter)
+    return type(value) in _PLAIN
 
 
 def missing() -> tuple[str, ...]:

@@ -23,7 +23,12 @@ INTERFACE = 4  # of the extension that these launchers know how to call
 
 Observer = Callable[[Callable[..., None], tuple[Any, ...]], None]
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    observer: Observer | None = None  # of this thread's launches
+
+
+_thread = _Thread()
 
 
 def load(name: str, interface: int) -> ModuleType | None:
@@ -73,9 +78,8 @@ def launch(kernel: str, *arguments: Any) -> None:
     """Run a kernel. Where it takes addresses, also inside of tuples, it is given tensors, or None for address 0."""
     function = getattr(extension, kernel)
     function(*addressed(arguments))
-    observer: Observer | None = getattr(_thread, "observer", None)
-    if observer is not None:
-        observer(function, arguments)
+    if _thread.observer is not None:
+        _thread.observer(function, arguments)
 
 
 def addressed(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -94,7 +98,7 @@ def _address(value: Any) -> Any:
 @contextmanager
 def observe_launches(observer: Observer) -> Iterator[None]:
     """Tell `observer` of every launch in this thread: (function of the extension, arguments of `launch`), after it ran."""
-    outer, _thread.observer = getattr(_thread, "observer", None), observer
+    outer, _thread.observer = _thread.observer, observer
     try:
         yield
     finally:
@@ -103,7 +107,7 @@ def observe_launches(observer: Observer) -> Iterator[None]:
 
 def are_launches_observed() -> bool:
     """Whether this thread's launches are being observed."""
-    return getattr(_thread, "observer", None) is not None
+    return _thread.observer is not None
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -123,4 +127,9 @@ def named(op: str, dtype: torch.dtype) -> str:
 
 def dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous, in this precision."""
-    return tensor.to(dtype).contiguous()
+    return in_dtype(tensor, dtype).contiguous()
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this precision. Asking first: `to` takes a microsecond and a half to find that nothing is to be done."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

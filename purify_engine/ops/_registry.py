@@ -36,7 +36,12 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Judge = Literal["elementwise", "whole"]
 Declines = Callable[..., "str | None"]
 
-_thread = threading.local()
+
+class _Thread(threading.local):
+    forced: str | None = None  # the engine; read in every call, and cheaper here than as a default of `getattr`
+
+
+_thread = _Thread()
 
 
 @contextmanager
@@ -67,7 +72,7 @@ def _forcing(name: str | None) -> Iterator[None]:
 
 def forced() -> str | None:
     """The engine that this thread forces, or None."""
-    return getattr(_thread, "forced", None)
+    return _thread.forced
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def group_norm_silu_cpp(x: Tensor, norm: Norm, silu: bool = True, skip: Tensor |
         return group_norm_silu_cpp(joined(x, skip), norm, silu)
     y = _extension.empty(x.shape, _extension.computed_in(x))
     _extension.launch(_extension.named("group_norm_silu", y.dtype), y, _arguments_cpp(x, norm, silu))
-    return in_layout_of(x, y.to(x.dtype))
+    return in_layout_of(x, _extension.in_dtype(y, x.dtype))
 
 
 def _is_read_as_it_is(image: Tensor) -> bool:
@@ -127,10 +127,10 @@ def group_norm_silu_backward_cpp(
     kernel_name = _extension.named("group_norm_silu_backward", dtype)
     _extension.launch(kernel_name, grad_x, *grads, _extension.dense(grad_out, dtype), arguments)
     like_inputs = (
-        x.new_empty(0) if grad is None else grad.to(tensor.dtype)  # type: ignore[union-attr]
+        x.new_empty(0) if grad is None else _extension.in_dtype(grad, tensor.dtype)  # type: ignore[union-attr]
         for grad, tensor in zip(grads, norm.tensors, strict=True)
     )
-    return in_layout_of(x, grad_x.to(x.dtype)), *like_inputs  # type: ignore[return-value]
+    return in_layout_of(x, _extension.in_dtype(grad_x, x.dtype)), *like_inputs  # type: ignore[return-value]
 
 
 def _arguments_cpp(
@@ -145,7 +145,7 @@ def _arguments_cpp(
     *tensors, num_groups, norm_eps = norm
     dense = [None if tensor is None else _extension.dense(tensor, dtype) for tensor in tensors]
     batch, own, height, width = x.shape
-    images = x.to(dtype).contiguous(memory_format=layout)
+    images = _extension.in_dtype(x, dtype).contiguous(memory_format=layout)
     sizes = batch, channels or own, height * width
     return images, *dense, *sizes, num_groups, norm_eps, silu, torch.get_num_threads()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from purify_engine import ops
 from purify_engine.ops import ENGINES, OPS, Launcher
 from purify_engine.ops import _registry as registry
+from purify_engine.ops._arguments import Around
 from purify_engine.testing.cases import Case, cases
 from tests.ops.against_reference import as_called
 
@@ -126,6 +128,16 @@ def test_filters_that_train_are_convolved_by_pytorch_and_frozen_ones_by_ours(ran
             assert ran[0] == (op.__name__, engine)
     with ops.backend("cpp"), pytest.raises(RuntimeError, match="has no cpp kernel .*; cpp: its filters may change"):
         ops.conv3x3(*convolution(frozen=False))
+
+
+@pytest.mark.parametrize("recorded", ["image", "filters", "norm", "bias"])
+def test_triton_leaves_every_recorded_convolution_to_pytorch(recorded):
+    shapes = {"image": (2, 32, 16, 16), "filters": (32, 32, 3, 3), "norm": (32,), "bias": (32,)}
+    tensors = {name: torch.ones(shape, requires_grad=name == recorded) for name, shape in shapes.items()}
+    norm = ops.Norm(tensors["norm"], torch.zeros(32), None, None, 4, 1e-5)
+    declines = sys.modules["purify_engine.ops.conv3x3"]._declines_triton  # the package's name is the function's
+    sentence = declines(tensors["image"], tensors["filters"], norm, Around(tensors["bias"]))
+    assert sentence == "PyTorch differentiates its own convolution, with nothing computed twice"
 
 
 def test_the_parts_of_pytorchs_engine_choose_freely(ran):

@@ -48,15 +48,15 @@ def conv3x3(
     Differentiable in every tensor, any number of times; where autograd records, its parts run and nothing is computed twice.
     """
     if not is_recorded((x, weight, bias, temb, residual, *(norm or ()))):
-        return call(CONV3X3, x, weight, bias, *_flat(norm, Around(bias, temb, residual, gain, upsample)))
-    if norm is not None:  # an op of its own, whose gradient has kernels
-        check(x, weight, norm, Around(bias, temb, residual, gain, upsample))
-        with parts_of_torch():
-            x = group_norm_silu(x, *norm)
-    flat = _flat(None, Around(bias, temb, residual, gain, upsample))
-    engine, launch = CONV3X3.resolve(x, weight, bias, *flat)
+        return call(CONV3X3, x, weight, bias, *_flat(norm, temb, residual, gain, upsample))
+    engine, launch = CONV3X3.resolve(x, weight, bias, *_flat(norm, temb, residual, gain, upsample))
     # PyTorch differentiates its own operations; an op's rule would compute the convolution once more to do so.
-    return launch() if engine in ("torch", "reference") else call(CONV3X3, x, weight, bias, *flat)
+    if engine == "torch":
+        return launch()
+    if norm is not None:  # an op of its own, whose gradient has kernels
+        x = group_norm_silu(x, *norm)
+    arguments = x, weight, bias, *_flat(None, temb, residual, gain, upsample)
+    return CONV3X3.reference(*arguments) if engine == "reference" else call(CONV3X3, *arguments)
 
 
 def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Images:
@@ -67,9 +67,8 @@ def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -
     return call(CONV3X3_BACKWARD, grad_out, weight, upsample)
 
 
-def _flat(norm: Norm | None, around: Around) -> tuple[Any, ...]:
+def _flat(norm: Norm | None, temb: Tensor | None, residual: Tensor | None, gain: float, upsample: bool) -> tuple[Any, ...]:
     """The schema's arguments behind x, weight and bias."""
-    _, temb, residual, gain, upsample = around
     if norm is None:
         return None, None, None, None, temb, residual, *_DEFAULTS[7:9], gain, upsample
     return *norm.tensors, temb, residual, norm.num_groups, norm.norm_eps, gain, upsample
@@ -117,7 +116,7 @@ def _conv3x3_torch(x: Tensor, weight: Tensor, norm: Norm | None, around: Around)
     if norm is not None:
         with parts_of_torch():
             x = group_norm_silu(x, *norm)
-    return reference.conv3x3(x, weight, around.bias, *_flat(None, around))
+    return reference.convolved(x, weight, *around)
 
 
 def _conv3x3_cpp(x: Tensor, weight: Tensor, norm: Norm | None, around: Around) -> Tensor:
@@ -135,7 +134,7 @@ def _conv3x3_triton(x: Tensor, weight: Tensor, norm: Norm | None, around: Around
 def _declines_triton(x: Tensor, weight: Tensor, norm: Norm | None, around: Around) -> str | None:
     """Where nothing forces it, it is for what it was measured to win, and not where PyTorch's own gradient is wanted."""
     if forced() != "triton":
-        if is_recorded((x, weight, *around)):
+        if is_recorded((x, weight, *(norm or ()), *around)):
             return "PyTorch differentiates its own convolution, with nothing computed twice"
         if not kernel("conv3x3", "wins")(x, weight, around.upsample):
             return "cuDNN is faster here, or was not compared"
@@ -150,7 +149,7 @@ def _conv3x3_backward_cpp(grad_out: Tensor, weight: Tensor, upsample: bool = Fal
 
 
 def _declines_backward(grad_out: Tensor, weight: Tensor, upsample: bool = False) -> str | None:
-    return winograd.declines(grad_out, weight, Around(), flip=True)
+    return winograd.declines(grad_out, weight, winograd.ALONE, flip=True)
 
 
 def _differentiate(op: Op) -> None:

@@ -172,7 +172,7 @@ RELU_CONV3X3_BACKWARD = define(
     torch=IN_PYTORCH,
     cpp=_extension.cpp(
         _relu_conv3x3_backward_cpp,
-        lambda grad_out, x, weight, affine: winograd.declines(grad_out, weight, Around(), flip=True),
+        lambda grad_out, x, weight, affine: winograd.declines(grad_out, weight, winograd.ALONE, flip=True),
         judge="whole",
     ),
     cuda=_PARTS,

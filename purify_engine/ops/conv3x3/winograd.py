@@ -99,12 +99,12 @@ def _pack(weight: Tensor, kept: int, flip: bool) -> Tensor:
 
 def _channels(weight: Tensor, flip: bool) -> tuple[int, int]:
     """Channels in and out."""
-    out_of, into = weight.shape[:2]
+    out_of, into, _, _ = weight.shape
     return (out_of, into) if flip else (into, out_of)
 
 
 def _channels_last(images: Images | None) -> Images | None:
-    return None if images is None else images.float().contiguous(memory_format=torch.channels_last)
+    return None if images is None else _extension.in_dtype(images, torch.float32).contiguous(memory_format=torch.channels_last)
 
 
 def _dense(values: Tensor | None) -> Tensor | None:
