@@ -23,11 +23,11 @@ from torch import nn
 
 from purify_engine import UNet, UNetConfig, ops
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
+from purify_engine.ops import _registry
 from purify_engine.presets import load_networks
 
 ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = ((9, 0), (8, 0), (8, 9), (10, 0))
-LAYERS = ("attention", "conv3x3", "group_norm_silu")  # the ops of a U-Net
 MATRIX = {(8, 0): r"\bHMMA\.", (8, 9): r"\bHMMA\.", (9, 0): r"\bHGMMA\.", (10, 0): r"\bUTC\w*MMA\b"}
 SMALL_MATRIX = r"\bHMMA\."  # what multiplies fewer than the 64 rows of a warpgroup, on any of them
 
@@ -67,10 +67,9 @@ def launched_by(config: UNetConfig, batch: int) -> list[Any]:
         if isinstance(module, nn.Conv2d):  # what cuDNN gives, but the meta device does not
             module.register_forward_hook(lambda module, inputs, y: y.contiguous(memory_format=torch.channels_last))
     found: list[Any] = []
-    rooms = {stem: importlib.import_module(f"purify_engine.kernels.{stem}") for stem in LAYERS if stem in kernel_files()}
-    fused = mock.patch.multiple(ops, **{stem: getattr(room, stem) for stem, room in rooms.items()})
+    launchable = mock.patch.dict(_registry.ORDER, meta=("triton",))
     noted = mock.patch.object(Launch, "run", lambda launch: found.append(launch.variant("network")))
-    with fused, noted, torch.no_grad():
+    with launchable, ops.backend("triton"), noted, torch.no_grad():
         unet(x.contiguous(memory_format=torch.channels_last), timestep)
     return found
 
