@@ -53,11 +53,11 @@ def _moments_kernel(
 
 
 @triton.jit(do_not_specialize=["pixels", "chunk_pixels", "groups", "width"])
-def _lines_kernel(
-    moments_ptr, lines_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_b, scale_c, shift_b, shift_c,
+def _affine_kernel(
+    moments_ptr, affine_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_b, scale_c, shift_b, shift_c,
     pixels, chunk_pixels, channels, groups, width, norm_eps, CHUNKS: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """The norm of one group of one image as a line for each channel, x slope + offset: [B, 2, C]."""
+    """The norm of one group of one image as an affine map of each channel, x slope + offset: [B, 2, C]."""
     image, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     chunk, within = tl.arange(0, CHUNKS)[:, None], tl.arange(0, BLOCK_W)
     channel, there = group * width + within, within < width
@@ -77,8 +77,8 @@ def _lines_kernel(
         slope, offset = slope * factor, offset * factor
     if shift_ptr is not None:
         offset += tl.load(shift_ptr + image * shift_b + channel * shift_c, mask=there).to(tl.float32)
-    tl.store(lines_ptr + image * 2 * channels + channel, slope, mask=there)
-    tl.store(lines_ptr + (image * 2 + 1) * channels + channel, offset, mask=there)
+    tl.store(affine_ptr + image * 2 * channels + channel, slope, mask=there)
+    tl.store(affine_ptr + (image * 2 + 1) * channels + channel, offset, mask=there)
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def _surroundings(
 
 @triton.jit(do_not_specialize=["pixels", "height", "width", "splits"])
 def _conv3x3_kernel(
-    x_ptr, weight_ptr, lines_ptr, bias_ptr, temb_ptr, residual_ptr, out_ptr,
+    x_ptr, weight_ptr, affine_ptr, bias_ptr, temb_ptr, residual_ptr, out_ptr,
     pixels, height, width, channels, out_channels, temb_b, temb_k, gain, splits,
     UPSAMPLE: tl.constexpr, ONE_TEMB: tl.constexpr, WHOLE: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -154,10 +154,10 @@ def _conv3x3_kernel(
         else:
             x = tl.load(x_from, mask=known & (start + inner < channels)[None, :], other=0.0)
             weight = tl.load(weight_at + (tap * channels + start), mask=(start + inner < channels)[:, None], other=0.0)
-        if lines_ptr is not None:
-            line = lines_ptr + (tl.min(image, axis=0) * 2).to(tl.int64) * channels + start + inner
-            slope = tl.load(line, mask=start + inner < channels, other=0.0)
-            offset = tl.load(line + channels, mask=start + inner < channels, other=0.0)
+        if affine_ptr is not None:
+            map_ptr = affine_ptr + (tl.min(image, axis=0) * 2).to(tl.int64) * channels + start + inner
+            slope = tl.load(map_ptr, mask=start + inner < channels, other=0.0)
+            offset = tl.load(map_ptr + channels, mask=start + inner < channels, other=0.0)
             normed = tl.where(known, x.to(tl.float32) * slope[None, :] + offset[None, :], 0.0)  # outside the image silu(0) = 0
             x = (normed / (1 + tl.exp(-normed))).to(x.dtype)
         y = tl.dot(x, weight, y)
@@ -231,21 +231,21 @@ def _problem(x: Tensor, weight: Tensor, upsample: bool) -> tuple[int, int, int, 
 
 
 def _takes_norm(tile: _tiles.ConvTile, out: Tensor) -> bool:
-    """Does the tile apply the norm as it gathers? Its pixels must belong to one image, so that each channel has one line."""
+    """Does the tile apply the norm as it gathers? Its pixels must belong to one image, so that each channel has one map."""
     return tile.takes_norm and out.shape[2:].numel() % tile.block_m == 0
 
 
 def _launches(out: Tensor, x: Tensor, weight: Tensor, norm: Norm | None, around: Around, tile: _tiles.ConvTile) -> list[Launch]:
-    """The moments and the lines of a norm that the gather applies, the convolution, and the sum of its parts."""
+    """The moments and the affine maps of a norm that the gather applies, the convolution, and the sum of its parts."""
     *_, upsample = around
     x = x.contiguous(memory_format=torch.channels_last)
     weight = weight.to(x.dtype, memory_format=torch.channels_last)
     (batch, out_channels, height, width), channels = out.shape, x.shape[1]
     pixels, image_pixels = batch * height * width, height * width
     surroundings, one_temb = _around(out, around, image_pixels % tile.block_m == 0)
-    before, lines = ([], None) if norm is None else _norm(x, norm)
+    before, affine = ([], None) if norm is None else _norm(x, norm)
     programs = triton.cdiv(pixels, tile.block_m) * triton.cdiv(out_channels, tile.block_n)
-    tensors = {"x_ptr": x, "weight_ptr": weight, "lines_ptr": lines}
+    tensors = {"x_ptr": x, "weight_ptr": weight, "affine_ptr": affine}
     sizes = {"pixels": pixels, "height": height, "width": width, "channels": channels, "splits": tile.splits}
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_C": tile.block_c, "PARTS": False}
     constants = {"UPSAMPLE": upsample, "ONE_TEMB": one_temb, "WHOLE": channels % tile.block_c == 0} | blocks
@@ -283,15 +283,15 @@ def _around(out: Tensor, around: Around, one_image: bool) -> tuple[dict[str, Any
 
 
 def _norm(x: Tensor, norm: Norm) -> tuple[list[Launch], Tensor]:
-    """Two launches, and the lines that they fill: [B, 2, C] in float32."""
+    """Two launches, and the affine maps that they fill: [B, 2, C] in float32."""
     weight, bias, scale, shift, groups, norm_eps = norm
     batch, channels, height, width = x.shape
     tile = _tiles.moments(channels, height * width)
     moments = _outputs.empty((batch, tile.chunks, 2, channels), torch.float32, x.device)
-    lines = _outputs.empty((batch, 2, channels), torch.float32, x.device)
+    affine = _outputs.empty((batch, 2, channels), torch.float32, x.device)
     both = {"moments_ptr": moments, "pixels": height * width, "channels": channels, "CHUNKS": tile.chunks}
     first = {"x_ptr": x, "steps": tile.steps, "PIXELS": tile.pixels, "CHANNELS": tile.channels}
-    second = {"lines_ptr": lines, "weight_ptr": weight.contiguous(), "bias_ptr": bias.contiguous(), "norm_eps": float(norm_eps)}
+    second = {"affine_ptr": affine, "weight_ptr": weight.contiguous(), "bias_ptr": bias.contiguous(), "norm_eps": float(norm_eps)}
     for name, row in (("scale", scale), ("shift", shift)):
         strides = (0, 0) if row is None else row.stride()
         second |= {f"{name}_ptr": row, f"{name}_b": strides[0], f"{name}_c": strides[1]}
@@ -299,8 +299,8 @@ def _norm(x: Tensor, norm: Norm) -> tuple[list[Launch], Tensor]:
     second |= {"BLOCK_W": _tiles.power_of_two(channels // groups)}
     return [
         Launch(_moments_kernel, (batch * tile.chunks, triton.cdiv(channels, tile.channels)), both | first),
-        Launch(_lines_kernel, (batch * groups,), both | second),
-    ], lines
+        Launch(_affine_kernel, (batch * groups,), both | second),
+    ], affine
 
 
 # Images, channels, output channels, pixels a side: few tiles, split; 128 wide; 16 wide; 256 wide, which takes its norm along.

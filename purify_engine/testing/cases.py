@@ -216,7 +216,7 @@ def _conv3x3_backward(case: Case) -> tuple[Any, ...]:
 
 
 def _relu_conv3x3(case: Case) -> tuple[Any, ...]:
-    """Variants name the line before the ReLU and the residual. K is 2 C, or C beside a residual."""
+    """Variants name the affine map before the ReLU ("line") and the residual. K is 2 C, or C beside a residual."""
     x, weight, bias, *_, residual, _, _, _, _ = _conv3x3(case)
     generator = case.generator().manual_seed(2)
     slope, offset = (case.floats(generator, x.shape[1:2]) if "line" in case.variant else None for _ in range(2))
