@@ -4,8 +4,8 @@ What CUDA graphs are to a GPU: while the work runs once, a dispatch mode notes e
 `ops.observe_launches` every launch of the C++ extension. A replay runs the notes in order on the very memory that they were
 taken on, PyTorch's operations by their `out=` variants: the same kernels on the same numbers, so the results are equal to the
 bit. Views and shapes are not repeated. What reads a number back to Python, or makes a tensor of a size that depends on data,
-is refused. What goes past PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as it was: nothing of ours
-does so.
+is refused. What goes past PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as it was: nothing of
+ours does so.
 """
 
 from __future__ import annotations
