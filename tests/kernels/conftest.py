@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An element that a kernel leaves unwritten is NaN, or 173; one beyond its outputs is an error."""
     from purify_engine.kernels import _outputs
-    from tests.kernels.triton_room import Poison
+    from tests.kernels.triton_runner import Poison
 
     poison = Poison()
     monkeypatch.setattr(_outputs, "empty", poison)

@@ -14,7 +14,7 @@ from purify_engine.testing import magnitudes
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 FORWARD, BACKWARD = "attention", "attention_backward"
 HALF = torch.float16

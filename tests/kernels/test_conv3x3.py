@@ -15,7 +15,7 @@ from purify_engine.reference import layers
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import CONV_SHAPES, CONV_VARIANTS, LAYOUTS, Case
 from purify_engine.testing.yardstick import assert_within_yardstick
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 HALF, LAST = torch.float16, torch.channels_last
 # Every shape and layout, with some of what may stand around a convolution; and all of that, where a tile holds several images.

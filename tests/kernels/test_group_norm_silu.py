@@ -10,7 +10,7 @@ from purify_engine.kernels import _tiles
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 FORWARD, BACKWARD = "group_norm_silu", "group_norm_silu_backward"
 FLOAT, DOUBLE = torch.float32, torch.float64

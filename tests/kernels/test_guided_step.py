@@ -10,7 +10,7 @@ from purify_engine.kernels import _images
 from purify_engine.reference import process
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 # Every seventh of the small ones: seven shares no factor with the numbers of dtypes, layouts and variants. Not single pixels:
 # nothing is wider than float64 here, and of one sum in it PyTorch may get every digit right.

@@ -14,7 +14,7 @@ from purify_engine.reference import philox
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import RANDOM123, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
-from tests.kernels.triton_room import DEVICE, moved, run
+from tests.kernels.triton_runner import DEVICE, moved, run
 
 # No image and three; less than a block of four, whole blocks, a rest; one program and two.
 SHAPES = [(images, numel) for images in (0, 3) for numel in (0, 1, 3, 4, 5, 30, 63, 1000)]

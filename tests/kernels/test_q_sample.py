@@ -9,7 +9,7 @@ from purify_engine import ops
 from purify_engine.reference import process
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 # Every fifth of the small ones: five shares no factor with the numbers of dtypes, layouts and copies.
 SMALL = [case for case in cases("q_sample") if torch.Size(case.shape).numel() <= 600][::5]

@@ -9,7 +9,7 @@ from purify_engine import ops
 from purify_engine.reference import process
 from purify_engine.testing.agreement import strides
 from purify_engine.testing.cases import Case, cases
-from tests.kernels.triton_room import moved, run
+from tests.kernels.triton_runner import moved, run
 
 SMALL = [case for case in cases("to_images") if torch.Size(case.shape).numel() <= 600][::5]
 BYTES = [

@@ -16,7 +16,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_fo
 
 
 @pytest.fixture(params=["avx512", "avx2", "portable"])
-def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def each_instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The C++ extension on one instruction set; an element that a kernel leaves unwritten is NaN, or -1."""
     assert _extension.extension is not None, "build the extension first: pip install -e ."
     if request.param not in _extension.instruction_sets():

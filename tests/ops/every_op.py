@@ -28,36 +28,36 @@ def at(values: Any) -> int:
     return values.buffer_info()[0]
 
 
-def noise(room: Any, images: int, numel: int) -> None:
+def noise(module: Any, images: int, numel: int) -> None:
     key, step, ids = (buffer("q", length) for length in (1, 1, images))
     batch = (images, numel, at(key), at(step), at(ids), 1)
     words = buffer("q", images * numel)
-    room.philox(at(words), batch)
+    module.philox(at(words), batch)
     for kind, dtype in (("f", "float32"), ("d", "float64")):
         out, x, eps, grad = (buffer(kind, images * numel) for _ in range(4))
         rows, marginal = buffer("d", 4), buffer("d", 2)
-        getattr(room, f"philox_normal_{dtype}")(at(out), batch)
-        getattr(room, f"q_sample_{dtype}")(at(out), at(x), at(marginal), batch)
-        getattr(room, f"guided_step_{dtype}")(at(out), at(x), at(eps), at(grad), at(rows), 1, batch)
+        getattr(module, f"philox_normal_{dtype}")(at(out), batch)
+        getattr(module, f"q_sample_{dtype}")(at(out), at(x), at(marginal), batch)
+        getattr(module, f"guided_step_{dtype}")(at(out), at(x), at(eps), at(grad), at(rows), 1, batch)
 
 
-def norm(room: Any, images: int, channels: int, pixels: int, groups: int, threads: int) -> None:
+def norm(module: Any, images: int, channels: int, pixels: int, groups: int, threads: int) -> None:
     for kind, dtype in (("f", "float32"), ("d", "float64")):
         x, y, grad_out, grad_x = (buffer(kind, images * channels * pixels) for _ in range(4))
         weight, bias, grad_weight, grad_bias = (buffer(kind, channels) for _ in range(4))
         scale, shift, grad_scale, grad_shift = (buffer(kind, images * channels) for _ in range(4))
         arguments = (*map(at, (x, weight, bias, scale, shift)), images, channels, pixels, groups, 1e-5, True, threads)
-        getattr(room, f"group_norm_silu_{dtype}")(at(y), arguments)
+        getattr(module, f"group_norm_silu_{dtype}")(at(y), arguments)
         grads = map(at, (grad_x, grad_weight, grad_bias, grad_scale, grad_shift, grad_out))
-        getattr(room, f"group_norm_silu_backward_{dtype}")(*grads, arguments)
+        getattr(module, f"group_norm_silu_backward_{dtype}")(*grads, arguments)
         if kind == "f":
-            room.group_norm_silu_nhwc(at(y), arguments, 0, channels)
+            module.group_norm_silu_nhwc(at(y), arguments, 0, channels)
             for own in {1, channels // 2, channels - 1}:
                 one, other = (buffer(kind, images * pixels * width) for width in (own, channels - own))
-                room.group_norm_silu_nhwc(at(y), (at(one), *arguments[1:]), at(other), own)
+                module.group_norm_silu_nhwc(at(y), (at(one), *arguments[1:]), at(other), own)
 
 
-def convolution(room: Any, sizes: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:
+def convolution(module: Any, sizes: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:
     (images, height, width), (into, out_of) = sizes, channels
     weight, bias = buffer("f", into * out_of * 9), buffer("f", out_of)
     temb = buffer("f", images * out_of)
@@ -65,29 +65,29 @@ def convolution(room: Any, sizes: tuple[int, int, int], channels: tuple[int, int
         zoom = 2 if upsample else 1
         pixels = images * height * width
         x, y, residual, behind = (buffer("f", length) for length in (pixels * into, *(zoom**2 * pixels * out_of,) * 3))
-        packed = buffer("f", room.conv3x3_winograd_packed_size(results if keep else 0, into, out_of))
+        packed = buffer("f", module.conv3x3_winograd_packed_size(results if keep else 0, into, out_of))
         strides = (9 * out_of, 9) if flip else (9, 9 * into)
-        room.conv3x3_winograd_pack(at(packed), results if keep else 0, (at(weight), into, out_of, *strides, flip, threads))
+        module.conv3x3_winograd_pack(at(packed), results if keep else 0, (at(weight), into, out_of, *strides, flip, threads))
         pointers = tuple(map(at, (x, packed, bias, temb, residual)))
         all_sizes = (images, zoom * height, zoom * width, into, out_of, out_of)
         lines = [buffer("f", into) for _ in range(2)], [buffer("f", out_of) for _ in range(2)]
         relus = (0, 0, 0, False), (0, 0, 0, True), (0, *map(at, lines[0]), True), (at(behind), *map(at, lines[1]), False)
         for relu in relus:
-            room.conv3x3_winograd(at(y), pointers, relu, all_sizes, 0.5, upsample, results, keep, 5, threads)
+            module.conv3x3_winograd(at(y), pointers, relu, all_sizes, 0.5, upsample, results, keep, 5, threads)
             assert all(value == value for value in y)
 
 
 def main() -> None:
-    room = extension()
-    for instruction_set in room.instruction_sets():
-        room.use_instruction_set(instruction_set)
+    module = extension()
+    for instruction_set in module.instruction_sets():
+        module.use_instruction_set(instruction_set)
         for images, numel in ((1, 1), (2, 33), (3, 3 * 31 * 5)):
-            noise(room, images, numel)
+            noise(module, images, numel)
         for images, channels, pixels, groups, threads in ((1, 4, 1, 2, 1), (2, 6, 35, 3, 1), (1, 40, 9, 8, 2)):
-            norm(room, images, channels, pixels, groups, threads)
+            norm(module, images, channels, pixels, groups, threads)
         for sizes, channels in product(((1, 1, 1), (2, 5, 3), (1, 9, 4)), ((1, 1), (3, 20), (37, 5), (8, 34))):
             for threads in (1, 2):
-                convolution(room, sizes, channels, threads)
+                convolution(module, sizes, channels, threads)
     print("done")
 
 

@@ -24,7 +24,7 @@ from purify_engine.testing.agreement import strides
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_as_good_as_direct
 
-pytestmark = pytest.mark.usefixtures("room")
+pytestmark = pytest.mark.usefixtures("each_instruction_set")
 
 TILINGS = [Tiling(results, block, keep) for results in (2, 4) for block, keep in ((1, False), (7, True), (24, False), (24, True))]
 # Channels around what vectors and panels hold; images of one pixel, of less than a tile, of a tile and a bit.

@@ -16,7 +16,7 @@ from purify_engine.ops import OPS, _cuda, capability
 from purify_engine.reference import layers, philox, process
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case, cases
-from tests.ops import emulated_room
+from tests.ops import emulated_extension
 
 REFERENCES: dict[str, Callable[..., Any]] = {
     "philox": philox.philox,
@@ -123,7 +123,7 @@ class Poison:
 
 @pytest.fixture(scope="module")
 def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return emulated_room.build(tmp_path_factory.mktemp("emulated"))
+    return emulated_extension.build(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_the_table_of_ops_and_the_extension_agree():
 
 @pytest.mark.skipif(_cuda.extension is None, reason="purify_engine._cuda is not built here: there was no nvcc")
 def test_importing_the_extension_needs_no_gpu():
-    code = "import purify_engine._cuda as room; print(room.group_norm_silu_workspace.__name__)"
+    code = "import purify_engine._cuda as extension; print(extension.group_norm_silu_workspace.__name__)"
     blind = {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=blind)
     assert done.stdout.strip() == "group_norm_silu_workspace", done.stderr

@@ -12,7 +12,7 @@ from purify_engine import ops
 from purify_engine.ops import _cuda
 from purify_engine.testing.agreement import as_tuple, assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case
-from tests.ops import emulated_room
+from tests.ops import emulated_extension
 from tests.ops.test_cuda import EVERY_CASE, REFERENCES, Poison, cuda, name_of
 
 if _cuda.extension is None or not torch.cuda.is_available():
@@ -54,7 +54,7 @@ def test_matches_the_reference(case, monkeypatch):
 
 @pytest.fixture(scope="module")
 def emulated_module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return emulated_room.build(tmp_path_factory.mktemp("emulated"))
+    return emulated_extension.build(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.mark.parametrize("op", ["philox_normal", "q_sample", "guided_step"])

@@ -1,4 +1,4 @@
-"""purify::group_norm_silu and its gradient: the C++ room against reference/layers.py."""
+"""purify::group_norm_silu and its gradient: the C++ extension against reference/layers.py."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SMALL = [Case("group_norm_silu", (2, 4, 1, 3), torch.float64, variant=variant, n
 
 
 @pytest.mark.parametrize("case", cases("group_norm_silu"), ids=str)
-def test_matches_the_reference(case, room):
+def test_matches_the_reference(case, each_instruction_set):
     assert_matches_reference(case, ops.group_norm_silu, layers.group_norm_silu)
 
 
 @pytest.mark.parametrize("case", cases("group_norm_silu_backward"), ids=str)
-def test_gradient_matches_the_reference(case, room):
+def test_gradient_matches_the_reference(case, each_instruction_set):
     assert_matches_reference(case, ops.group_norm_silu_backward, layers.group_norm_silu_backward)
 
 
@@ -52,7 +52,7 @@ def test_low_precision_comes_back_as_it_went_in(dtype, engine):
     assert (y - truth).abs().max() < 4 * torch.finfo(dtype).eps * truth.abs().max()
 
 
-def test_a_large_mean_does_not_cancel(room):
+def test_a_large_mean_does_not_cancel(each_instruction_set):
     x, *rest = Case("group_norm_silu", (2, 8, 16, 16), num_groups=2).arguments()
     shifted = x + 4096  # exact enough: the spread keeps 12 bits
     truth = layers.group_norm_silu(shifted.double(), *(v.double() if isinstance(v, torch.Tensor) else v for v in rest))
@@ -60,14 +60,14 @@ def test_a_large_mean_does_not_cancel(room):
 
 
 @pytest.mark.parametrize("far", [128.0, 2.0**14, 2.0**100, float("inf")])
-def test_silu_is_its_limits_far_out(far, room):
+def test_silu_is_its_limits_far_out(far, each_instruction_set):
     x, one = torch.zeros(1, 1, 1, 1), torch.ones(1)
     assert ops.group_norm_silu(x, one, far * one, None, None, 1, 1e-5).item() == far
     if far < float("inf"):
         assert abs(ops.group_norm_silu(x, one, -far * one, None, None, 1, 1e-5).item()) < 1e-30
 
 
-def test_a_poisoned_image_never_touches_its_batch(room):
+def test_a_poisoned_image_never_touches_its_batch(each_instruction_set):
     x, *rest = Case("group_norm_silu", (3, 8, 5, 5), num_groups=2).arguments()
     clean = ops.group_norm_silu(x, *rest)
     x[1, 0, 0, 0] = torch.nan

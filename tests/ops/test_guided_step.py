@@ -1,4 +1,4 @@
-"""purify::guided_step: the C++ room against reference/process.py, its gradient, its registration."""
+"""purify::guided_step: the C++ extension against reference/process.py, its gradient, its registration."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 @pytest.mark.parametrize("case", cases("guided_step"), ids=str)
-def test_matches_the_reference(case, room):
+def test_matches_the_reference(case, each_instruction_set):
     assert_matches_reference(case, torch.ops.purify.guided_step, process.guided_step)
 
 
-def test_of_steps_of_one_element_each_is_right_whatever_the_luck_of_pytorch(room):
+def test_of_steps_of_one_element_each_is_right_whatever_the_luck_of_pytorch(each_instruction_set):
     count, generator = 3000, torch.Generator().manual_seed(0)
     floats = torch.randn(3, count, 1, 1, 1, generator=generator)
     rows = torch.randn(1, 4, generator=generator, dtype=torch.float64)

@@ -14,19 +14,19 @@ from tests.ops.against_reference import assert_matches_reference
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), RANDOM123)
-def test_known_answers_of_random123(counter, key, words, room):
+def test_known_answers_of_random123(counter, key, words, each_instruction_set):
     assert tuple(_extension.extension.philox_block(counter, key)) == words
 
 
 @pytest.mark.parametrize("case", cases("philox"), ids=str)
-def test_words_are_those_of_the_reference_bit_for_bit(case, room):
+def test_words_are_those_of_the_reference_bit_for_bit(case, each_instruction_set):
     with ops.backend("cpp"):
         got = ops.philox(*case.arguments())
     assert torch.equal(got, philox.philox(*case.arguments()))
 
 
 @pytest.mark.parametrize("case", cases("philox_normal"), ids=str)
-def test_normals_match_the_reference(case, room):
+def test_normals_match_the_reference(case, each_instruction_set):
     assert_matches_reference(case, ops.philox_normal, philox.philox_normal)
 
 

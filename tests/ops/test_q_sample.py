@@ -1,4 +1,4 @@
-"""purify::q_sample: the C++ room against reference/process.py, its gradient, its registration."""
+"""purify::q_sample: the C++ extension against reference/process.py, its gradient, its registration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 @pytest.mark.parametrize("case", cases("q_sample"), ids=str)
-def test_matches_the_reference(case, room):
+def test_matches_the_reference(case, each_instruction_set):
     assert_matches_reference(case, torch.ops.purify.q_sample, process.q_sample)
 
 

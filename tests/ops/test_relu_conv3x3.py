@@ -28,7 +28,7 @@ def test_matches_the_reference(case):
 
 
 @pytest.mark.parametrize("tiling", [Tiling(4, 24, True), Tiling(4, 1, False), Tiling(2, 7, False), Tiling(2, 24, True)], ids=str)
-def test_every_tiling_is_the_convolution_behind_or_before_the_relu(tiling, room, monkeypatch):
+def test_every_tiling_is_the_convolution_behind_or_before_the_relu(tiling, each_instruction_set, monkeypatch):
     monkeypatch.setattr(winograd, "tiling", lambda *problem: tiling)
     for case in [case for case in FLOAT32 if 0 not in case.shape]:
         with ops.backend("cpp"):
@@ -47,14 +47,14 @@ def test_it_is_what_it_says():
     assert (ops.relu_conv3x3(x, weight, bias, slope, offset, residual) - truth).abs().max() < 1e-14
 
 
-def test_what_pads_an_image_is_zero_though_a_line_lies_above_it(room, monkeypatch):
+def test_what_pads_an_image_is_zero_though_a_line_lies_above_it(each_instruction_set, monkeypatch):
     monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     weight, offset = torch.ones(16, 16, 3, 3), torch.full((16,), 5.0)
     got = ops.relu_conv3x3(torch.zeros(1, 16, 6, 6), weight, None, torch.zeros(16), offset)
     assert torch.allclose(got, F.conv2d(torch.full((1, 16, 6, 6), 5.0), weight, padding=1), rtol=1e-5)
 
 
-def test_what_is_no_number_stays_so(room, monkeypatch):
+def test_what_is_no_number_stays_so(each_instruction_set, monkeypatch):
     monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     x = torch.zeros(2, 16, 8, 8)
     x[1] = torch.nan
@@ -73,7 +73,7 @@ def test_first_and_second_gradients_are_right(case, op):
 
 
 @pytest.mark.parametrize("variant", RELU_VARIANTS)
-def test_with_frozen_filters_gradients_are_the_references_to_the_second_order(variant, room, monkeypatch):
+def test_with_frozen_filters_gradients_are_the_references_to_the_second_order(variant, each_instruction_set, monkeypatch):
     monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
     case, found = Case("relu_conv3x3", (2, 16, 6, 7), variant=variant), []
     for op, dtype in ((layers.relu_conv3x3, torch.float64), (ops.relu_conv3x3, torch.float32)):

@@ -11,7 +11,7 @@ from purify_engine.ops.conv2d import _conv1x1_of_two
 from purify_engine.ops.group_norm_silu import group_norm_silu_nhwc
 from purify_engine.reference import layers
 
-pytestmark = pytest.mark.usefixtures("room")
+pytestmark = pytest.mark.usefixtures("each_instruction_set")
 
 # batch, channels, channels skip, groups, height, width: groups that end where the first image does, that straddle, one of all.
 SIZES = [

@@ -73,7 +73,7 @@ def test_a_norm_before_a_convolution(spread, layout, engine):
 def test_a_norm_before_a_convolution_on_triton(spread, gathered, monkeypatch):
     pytest.importorskip("triton")
     from purify_engine.kernels import _tiles
-    from tests.kernels.triton_room import moved
+    from tests.kernels.triton_runner import moved
 
     tile = _tiles.ConvTile(16, 32, 16, 1, gathered, num_warps=4, num_stages=3)
     monkeypatch.setattr(_tiles, "conv3x3", lambda *problem: tile)
@@ -93,7 +93,7 @@ def test_a_norm_before_a_convolution_on_triton(spread, gathered, monkeypatch):
 @layouts
 def test_a_norm_and_its_gradients_on_triton(spread, layout):
     pytest.importorskip("triton")
-    from tests.kernels.triton_room import moved
+    from tests.kernels.triton_runner import moved
 
     x, given = moved(images(spread, layout, torch.float32)), [moved(part) for part in parameters(torch.float32)]
     pull = moved(torch.randn(x.shape, generator=torch.Generator().manual_seed(2)))

@@ -1,4 +1,4 @@
-"""The Triton room in tests: on the GPU where there is one, else in Triton's interpreter on CPU tensors."""
+"""Triton kernels in tests: on the GPU where there is one, else in Triton's interpreter on CPU tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA room on a machine without a GPU: csrc/cuda compiled by a C++ compiler against the headers of `emulated_cuda`.
+"""The CUDA extension on a machine without a GPU: csrc/cuda compiled by a C++ compiler against the headers of `emulated_cuda`.
 
 The same files that nvcc takes, and the same launchers in front of them. Every operation of a kernel is IEEE's on both sides
 (setup.py), so what is shown here holds on a GPU but for the functions of its own library: exponential, sine and logarithm in
@@ -33,7 +33,7 @@ FLAGS = [
 
 
 def build(folder: Path) -> ModuleType:
-    """Compile and load the room, in `folder`."""
+    """Compile and load the extension, in `folder`."""
     compiler = os.environ.get("CXX", "g++")
     includes = [f"-I{path}" for path in (HEADERS, pybind11.get_include(), sysconfig.get_path("include"))]
     objects = {path: folder / f"{path.name}.o" for path in SOURCES.iterdir() if path.suffix in (".cu", ".cpp")}
@@ -44,9 +44,9 @@ def build(folder: Path) -> ModuleType:
     run([compiler, "-shared", *objects.values(), "-o", library])
     spec = importlib.util.spec_from_file_location("emulated_cuda._cuda", library)
     assert spec is not None and spec.loader is not None
-    room = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(room)
-    return room
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(command: list[str | Path]) -> None:
