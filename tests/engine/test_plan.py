@@ -146,3 +146,8 @@ def test_a_plan_for_networks_of_another_dtype_keeps_its_tables():
         assert getattr(moved, name).dtype == torch.float64
     assert torch.equal(plan.marginal(torch.tensor(3)), plan.marginals[3])
     assert int(plan.forward_step) == 2**32 - 1
+
+
+def test_stops_that_fall_between_timesteps_are_rounded_to_the_nearest():
+    assert visited(7, 3).tolist() == [7, 5, 2, 0]  # 7, 4 2/3, 2 1/3, 0
+    assert visited(10, 7).tolist() == [10, 9, 7, 6, 4, 3, 1, 0]  # 10, 8 4/7, 7 1/7, 5 5/7, 4 2/7, 2 6/7, 1 3/7, 0
