@@ -115,7 +115,8 @@ class Replay:
                 capture.refused = None  # that was said of other networks
             self._captured_of = _Networks(process)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
-        computed_by = ops.forced(), ops.is_bypass_forbidden(), ops.instruction_set(), torch.get_num_threads()
+        told = ops.forced(), ops.is_bypass_forbidden(), ops.switches.state()
+        computed_by = *told, ops.instruction_set(), torch.get_num_threads()
         key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), computed_by
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(process.plan):

@@ -4,6 +4,7 @@
 schema, what it refuses, its gradient, its cost, its yardstick, and for every engine its launcher or the reason for having none.
 """
 
+from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._bypass import is_forbidden as is_bypass_forbidden
 from purify_engine.ops._bypass import is_observed, missing, through_dispatcher
@@ -65,6 +66,7 @@ __all__ = [
     "relu_conv3x3",
     "relu_conv3x3_backward",
     "side_by_side",
+    "switches",
     "through_dispatcher",
     "to_images",
     "use_instruction_set",
