@@ -25,19 +25,22 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 2
+    fp_fusion: bool = True  # a·b + c may be rounded once; False where the reference's own bits are promised
 
     def run(self) -> None:
         """Launch on the current stream of the device that holds the tensors."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever it is given
-            self.kernel[self.programs](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+            self.kernel[self.programs](
+                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=self.fp_fusion
+            )
 
     def variant(self, op: str) -> Variant:
         """What Triton would compile for these arguments: `None` and 1 are compiled in, multiples of 16 are marked ":16"."""
         plain = [parameter.name for parameter in getattr(self.kernel, "params", ()) if parameter.do_not_specialize]
         signature = {name: _type(name, value, name not in plain) for name, value in self.arguments.items()}
         constexprs = {name: self.arguments[name] for name, kind in signature.items() if kind == "constexpr"}
-        return Variant(op, self.kernel, signature, constexprs, self.num_warps, self.num_stages)
+        return Variant(op, self.kernel, signature, constexprs, self.num_warps, self.num_stages, self.fp_fusion)
 
 
 def _type(name: str, value: Any, specialised: bool) -> str:

@@ -14,3 +14,4 @@ class Variant(NamedTuple):
     constexprs: dict[str, object]
     num_warps: int = 4
     num_stages: int = 2
+    fp_fusion: bool = True  # a·b + c may be rounded once

@@ -38,11 +38,12 @@ def to_images(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _launch(out: Tensor, x: Tensor) -> Launch:
     tile = _tiles.elementwise()
+    # One rounding for images * 255 + beside, and another byte than the reference's comes out where the product lies near a half.
     arguments = {"out_ptr": out, "x_ptr": x, "numel": x.numel(), "BLOCK": tile.block}
-    return Launch(_to_images_kernel, (triton.cdiv(x.numel(), tile.block),), arguments, tile.num_warps)
+    return Launch(_to_images_kernel, (triton.cdiv(x.numel(), tile.block),), arguments, tile.num_warps, fp_fusion=False)
 
 
 def variants() -> list[Variant]:
-    """What is compiled ahead of time: float32 images of 3x256x256 as floats and as bytes."""
+    """What is compiled ahead of time: float32 images of 3x256x256 as bytes and as floats."""
     x = torch.empty(1, 3, 256, 256, device="meta")
-    return [_launch(x.to(dtype), x).variant("to_images") for dtype in (torch.float32, torch.uint8)]
+    return [_launch(x.to(dtype), x).variant("to_images") for dtype in (torch.uint8, torch.float32)]

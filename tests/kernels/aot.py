@@ -75,7 +75,7 @@ def launched_by(config: UNetConfig, batch: int) -> list[Any]:
 
 
 def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
-    """Compile one variant and read its machine code: its registers, stack, shared memory, seconds, and `faults`."""
+    """Compile one variant and read its machine code: its registers, stack, shared memory, FMAs, seconds, and `faults`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -91,7 +91,7 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
     began = time.perf_counter()
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": variant.fp_fusion}
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     kernel = triton.compile(source, target=target, options=options)
     usage, code = machine_code(kernel.asm["cubin"])
@@ -102,6 +102,7 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
         "registers": registers,
         "stack": stack,
         "shared": kernel.metadata.shared,
+        "contracted": len(re.findall(r"\b[FD]FMA2?\b", code)),
         "seconds": round(time.perf_counter() - began, 1),
         "variant": str({**variant.constexprs, "num_warps": variant.num_warps, "num_stages": variant.num_stages}),
     }

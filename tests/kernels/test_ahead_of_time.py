@@ -34,6 +34,14 @@ def test_the_matrix_kernels_are_among_them(reports, capability):
     assert found >= {"_attention_kernel", "_attention_queries_kernel", "_attention_keys_kernel", "_conv3x3_kernel"}
 
 
+@pytest.mark.parametrize("capability", aot.ARCHITECTURES, ids=str)
+def test_bytes_are_rounded_as_the_reference_rounds_them_without_a_fused_multiply_add(reports, capability):
+    kernels = [report for report in reports if report["kernel"] == "_to_images_kernel"]
+    found = [report["contracted"] for report in kernels if tuple(report["capability"]) == capability]
+    assert found
+    assert not any(found)
+
+
 def test_a_spill_too_much_memory_and_idle_matrix_units_are_seen():
     """The harness on tiles that no table would choose; in a process of its own, since this one may hold the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
