@@ -36,3 +36,4 @@ class NoiseKey(NamedTuple):
 
     key: Key
     ids: Ids
+    guide_key: Key | None = None  # the seed of the guide's own noise, where it was derived beforehand

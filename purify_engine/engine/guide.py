@@ -16,6 +16,7 @@ from purify_engine import ops
 from purify_engine.config import GuidanceConfig
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.models.classifiers import Classifier
+from purify_engine.ops import switches
 from purify_engine.reference import guidance
 from purify_engine.reference.philox import derive_seed
 from purify_engine.types import Images, NoiseKey, Step
@@ -70,11 +71,16 @@ class PixelGuide:
     def target(self, x: Images) -> Target:
         return (x,)
 
+    def derive(self, noise: NoiseKey) -> NoiseKey:
+        """`noise` and the seed of this guide's own: derived once a call, since it takes more than a hundred tiny kernels."""
+        return noise._replace(guide_key=derive_seed(noise.key, PIXEL_NOISE)) if switches.is_on("pixel_key") else noise
+
     def grad(
         self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images:
-        key = derive_seed(noise.key, PIXEL_NOISE)
-        noised_in = torch.promote_types(x_t.dtype, torch.float32)  # as `q_sample` computes, whatever the networks' precision
+        key = derive_seed(noise.key, PIXEL_NOISE) if noise.guide_key is None else noise.guide_key
+        # At least as precise as `q_sample` computes and as the target is, whatever the networks' precision.
+        noised_in = torch.promote_types(torch.promote_types(x_t.dtype, target[0].dtype), torch.float32)
         target_t, _ = ops.q_sample(target[0].to(noised_in), plan.marginal(step), step, key, noise.ids)
         return guidance.pixel_gradient(x_t, target_t)
 

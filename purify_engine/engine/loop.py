@@ -21,7 +21,7 @@ class Loop:
 
         `on_step_end(step, t, x_t)` sees each intermediate image. Autograd records the whole loop where it records at all.
         """
-        target = process.guide.target(x)
+        process, target = process.derived(), process.guide.target(x)
         x_t, x_net = process.start(x)
         for index, step in enumerate(process.plan.steps):
             x_t, x_net = process.step(x_t, x_net, target, step)
@@ -31,7 +31,7 @@ class Loop:
 
     def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:
         """From x_t at t* to x_0, and the images visited on the way, x_t first; all [B, C, H, W]."""
-        x_net, visited = process.for_networks(x_t), list[Images]()
+        process, x_net, visited = process.derived(), process.for_networks(x_t), list[Images]()
         for step in process.plan.steps:
             visited.append(x_t)
             x_t, x_net = process.step(x_t, x_net, target, step)
@@ -41,7 +41,7 @@ class Loop:
         self, process: ReverseProcess, adjoint: Images, visited: list[Images], target: Target
     ) -> tuple[Images, Target]:
         """The gradient at x_0 carried back over a whole walk (docs/math.md E15): to x_t at t*, and to the target."""
-        totals = tuple(torch.zeros_like(part) for part in target)
+        process, totals = process.derived(), tuple(torch.zeros_like(part) for part in target)
         for step, x_t in zip(reversed(process.plan.steps), reversed(visited), strict=True):
             adjoint, pulls = process.step_adjoint(adjoint, x_t, target, step)
             totals = tuple(total + pull for total, pull in zip(totals, pulls, strict=True))

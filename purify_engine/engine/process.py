@@ -45,17 +45,22 @@ class ReverseProcess(NamedTuple):
     noise: NoiseKey
     follow_guide: bool = True  # whether the gradient follows the guide's pull
 
+    def derived(self) -> ReverseProcess:
+        """The same process; what its guide derives from the seed is derived here, once a call, and not in every step."""
+        derive = getattr(self.guide, "derive", None)
+        return self if derive is None else self._replace(noise=derive(self.noise))
+
     def start(self, x: Images) -> tuple[Images, Images]:
         """`x` in [-1, 1] noised to t*: (x_t, x_net)."""
         plan = self.plan
-        return ops.q_sample(x, plan.start, plan.forward_step, *self.noise, net_dtype=plan.net_dtype)
+        return ops.q_sample(x, plan.start, plan.forward_step, *self.noise[:2], net_dtype=plan.net_dtype)
 
     def step(
         self, x_t: Images, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn
     ) -> tuple[Images, Images]:
         """One guided reverse step (docs/math.md E7): the next (x_t, x_net)."""
         eps, grad = self.predict(x_net, target, step, both)
-        return ops.guided_step(x_t, eps, grad, self.plan.rows, step, *self.noise, net_dtype=self.plan.net_dtype)
+        return ops.guided_step(x_t, eps, grad, self.plan.rows, step, *self.noise[:2], net_dtype=self.plan.net_dtype)
 
     def predict(self, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn) -> tuple[Images, Images | None]:
         """(eps, grad G) at one step; `both` runs the two networks where the guide does not read eps."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -103,7 +103,7 @@ class Replay:
         return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
     def _padded_noise(self, process: ReverseProcess) -> ReverseProcess:
-        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids)))
+        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids))).derived()
 
     def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
         """The graph of `kind` for such images, captured where there is none yet."""
@@ -159,7 +159,7 @@ class _Graph:
         self.capacity = len(plan)
         self.x_t, self.step = x_t.clone(), torch.zeros((), dtype=torch.int64, device=x_t.device)
         self.target = tuple(part.clone() for part in target)
-        self.process = process._replace(plan=plan, noise=NoiseKey(*(part.clone() for part in process.noise)))
+        self.process = process._replace(plan=plan, noise=NoiseKey(*_cloned(process.noise)))
         self._prepare = getattr(process.model, "prepare", lambda plan: None)
         self._prepare(plan)
         self._plan: ReversePlan | None = None  # whose tables these are
@@ -177,7 +177,8 @@ class _Graph:
             self._prepare(self.process.plan)
             self._plan = process.plan
         for own, given in zip((*self.target, *self.process.noise), (*target, *process.noise), strict=True):
-            own.copy_(given)
+            if own is not None and given is not None:
+                own.copy_(given)
         self.x_t.copy_(x_t)
         self.step.zero_()
 
@@ -245,6 +246,10 @@ class _AdjointGraph(_Graph):
         self.adjoint.copy_(adjoint)
         for total, pull in zip(self.totals, pulls, strict=True):
             total.add_(pull)
+
+
+def _cloned(parts: Iterable[Tensor | None]) -> list[Any]:
+    return [None if part is None else part.clone() for part in parts]
 
 
 def _with_capacity(plan: ReversePlan) -> ReversePlan:

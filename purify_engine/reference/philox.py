@@ -70,8 +70,11 @@ def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dt
 
 
 def derive_seed(key: Key, stream: int) -> Key:
-    """The seed of an independent stream of `key` (an EOT draw, the guide's own noise): int64, 0-dim, in [0, 2**63)."""
-    stream_low, stream_high = low_high(torch.as_tensor(stream, device=key.device))
+    """The seed of an independent stream of `key` (an EOT draw, the guide's own noise): int64, 0-dim, in [0, 2**63).
+
+    Nothing is copied from the host, which a CUDA graph that is being captured refuses.
+    """
+    stream_low, stream_high = low_high(torch.full_like(key, stream))
     block, step = torch.full_like(key, _DERIVE_BLOCK), torch.full_like(key, _DERIVE_STEP)
     low, high, _, _ = philox_block((block, step, stream_low, stream_high), low_high(key))
     return low | (high & 0x7FFFFFFF) << 32

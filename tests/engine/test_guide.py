@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from purify_engine import ops
 from purify_engine.config import GuidanceConfig, ScheduleConfig
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide, input_gradient
 from purify_engine.engine.plan import write_plan
+from purify_engine.ops import switches
 from purify_engine.reference.philox import derive_seed
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.types import NoiseKey
@@ -137,3 +140,53 @@ def test_what_an_objective_closes_over_is_a_constant_of_the_pull():
     """Even the image itself: the pull is taken where the objective is told to look."""
     leaf = X_T.clone().requires_grad_()
     torch.testing.assert_close(input_gradient(lambda x: (x * leaf).sum(), leaf), X_T)
+
+
+@pytest.mark.parametrize("net_dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_pixel_target_keeps_its_own_precision_under_networks_of_any(net_dtype, dtype):
+    x_net, target = X_T.to(net_dtype), PixelGuide().target(INPUT.to(dtype))
+    found = PixelGuide().grad(x_net, None, target, PLAN, STEP, NOISE)
+    truth = PixelGuide().grad(x_net.double(), None, (target[0].double(),), PLAN, STEP, NOISE)
+    assert target[0].dtype == dtype and found.dtype == dtype
+    assert (found - truth).abs().max() <= 8 * torch.finfo(dtype).eps * truth.abs().max()
+
+
+def test_the_pixel_seed_derived_beforehand_is_the_one_that_a_step_derives():
+    derived = PixelGuide().derive(NOISE)
+    assert torch.equal(derived.guide_key, derive_seed(NOISE.key, 1)) and derived[:2] == NOISE[:2]
+    pulls = [PixelGuide().grad(X_T, None, (INPUT,), PLAN, STEP, noise) for noise in (NOISE, derived)]
+    assert torch.equal(*pulls)
+    with switches.switched(pixel_key=False):
+        assert PixelGuide().derive(NOISE).guide_key is None
+    beforehand = PixelGuide().derive(NoiseKey(torch.tensor(12), NOISE.ids))
+    assert not torch.equal(PixelGuide().grad(X_T, None, (INPUT,), PLAN, STEP, beforehand), pulls[0])
+
+
+class Born(TorchDispatchMode):
+    """Notes what brings a number of the host to a device, as no capture allows, and counts all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.hosts, self.count = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors):
+            self.hosts.append(function)
+        self.count += 1
+        return result
+
+
+def test_a_pixel_step_brings_nothing_from_the_host_and_derives_no_seed():
+    plan, key, ids, images = PLAN.to("meta"), NOISE.key.to("meta"), NOISE.ids.to("meta"), X_T.to("meta")
+    counts = []
+    for noise in (NoiseKey(key, ids), PixelGuide().derive(NoiseKey(key, ids))):
+        with Born() as born:
+            PixelGuide().grad(images, None, (images,), plan, plan.steps[2], noise)
+        assert not born.hosts
+        counts.append(born.count)
+    with Born() as born:
+        derive_seed(key, 2**33)
+    assert not born.hosts and born.count == counts[0] - counts[1] > 100

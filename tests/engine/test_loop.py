@@ -1,14 +1,16 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from purify_engine import ops
 from purify_engine.config import ScheduleConfig
-from purify_engine.engine.guide import NoGuide
+from purify_engine.engine.guide import NoGuide, PixelGuide
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
 from purify_engine.engine.process import ReverseProcess
+from purify_engine.ops import switches
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.testing.oracles import GaussianWorld
 from purify_engine.types import NoiseKey
@@ -155,3 +157,20 @@ def test_a_plan_says_what_it_is():
     plan = dataclasses.replace(write_plan(SCHEDULE, 70, 7, guidance_scale=1.0), sampler="ddpm")
     assert repr(plan) == "ReversePlan(ddpm, 7 steps from t = 69, guided)"
     assert isinstance(SCHEDULE, NoiseSchedule)
+
+
+def test_the_pixel_guides_seed_is_derived_once_a_call(monkeypatch):
+    module, derived = sys.modules["purify_engine.engine.guide"], []
+    derive = module.derive_seed
+    monkeypatch.setattr(module, "derive_seed", lambda *given: (derived.append(given), derive(*given))[1])
+    process = ReverseProcess(PLANS[9], lambda x_net, plan, step: 0 * x_net, PixelGuide(), noise_key(2))
+    x = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    x_0 = Loop().run(process, x)
+    assert len(derived) == 1
+    walked, visited = Loop().walk(process, process.start(x)[0], (x,))
+    assert len(derived) == 2 and torch.equal(walked, x_0)
+    Loop().adjoint(process, x, visited, (x,))
+    assert len(derived) == 3
+    with switches.switched(pixel_key=False):
+        assert torch.equal(Loop().run(process, x), x_0)
+    assert len(derived) == 3 + len(process.plan)
