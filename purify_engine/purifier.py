@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from purify_engine import ops, presets
-from purify_engine.config import GuidanceConfig, PurifierConfig, one_of, require
+from purify_engine import devices, ops, presets
+from purify_engine.config import GuidanceConfig, Precision, PurifierConfig, one_of, require
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
@@ -72,7 +72,8 @@ class GuidedPurifier(nn.Module):
 
     def extra_repr(self) -> str:
         reason = self.execution_reason
-        return f"{self.config!r}, execution={f'loop ({reason})' if reason else 'graph'}"
+        execution = f"loop ({reason})" if reason else "graph"
+        return f"{self.config!r}, {devices.described(self.denoiser)}, execution={execution}"
 
     @property
     def execution_reason(self) -> str | None:
@@ -150,6 +151,7 @@ class GuidedPurifier(nn.Module):
         net_dtype = None if parameter.dtype == dtype else parameter.dtype
         key = self.config, num_steps, parameter.device, net_dtype
         if key not in self._plans:
+            devices.require_float64(parameter.device)
             self._plans[key] = make_plan(self.config, num_steps).to(parameter.device, net_dtype)
         return self._plans[key]
 
@@ -239,9 +241,16 @@ class GuidedPurifier(nn.Module):
         }
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | Path) -> GuidedPurifier:
-        """A purifier by embedded name (`list_purifiers()`), by folder, or by Hugging Face Hub id (needs the `hub` extra)."""
-        return cls(*presets.load_networks(name_or_dir))
+    def from_pretrained(
+        cls, name_or_dir: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto"
+    ) -> GuidedPurifier:
+        """A purifier by embedded name (`list_purifiers()`), by folder, or by Hugging Face Hub id (needs the `hub` extra).
+
+        device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
+        GPUs that have it, float32 elsewhere (docs/performance.md).
+        """
+        where = devices.torch_device(device)  # refused before anything is loaded
+        return devices.place(cls(*presets.load_networks(name_or_dir)), where, precision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`."""

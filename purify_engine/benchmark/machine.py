@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from purify_engine.benchmark.harness import Clock, clocks, interleaved
+from purify_engine.devices import tf32_in
 
 
 def machine_card(device: torch.device | str) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def _gpu_card(device: torch.device | str) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return {
         "capability": f"{properties.major}.{properties.minor}",
+        "tf32": tf32_in(torch.device(device)),
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from purify_engine import devices
 from purify_engine.benchmark.eager_baseline import BASELINES
 from purify_engine.benchmark.harness import Clock, CudaClock, Timing, interleaved, wall_clock
 from purify_engine.benchmark.machine import machine_card
@@ -98,9 +99,8 @@ def measure(
                 on_point(point)
     reason = purifier.execution_reason
     execution = "graph" if reason is None else f"loop ({reason})"
-    precision = str(next(purifier.denoiser.parameters()).dtype).removeprefix("torch.")
     steps = len(purifier.plan()) * purifier.config.cycles
-    return Benchmark(name, steps, precision, execution, machine_card(device), tuple(points))
+    return Benchmark(name, steps, devices.precision_of(purifier.denoiser), execution, machine_card(device), tuple(points))
 
 
 def opponents(purifier: GuidedPurifier) -> dict[str, Any]:

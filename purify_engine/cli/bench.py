@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import load_purifier, torch_device
+from purify_engine.cli.loading import Device, NetworkPrecision, load_purifier
 from purify_engine.config import require
 
 if TYPE_CHECKING:
+    import torch
+
     from purify_engine.benchmark.throughput import Benchmark, Point
     from purify_engine.purifier import GuidedPurifier
 
@@ -19,15 +21,14 @@ CPU_BATCHES, GPU_BATCHES = (1, 4, 16), (1, 8, 64, 256)
 RANDOM_STEPS = 10  # of a purifier with random weights: a purification's time is that of a step times its steps
 
 Batches = Annotated[list[int] | None, Parameter(negative_iterable=())]
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def bench(
     *,
     purifier: str = "digits",
     batch: Batches = None,
-    device: str = "cpu",
-    precision: Precision = "auto",
+    device: Device = "auto",
+    precision: NetworkPrecision = "auto",
     seconds: float = 60,
     output: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -43,10 +44,6 @@ def bench(
         adm-imagenet256, each guided by a ResNet-18, or by a WRN-28-10 as in ddpm-cifar10+wrn-28-10.
     batch:
         Images a call, any number of times; 1, 4, 16 on a CPU and 1, 8, 64, 256 on a GPU by default.
-    device:
-        Where to compute, in PyTorch's words: cpu, cuda, cuda:1.
-    precision:
-        Of the engine's networks; auto is bfloat16 on a GPU, float32 elsewhere.
     seconds:
         About how long to measure, all told. What does not fit is left out, and said so.
     output:
@@ -56,13 +53,13 @@ def bench(
     """
     from purify_engine.benchmark.chart import write_chart
     from purify_engine.benchmark.throughput import measure
+    from purify_engine.devices import place, torch_device
 
     require(seconds > 0, "seconds", "positive", seconds)
     where = torch_device(device)
-    on_gpu = where.startswith("cuda")
-    batches = list(batch or (GPU_BATCHES if on_gpu else CPU_BATCHES))
+    batches = list(batch or (GPU_BATCHES if where.type == "cuda" else CPU_BATCHES))
     require(min(batches) >= 1, "batch", "at least 1", min(batches))
-    ours, done = _prepared(_purifier(purifier, where), precision, on_gpu), 0
+    ours, done = place(_purifier(purifier, where), where, precision), 0
     with Meter("bench") as meter:
 
         def tell(point: Point) -> None:
@@ -78,22 +75,14 @@ def bench(
     return 0
 
 
-def _purifier(name: str, device: str) -> GuidedPurifier:
+def _purifier(name: str, device: torch.device) -> GuidedPurifier:
     from purify_engine.benchmark.networks import named_networks, random_purifier
     from purify_engine.config import PurifierConfig
 
     named = named_networks(name)
     if named is None:
-        return load_purifier(name, device=device)
+        return load_purifier(name, device=str(device), precision="float32")
     return random_purifier(*named, PurifierConfig(t_star=100, num_steps=RANDOM_STEPS), device=device)
-
-
-def _prepared(purifier: GuidedPurifier, precision: Precision, on_gpu: bool) -> GuidedPurifier:
-    import torch
-
-    if precision == "bfloat16" or (precision == "auto" and on_gpu):
-        return purifier.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return purifier
 
 
 def _say(result: Benchmark, output: Path | None, *, as_json: bool) -> None:
@@ -117,4 +106,6 @@ def _say(result: Benchmark, output: Path | None, *, as_json: bool) -> None:
         beside = "–" if ratio is None else f"{ratio:.2f}×"
         table.add_row(str(point.batch), point.variant, *times, str(point.timing.n), rate(speed), beside)
     show(table)
-    print(f"engine: {result.execution}" + ("" if output is None else f" · charts in {output}"))
+    rounded = " and ".join(result.machine.get("tf32", []))
+    tf32 = f" · eager fp32 and the naive loop: TF32 in {rounded}" if rounded else ""
+    print(f"engine: {result.execution}{tf32}" + ("" if output is None else f" · charts in {output}"))

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
 from purify_engine.cli.evaluate import CHECK_FAILED, show_full_evaluation
-from purify_engine.cli.loading import load_purifier
+from purify_engine.cli.loading import Device, load_purifier
 from purify_engine.cli.options import options_of, with_options
 from purify_engine.config import DemoConfig, to_dict
 
@@ -24,6 +24,7 @@ STAGES = 7  # self-test, five defences, contact sheet
 def demo(
     *,
     report: Path = Path("report.html"),
+    device: Device = "auto",
     json: Annotated[bool, Parameter(negative="")] = False,
     options: Annotated[DemoOptions | None, Parameter(name="*")] = None,
 ) -> int:
@@ -41,15 +42,18 @@ def demo(
     from purify_engine.evaluation.report import write_report
     from purify_engine.presets import load_classifier
 
-    purifier, classifier, budget = load_purifier("digits"), load_classifier("digits"), with_options(DemoConfig(), options)
+    purifier, budget = load_purifier("digits", device=device, precision="float32"), with_options(DemoConfig(), options)
+    where = purifier.seed.device
+    images, labels = (tensor.to(where) for tensor in digits("test"))
     with Meter("demo") as meter:
         stages = iter(range(STAGES))
         shown = run_demo(
             purifier,
-            classifier,
-            *digits("test"),
+            load_classifier("digits").to(where),
+            images,
+            labels,
             budget,
-            training_images=digits("train")[0],
+            training_images=digits("train")[0].to(where),
             on_stage=lambda stage: meter.update(next(stages, STAGES), STAGES, stage=stage),
         )
         meter.update(STAGES, STAGES, stage="done")

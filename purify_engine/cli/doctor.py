@@ -13,9 +13,11 @@ from cyclopts import Parameter
 
 from purify_engine import __version__
 from purify_engine.cli.console import say
+from purify_engine.cli.loading import Device
 
 if TYPE_CHECKING:
     from purify_engine.ops import Op
+    from purify_engine.purifier import GuidedPurifier
     from purify_engine.testing.cases import Case
 
 CHECK_FAILED = 4
@@ -32,8 +34,12 @@ class Finding:
     ok: bool | None = None
 
 
-def doctor(*, gpu: bool = False, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+def doctor(
+    *, gpu: bool = False, device: Device = "auto", json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
     """Check this installation: versions, the extension, every op against its specification, the embedded purifier.
+
+    The ops are checked on the CPU, the purifier on DEVICE, in float32.
 
     Parameters
     ----------
@@ -42,22 +48,22 @@ def doctor(*, gpu: bool = False, json: Annotated[bool, Parameter(negative="")] =
     json:
         Print the result as one JSON line.
     """
-    findings = list(gpu_findings() if gpu else installation_findings())
+    findings = list(gpu_findings() if gpu else installation_findings(device))
     healthy = all(finding.ok is not False for finding in findings)
     text = "\n".join(f"{_mark(finding)} {finding.name}: {finding.says}" for finding in findings)
     say({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, text, as_json=json)
     return 0 if healthy else CHECK_FAILED
 
 
-def installation_findings() -> Iterator[Finding]:
-    """Everything that matters on a CPU."""
+def installation_findings(device: str = "auto") -> Iterator[Finding]:
+    """Everything but the kernels for GPUs."""
     yield Finding("purify_engine", __version__)
     yield Finding("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield from (Finding(package, _version(package)) for package in PACKAGES)
     yield extension_finding()
     yield dispatcher_finding()
     yield from op_findings()
-    yield from purifier_findings()
+    yield from purifier_findings(device)
 
 
 def extension_finding() -> Finding:
@@ -109,17 +115,25 @@ def disagreement(op: Op, case: Case) -> str:
     return ""
 
 
-def purifier_findings() -> Iterator[Finding]:
+def purifier_findings(device: str = "auto") -> Iterator[Finding]:
     """Purify a little with the embedded purifier, and look at what must hold."""
-    import torch
-
+    from purify_engine import devices
     from purify_engine.purifier import GuidedPurifier
 
+    where = devices.torch_device(device)
+    yield Finding("device", f"{device} is {where}; purify and bench take {devices.precision_on(where)} networks there", True)
     try:
-        purifier = GuidedPurifier.from_pretrained("digits")
+        purifier = GuidedPurifier.from_pretrained("digits", device=where, precision="float32")
     except (OSError, ValueError) as broken:
         yield Finding("purifier", str(broken), False)
         return
+    with devices.without_tf32():  # so that a batch changes a pixel by float32's own rounding
+        yield from _purified_findings(purifier)
+
+
+def _purified_findings(purifier: GuidedPurifier) -> Iterator[Finding]:
+    import torch
+
     network = purifier.denoiser.unet.config
     device = purifier.seed.device
     images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2, device=device)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import image_shape, labelled_images, load_purifier, training_images
+from purify_engine.cli.loading import Device, image_shape, labelled_images, load_purifier, training_images
 from purify_engine.cli.options import given, options_of, with_options
 from purify_engine.config import AttackConfig, EvaluationConfig, require, to_dict
 
@@ -41,7 +41,7 @@ def evaluate(
     limit: int | None = None,
     defences: Names = None,
     attacks: Names = None,
-    device: str = "cpu",
+    device: Device = "auto",
     workers: int = 1,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
@@ -71,8 +71,6 @@ def evaluate(
         Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "the guide alone".
     attacks:
         Only these attacks of the protocol, by name, such as exact or BPDA.
-    device:
-        Where to compute, in PyTorch's words.
     workers:
         Processes of one thread each that share the work; small images scale over processes better than over threads.
     json:
@@ -118,7 +116,8 @@ def _defences(purifier: str, calibration: str, device: str, names: list[str] | N
     from purify_engine.evaluation.defences import standard_defences
     from purify_engine.presets import load_classifier
 
-    ours, classifier = load_purifier(purifier, device=device), load_classifier(purifier).to(device)
+    ours, classifier = load_purifier(purifier, device=device, precision="float32"), load_classifier(purifier)
+    classifier = classifier.to(ours.seed.device)
     known = training_images(calibration, image_shape(ours)).to(ours.seed.device)
     rows = standard_defences(ours, classifier, known)
     return _chosen(rows, names, "defences"), ours

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
+from purify_engine.config import Precision
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
@@ -13,24 +16,28 @@ if TYPE_CHECKING:
     from purify_engine.types import Images, Labels
 
 
-def load_purifier(name_or_dir: str, options: Any = None, device: str = "cpu") -> GuidedPurifier:
-    """The saved purifier with the given options in place, on `device`."""
+Device = Annotated[
+    str, Parameter(help="Where to compute, in PyTorch's words: cpu, cuda, cuda:1; auto is a GPU where there is one, else cpu.")
+]
+NetworkPrecision = Annotated[
+    Precision,
+    Parameter(
+        help="Of the networks; 16 bits are stored channels_last. auto: bf16 on GPUs of compute capability 8.0 or newer, float32 "
+        "elsewhere. On CPUs 16 bits are slower, and for comparisons only."
+    ),
+]
+
+
+def load_purifier(
+    name_or_dir: str, options: Any = None, device: str = "auto", precision: Precision = "auto"
+) -> GuidedPurifier:
+    """The saved purifier with the given options in place, on `device` in `precision`."""
+    from purify_engine import devices
     from purify_engine.purifier import GuidedPurifier
 
-    where = torch_device(device)
+    where = devices.torch_device(device)
     saved = GuidedPurifier.from_pretrained(name_or_dir)
-    return saved.configured(**vars(with_options(saved.config, options))).to(where)
-
-
-def torch_device(device: str) -> str:
-    """`device`, if this machine and this PyTorch have it."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as missing:
-        raise ValueError(f"device must be one that PyTorch {torch.__version__} finds here, got {device!r}") from missing
-    return device
+    return devices.place(saved.configured(**vars(with_options(saved.config, options))), where, precision)
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from purify_engine import __version__
 from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import image_shape, load_purifier
+from purify_engine.cli.loading import Device, NetworkPrecision, image_shape, load_purifier
 from purify_engine.cli.options import options_of
 from purify_engine.config import PurifierConfig, to_dict
 
@@ -27,7 +27,8 @@ def purify(
     *,
     purifier: str = "digits",
     batch_size: int = 64,
-    device: str = "cpu",
+    device: Device = "auto",
+    precision: NetworkPrecision = "auto",
     json: Annotated[bool, Parameter(negative="")] = False,
     options: Annotated[PurifierOptions | None, Parameter(name="*")] = None,
 ) -> int:
@@ -46,14 +47,13 @@ def purify(
         An embedded name, a folder written by save_pretrained, or a Hugging Face Hub id.
     batch_size:
         Images a batch.
-    device:
-        Where to compute, in PyTorch's words: cpu, cuda, cuda:1.
     json:
         Print the result as one JSON line.
     """
+    from purify_engine import devices
     from purify_engine.data import open_sink, open_source, purify_dataset, write_record
 
-    model = load_purifier(purifier, options, device)
+    model = load_purifier(purifier, options, device, precision)
     images_in = open_source(source, image_shape(model))
     images_out = open_sink(images_in, output)
     with Meter("purify") as meter:
@@ -64,10 +64,13 @@ def purify(
             batch_size=batch_size,
             progress=lambda done, total, failed: meter.update(done, total, failed=failed),
         )
-    asked = {"source": str(source), "output": str(output), "purifier": purifier, "batch_size": batch_size, "device": device}
-    run = {**asked, "config": to_dict(model.config), **_circumstances(), **summary.as_record()}
+    asked = {"source": str(source), "output": str(output), "purifier": purifier, "batch_size": batch_size}
+    computing = devices.computing(model.denoiser)
+    run = {**asked, **computing, "config": to_dict(model.config), **_circumstances(), **summary.as_record()}
     write_record(images_out.record("run.json"), run)
-    say({**summary.as_record(), "output": str(output)}, _text(summary, output, images_out.record("failed.jsonl")), as_json=json)
+    where = devices.described(model.denoiser)
+    text = _text(summary, output, images_out.record("failed.jsonl"), where)
+    say({**summary.as_record(), **computing, "output": str(output)}, text, as_json=json)
     return exit_code(summary)
 
 
@@ -86,8 +89,8 @@ def _circumstances() -> dict[str, Any]:
     return {"purify_engine": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "policies": POLICIES}
 
 
-def _text(summary: PurificationSummary, output: Path, failures: Path) -> str:
-    lines = [f"{summary.ok} images purified into {output}, {summary.images_per_second:.1f} images/s"]
+def _text(summary: PurificationSummary, output: Path, failures: Path, where: str) -> str:
+    lines = [f"{summary.ok} images purified into {output}, {summary.images_per_second:.1f} images/s, {where}"]
     if summary.skipped:
         lines.append(f"{len(summary.skipped)} files are no images and were skipped: {_some(summary.skipped)}")
     if summary.failed:

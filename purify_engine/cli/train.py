@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import labelled_images, torch_device, training_images
+from purify_engine.cli.loading import Device, labelled_images, training_images
 from purify_engine.cli.options import options_of, with_options
 from purify_engine.config import ClassifierConfig, ClassifierTraining, DiffusionTraining, TradesTraining, UNetConfig
 
@@ -23,7 +23,6 @@ Source = Annotated[str, Parameter(help='An image folder, a .npy or .npz file, or
 Output = Annotated[Path, Parameter(help="Folder for the weights (safetensors), the model card and the checkpoint.")]
 Resume = Annotated[bool, Parameter(negative="", help="Go on from the checkpoint in OUTPUT.")]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON line.")]
-Device = Annotated[str, Parameter(help="Where to compute, in PyTorch's words: cpu, cuda, cuda:1.")]
 
 
 def diffusion(
@@ -31,13 +30,14 @@ def diffusion(
     output: Output,
     *,
     resume: Resume = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     json: Json = False,
     network: UNetOptions | None = None,
     options: Annotated[DiffusionOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train the noise predictor on the images of SOURCE; labels are not used."""
     from purify_engine.data import ImageShape
+    from purify_engine.devices import torch_device
     from purify_engine.training.diffusion import train_diffusion
 
     unet, how, where = with_options(UNetConfig(), network), with_options(DiffusionTraining(), options), torch_device(device)
@@ -51,13 +51,14 @@ def trades(
     output: Output,
     *,
     resume: Resume = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     json: Json = False,
     network: ClassifierOptions | None = None,
     options: Annotated[TradesOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a guide by TRADES on the labelled images of SOURCE: class folders, or an array `labels` in a .npz file."""
     from purify_engine.data import ImageShape
+    from purify_engine.devices import torch_device
     from purify_engine.training.trades import train_trades
 
     net, how, where = with_options(ClassifierConfig(), network), with_options(TradesTraining(), options), torch_device(device)
@@ -71,13 +72,14 @@ def classifier(
     output: Output,
     *,
     resume: Resume = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     json: Json = False,
     network: ClassifierOptions | None = None,
     options: Annotated[ClassifierTrainingOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a plain classifier on the labelled images of SOURCE: class folders, or an array `labels` in a .npz file."""
     from purify_engine.data import ImageShape
+    from purify_engine.devices import torch_device
     from purify_engine.training.classifier import train_classifier
 
     net, how = with_options(ClassifierConfig(), network), with_options(ClassifierTraining(), options)

@@ -5,6 +5,7 @@ a key of the JSON configuration; an impossible value is refused here, with the a
 """
 
 from purify_engine.config.checks import one_of, require
+from purify_engine.config.devices import Precision
 from purify_engine.config.evaluation import (
     AttackConfig,
     AttackKind,
@@ -64,6 +65,7 @@ __all__ = [
     "NoiseMode",
     "Padding",
     "Perturbation",
+    "Precision",
     "PseudoLabel",
     "PurifierConfig",
     "Resample",

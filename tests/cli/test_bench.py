@@ -30,6 +30,12 @@ def test_json_is_one_line_with_everything_in_it(command, small_purifier):
     assert engine["speed_up"] == pytest.approx(eager["median"] / engine["median"]) and engine["p99"] >= engine["median"]
 
 
+def test_the_precision_that_is_asked_for_is_measured_and_said(command, small_purifier):
+    words = ["--purifier", small_purifier, "--batch", 1, "--seconds", 0.5, "--device", "cpu", "--precision"]
+    assert json.loads(command("bench", *words, "fp16", "--json")[1])["precision"] == "fp16"
+    assert "3 steps, bf16, on" in command("bench", *words, "bf16")[1]
+
+
 def test_progress_names_the_batch_and_the_variant_just_measured(command, small_purifier, monkeypatch):
     updates = []
     monkeypatch.setattr(Meter, "update", lambda meter, done, total, **facts: updates.append((done, total, facts)))

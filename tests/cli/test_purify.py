@@ -26,6 +26,17 @@ def test_a_folder_becomes_a_folder(folder, tmp_path, command, small_purifier):
     assert record["config"]["t_star"] == 30 and record["batch_size"] == 64 and "exif" in record["policies"]
 
 
+def test_the_record_and_the_closing_line_say_where_and_in_which_precision(folder, tmp_path, command, small_purifier):
+    words = ["--purifier", small_purifier, "--device", "cpu"]
+    code, out, _ = command("purify", folder, tmp_path / "out", *words, "--precision", "bf16")
+    assert code == 0 and out.rstrip().endswith("images/s, on cpu in bf16, channels_last")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    told = {"device": "cpu", "precision": "bf16", "memory_format": "channels_last", "gpu": None, "tf32": []}
+    assert told.items() <= record.items()
+    code, out, _ = command("purify", folder, tmp_path / "plain", *words, "--json")
+    assert {**told, "precision": "float32", "memory_format": "contiguous"}.items() <= json.loads(out).items()
+
+
 def test_the_same_command_gives_the_same_bytes(folder, tmp_path, command, small_purifier):
     for name, size in (("one", 1), ("again", 1), ("four", 4)):
         command("purify", folder, tmp_path / name, "--purifier", small_purifier, "--batch-size", size)
