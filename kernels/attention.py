@@ -2,8 +2,10 @@
 
 Forward: 4 T^2 D FLOPs a head (T tokens of D numbers), and 4 T D numbers between it and memory: T/D of softmax a number, none of
 it stored (online softmax: Milakov & Gimelshein 2018; Dao et al. 2022). Backward: 18 T^2 D FLOPs in two kernels, of which 8
-recompute what a forward pass could have saved; 8 T D numbers and 4 T of float32. A program owns its rows, so nothing is added
-atomically and two runs agree to the bit. Sums are float32; float32 inputs are multiplied as such, never as TF32.
+recompute what a forward pass could have saved; 8 T D numbers and 6 T of float32. A program owns its rows, so nothing is added
+atomically and two runs agree to the bit. Sums are float32; float32 inputs are multiplied as such, never as TF32, and their
+weights come of a polynomial: a GPU's own exponential is wrong by two units in the last place. A row's softmax is kept as its
+maximum and the reciprocal of its sum: from the logarithm of the sum a weight would have the rounding of the whole exponent.
 """
 
 import math
@@ -49,6 +51,21 @@ def _store(ptr, rows, tokens, stride_t, stride_d, values, HEAD_DIM: tl.constexpr
 
 
 @triton.jit
+def _exp2(x, DTYPE: tl.constexpr):
+    """2^x for float32 x, at most a little above 0, as exactly as weights of DTYPE show it: in float32 nearly rounded once."""
+    if DTYPE.primitive_bitwidth == 16:
+        return tl.exp2(x)
+    above = tl.where(x < -126.0, -126.0, x)  # NaN stays
+    shifted = above + 12582912.0  # 1.5 * 2^23 leaves no bit to a fraction: the nearest integer is in the low bits
+    f = above - (shifted - 12582912.0)
+    p = 1.3390863314270973e-3 + f * 1.5453163359779865e-4  # (2^f - 1) / f at the Chebyshev nodes of [-1/2, 1/2]
+    p = 5.5503569543361664e-2 + f * (9.618083015084267e-3 + f * p)
+    p = 1.0 + f * (0.6931471824645996 + f * (0.24022650718688965 + f * p))
+    power = ((shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000).to(tl.float32, bitcast=True)
+    return tl.where(x < -126.0, 0.0, p * power)
+
+
+@triton.jit
 def _scores(q, k, columns, scale, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
     """log2(e) q k^T / sqrt(head_dim), so that exp2 gives the softmax; -inf where there is no key."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
@@ -80,23 +97,24 @@ def _attention_kernel(
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
         scores = _scores(q, k, columns, scale, KEYS, BLOCK_N)
         highest = tl.maximum(row_max, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - highest[:, None])
-        shrink = tl.exp2(row_max - highest)
+        weights = _exp2(scores - highest[:, None], q.dtype)
+        shrink = _exp2(row_max - highest, q.dtype)
         row_max = highest
         row_sum = row_sum * shrink + tl.sum(weights, axis=1)
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
         out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision="ieee")
-    _store(_head(out_ptr, index, heads, out_b, out_h), rows, queries, out_t, out_d, out / row_sum[:, None], HEAD_DIM, BLOCK_D)
+    out = out * tl.div_rn(1.0, row_sum)[:, None]
+    _store(_head(out_ptr, index, heads, out_b, out_h), rows, queries, out_t, out_d, out, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
 def _attention_queries_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, log_sum_ptr, along_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, row_max_ptr, share_ptr, along_ptr,
     grad_b, grad_h, grad_t, grad_d, q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, out_b, out_h, out_t, out_d,
     heads, queries, scale, root,
     KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Each row's log2 of its softmax sum and its <grad, output>, kept for the keys' kernel; then grad_q."""
+    """Each row's highest score, 1 / its softmax sum and its <grad, output>, kept for the keys' kernel; then grad_q."""
     blocks = tl.cdiv(queries, BLOCK_M)
     index = tl.program_id(0) // blocks
     rows = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -115,15 +133,16 @@ def _attention_queries_kernel(
         scores = _scores(q, k, columns, scale, KEYS, BLOCK_N)
         towards = tl.dot(grad, tl.trans(v), input_precision="ieee")
         highest = tl.maximum(row_max, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - highest[:, None])
-        shrink = tl.exp2(row_max - highest)
+        weights = _exp2(scores - highest[:, None], q.dtype)
+        shrink = _exp2(row_max - highest, q.dtype)
         row_max = highest
         row_sum = row_sum * shrink + tl.sum(weights, axis=1)
         along = along * shrink + tl.sum(weights * towards, axis=1)
-    log_sum = row_max + tl.log2(row_sum)
-    along = along / row_sum
+    share = tl.div_rn(1.0, row_sum)
+    along = along * share
     places = index.to(tl.int64) * queries + rows
-    tl.store(log_sum_ptr + places, log_sum, mask=rows < queries)
+    tl.store(row_max_ptr + places, row_max, mask=rows < queries)
+    tl.store(share_ptr + places, share, mask=rows < queries)
     tl.store(along_ptr + places, along, mask=rows < queries)
 
     q = _load(_head(q_ptr, index, heads, q_b, q_h), rows, queries, q_t, q_d, HEAD_DIM, BLOCK_D)
@@ -133,16 +152,17 @@ def _attention_queries_kernel(
         columns = start + tl.arange(0, BLOCK_N)
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
-        weights = tl.exp2(_scores(q, k, columns, scale, KEYS, BLOCK_N) - log_sum[:, None])
+        weights = _exp2(_scores(q, k, columns, scale, KEYS, BLOCK_N) - row_max[:, None], q.dtype)
         towards = tl.dot(grad, tl.trans(v), input_precision="ieee")
         grad_scores = weights * (towards - along[:, None])
         grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision="ieee")
-    _store(_head(out_ptr, index, heads, out_b, out_h), rows, queries, out_t, out_d, grad_q * root, HEAD_DIM, BLOCK_D)
+    grad_q = grad_q * (share * root)[:, None]
+    _store(_head(out_ptr, index, heads, out_b, out_h), rows, queries, out_t, out_d, grad_q, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
 def _attention_keys_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, log_sum_ptr, along_ptr, out_ptr, grad_v_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, row_max_ptr, share_ptr, along_ptr, out_ptr, grad_v_ptr,
     grad_b, grad_h, grad_t, grad_d, q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, out_b, out_h, out_t, out_d,
     heads, keys, scale, root,
     QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -163,11 +183,11 @@ def _attention_keys_kernel(
         q = _load(q_ptr, columns, QUERIES, q_t, q_d, HEAD_DIM, BLOCK_D)
         grad = _load(grad_ptr, columns, QUERIES, grad_t, grad_d, HEAD_DIM, BLOCK_D)
         places = index.to(tl.int64) * QUERIES + columns
-        # where there is no query the sum is infinite, and the weights are 0
-        log_sum = tl.load(log_sum_ptr + places, mask=columns < QUERIES, other=float("inf"))
+        row_max = tl.load(row_max_ptr + places, mask=columns < QUERIES, other=0.0)
+        share = tl.load(share_ptr + places, mask=columns < QUERIES, other=0.0)  # where there is no query the weights are 0
         along = tl.load(along_ptr + places, mask=columns < QUERIES, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
-        weights = tl.exp2(scores - log_sum[None, :])
+        weights = _exp2(scores - row_max[None, :], q.dtype) * share[None, :]
         grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision="ieee")
         towards = tl.dot(v, tl.trans(grad), input_precision="ieee")
         grad_scores = weights * (towards - along[None, :])
@@ -219,8 +239,8 @@ def _backward(
     batch, heads, queries, head_dim = q.shape
     grad_q, grad_k, grad_v = grads
     tile = _tiles.attention_backward(head_dim, q.element_size(), capability)
-    log_sum, along = (_outputs.empty((batch, heads, queries), torch.float32, q.device) for _ in range(2))
-    both = {"log_sum_ptr": log_sum, "along_ptr": along, "root": 1 / math.sqrt(head_dim)}
+    row_max, share, along = (_outputs.empty((batch, heads, queries), torch.float32, q.device) for _ in range(3))
+    both = {"row_max_ptr": row_max, "share_ptr": share, "along_ptr": along, "root": 1 / math.sqrt(head_dim)}
     of_queries = _problem(tile, out=grad_q, q=q, k=k, v=v, grad=grad) | both | {"queries": queries, "KEYS": k.shape[2]}
     of_keys = _problem(tile, out=grad_k, q=q, k=k, v=v, grad=grad) | both | {"keys": k.shape[2], "QUERIES": queries}
     of_keys["grad_v_ptr"] = grad_v

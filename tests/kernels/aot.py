@@ -75,7 +75,7 @@ def launched_by(config: UNetConfig, batch: int) -> list[Any]:
 
 
 def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
-    """Compile one variant and read its machine code: its registers, stack, shared memory, FMAs, seconds, and `faults`."""
+    """Compile one variant and read its machine code: its its resources, what it computes with, and `faults`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -102,6 +102,8 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
         "registers": registers,
         "stack": stack,
         "shared": kernel.metadata.shared,
+        "types": sorted({kind for kind in variant.signature.values() if kind.startswith("*")}),
+        "approximations": sorted(set(re.findall(r"\b(?:ex2|lg2|sin|cos|tanh)\.approx", kernel.asm["ptx"]))),
         "contracted": len(re.findall(r"\b[FD]FMA2?\b", code)),
         "seconds": round(time.perf_counter() - began, 1),
         "variant": str({**variant.constexprs, "num_warps": variant.num_warps, "num_stages": variant.num_stages}),

@@ -42,6 +42,15 @@ def test_bytes_are_rounded_as_the_reference_rounds_them_without_a_fused_multiply
     assert not any(found)
 
 
+def test_attention_in_float32_takes_no_exponential_or_logarithm_of_the_gpu_which_are_wrong_by_two_units(reports):
+    kernels = {"_attention_kernel", "_attention_queries_kernel", "_attention_keys_kernel"}
+    found = [report for report in reports if report["kernel"] in kernels]
+    single = [report for report in found if report["types"] == ["*fp32"]]
+    assert {report["kernel"] for report in single} == kernels
+    assert not any(report["approximations"] for report in single)
+    assert all(report["approximations"] for report in found if report not in single)  # those that 16 bits do not show
+
+
 def test_a_spill_too_much_memory_and_idle_matrix_units_are_seen():
     """The harness on tiles that no table would choose; in a process of its own, since this one may hold the interpreter."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from purify_engine import UNetConfig, ops
 from purify_engine.kernels import _outputs
+from purify_engine.kernels import attention as kernels
 from purify_engine.models.blocks import AttentionBlock
 from purify_engine.reference import layers
 from purify_engine.testing import magnitudes
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
 from purify_engine.testing.yardstick import assert_within_yardstick
-from tests.kernels.triton_runner import moved, run
+from tests.kernels.triton_runner import DEVICE, moved, run
 
 FORWARD, BACKWARD = "attention", "attention_backward"
 HALF = torch.float16
@@ -64,6 +68,33 @@ def test_a_block_reads_its_images_where_they_lie(layout):
         honest, truth = block(x), block.double()(x.double())
     with torch.no_grad(), ops.backend("triton"):
         assert_within_yardstick(block.float()(x).cpu(), honest.cpu(), truth.cpu())
+
+
+@triton.jit
+def _exp2_kernel(out_ptr, x_ptr, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(out_ptr + place, kernels._exp2(tl.load(x_ptr + place), tl.float32))
+
+
+def exp2(x: Tensor) -> Tensor:
+    out = torch.empty(len(x), device=DEVICE)
+    _exp2_kernel[(1,)](out, moved(x), SIZE=len(x))
+    return out.cpu()
+
+
+@pytest.mark.parametrize("lowest", [-0.5, -1.5, -20.0, -126.0])
+def test_the_exponential_in_float32_is_that_of_a_library(lowest):
+    """Element by element: within a unit in the last place, which the hardware's own is not."""
+    x = torch.linspace(lowest, 0.01, 4096)
+    truth = np.exp2(x.numpy().astype(np.longdouble))
+    assert (np.abs(exp2(x).numpy() - truth) / truth).max() < 2.0**-23
+    assert_within_yardstick(exp2(x), x.exp2(), truth)
+
+
+def test_the_exponential_keeps_the_ends():
+    x = torch.tensor([0.0, -1.0, -126.0, -127.0, -1e30, -torch.inf, torch.nan, 1.0])
+    assert exp2(x)[:-2].tolist() == [1, 0.5, 2.0**-126, 0, 0, 0]
+    assert exp2(x)[-2].isnan()
 
 
 def test_the_result_is_channels_last_images_without_a_copy():
