@@ -78,8 +78,10 @@ CARRY := build/carry
 CARRIED := jaxtyping wadler_lindig safetensors
 CARRY_FOR := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
 
-gpu: ## check and time everything on a GPU, a dry run where there is none; PART=probe|build|ops|graph|gradient|bench|peers
-	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" "$(GPU_PYTHON)" -m bench gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)")
+# COMMIT names the commit where there is no repository; RESUME=1 leaves out the steps that went well before.
+gpu: ## check and time everything on a GPU, a dry run where there is none; PART=1 (right and faster), 2 (opponents), or a step's name
+	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" PURIFY_ENGINE_COMMIT="$(COMMIT)" "$(GPU_PYTHON)" -m bench gpu $(PART) \
+	  $(if $(RESULTS),--results "$(RESULTS)") $(if $(RESUME),--resume)
 
 gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network
 	rm -rf "$(CARRY)"

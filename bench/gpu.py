@@ -1,114 +1,154 @@
-"""Everything to ask of a machine with a GPU, in one command that can be stopped at any moment and has lost nothing.
+"""Everything to ask of a machine with a GPU, in parts that can be stopped at any moment and have lost nothing.
 
-    make gpu [PART=probe|build|ops|graph|gradient|bench|peers]     or     PYTHONPATH=build/carry python3 -m bench gpu [PART]
+    make gpu [PART=1|2|3|NAME...] [RESUME=1] [RESULTS=folder]     or     PYTHONPATH=build/carry python3 -m bench gpu [PART]
 
-probe      the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts, torch.compile alone
+Part 1, right and faster, six minutes at most on 16 cores and one GPU:
 build      the extensions, for this Python
-ops        every kernel of every op against float64, outputs poisoned; the CUDA C++ ones against their emulation bit for bit
-graph      a captured graph against the loop, bit for bit
+precompile every Triton kernel that the rest of the part launches, on all cores
+ops        every kernel of every op against float64, outputs poisoned
+cuda       the CUDA C++ kernels against their emulation, bit for bit
+graph      captured graphs against the loop, bit for bit
 gradient   the exact gradient against the CPU's
-bench      every op, then guided steps and whole purifications beside their opponents
-peers      the same beside torch.compile and diffusers; compiling takes minutes
+switches   guided steps with every faster way on, with all off, and with each one off; the final images and verdicts compared
+profile    where a step's time goes, by groups of kernels
 
-Each part is a few commands, each in a process of its own with its own time limit, eight minutes a part at most. Without a GPU all
-of it is a dry run at toy size, whose lines go to a temporary folder.
+Part 2, opponents, six minutes at most: the same purifications by PyTorch as it ships, torch.compile and diffusers.
+Part 3, `train` and `evaluate`: not built yet.
+By name only: `probe` (the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts), `timings` (every op by itself),
+`steps` (guided steps of all networks).
+
+Each step is a module in processes of its own with its own time limit; the steps of a stage run side by side. Without a GPU all of
+it is a dry run at toy size, whose lines go to a temporary folder. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
+import json
 import tempfile
 import time
-from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.core.run import RESULTS, ROOT
+from bench.core.run import RESULTS, commit
+from bench.core.steps import Outcome, Step, carried_out
 from bench.report.gpu import gpu_targets
+from purify_engine.benchmark.harness import Records, read_records
+from purify_engine.benchmark.machine import file_name, machine_name
 
-GRACE = 20.0  # seconds that a command is given to notice, by itself, that its time is over
-TIMED_OUT = 124
+Stage = tuple[Step, ...]
 
-
-@dataclass(frozen=True)
-class Command:
-    """A module with its words, and its limit in seconds; or a `tool`, which writes no lines and needs a GPU."""
-
-    words: tuple[str, ...]
-    seconds: float
-    tool: bool = False
-
-
-PARTS: dict[str, tuple[Command, ...]] = {
-    "probe": (Command(("bench", "probe",), 460),),
-    "build": (Command(("setup", "build_ext", "--inplace"), 400, tool=True),),
-    "ops": (
-        Command(("bench", "check-ops"), 320),
-        Command(("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 120, tool=True),
+PARTS: dict[str, tuple[Stage, ...]] = {
+    "1": (
+        (
+            Step("build", ("setup", "build_ext", "--inplace"), 60, tool=True),
+        ),
+        (
+            Step("ops", ("bench", "check-ops"), 60, shards=8),
+            Step("cuda", ("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 60, tool=True),
+            Step("graph", ("bench", "check-graph"), 75),
+            Step("gradient", ("bench", "check-gradient"), 60),
+        ),
+        (Step("switches", ("bench", "switches"), 120),),
+        (Step("profile", ("bench", "profile"), 30),),
     ),
-    "graph": (Command(("bench", "check-graph"), 300),),
-    "gradient": (Command(("bench", "check-gradient"), 200),),
-    "bench": (
-        Command(("bench", "ops"), 110),
-        Command(("bench", "loop", "--network", "ddpm-cifar10", "ddpmpp-cifar10"), 170),
-        Command(("bench", "loop", "--network", "adm-imagenet256"), 130),
+    "2": (
+        (
+            Step(
+                "opponents",
+                ("bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", "1", "64", "--peers"),
+                330,
+            ),
+        ),
     ),
-    "peers": (
-        Command(("bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", "1", "64", "--peers"), 460),
-    ),
+}  # fmt: skip
+BY_NAME: dict[str, Stage] = {
+    "probe": (Step("probe", ("bench", "probe"), 300),),
+    "timings": (Step("timings", ("bench", "ops"), 110),),
+    "steps": (Step("steps", ("bench", "loop"), 300),),
 }
+NOT_BUILT = {"3": ("train", "evaluate")}
+NOT_BUILT_SAYS = "belongs to training and evaluation on a GPU: not built yet"
 
 
 def main(words: list[str]) -> int:
-    plain = argparse.RawDescriptionHelpFormatter
-    options = argparse.ArgumentParser("python -m bench gpu", description=__doc__, formatter_class=plain)
-    options.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
-    options.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON lines")
-    chosen = options.parse_args(words)
-    parts = chosen.part or list(PARTS)
-    if unknown := [part for part in parts if part not in PARTS]:
-        options.error(f"PART must be one of {', '.join(PARTS)}, got {' '.join(unknown)!r}")
+    chosen = options().parse_args(words)
     has_gpu = torch.cuda.is_available()
     results = chosen.results if has_gpu else Path(tempfile.mkdtemp(prefix="purify-dry-run-"))
     if not has_gpu:
         print(f"PyTorch {torch.__version__} finds no GPU here: a dry run at toy size; its lines go to {results}", flush=True)
-    verdicts = []
-    for part in parts:
-        verdicts += [(part, command, *carried_out(command, results, dry=not has_gpu)) for command in PARTS[part]]
-    print("\npart      seconds  verdict")
-    for part, command, status, seconds in verdicts:
-        says = {0: "ok", TIMED_OUT: "OUT OF TIME"}.get(status, f"FAILED (exit status {status})")
-        print(f"{part:<9} {seconds:7.1f}  {says}  {' '.join(command.words)}")
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    machine = machine_name("cuda" if has_gpu else "cpu")
+    about = {"commit": commit(), "toy": not has_gpu}
+    records = Records(results / f"gpu-{file_name(machine)}.jsonl", machine=machine, run=started)
+    done = finished(records.path, **about) if chosen.resume else set()
+    outcomes, began = list[Outcome](), time.monotonic()
+    for stage in stages(chosen.part or ["1", "2", "3"]):
+        for outcome in carried_out([step for step in stage if step.name not in done], results, dry=not has_gpu):
+            step = outcome.step
+            records(kind="step", step=step.name, status=outcome.status, seconds=outcome.seconds, limit=step.seconds, **about)
+            outcomes.append(outcome)
+    print("\nstep        seconds  verdict")
+    for outcome in outcomes:
+        print(f"{outcome.step.name:<11} {outcome.seconds:7.1f}  {outcome.verdict}  {' '.join(outcome.step.words)}")
+    for name in sorted(done):
+        print(f"{name:<11}          done before, for this commit on this machine")
     if has_gpu:
         print(f"\n{gpu_targets(results)}\n\nThe lines are in {results}; `make figures` makes tables of them.")
     else:
         print("No GPU was found and no GPU figure was made.")
-    return max((status != 0 for _, _, status, _ in verdicts), default=False)
+    facts = {"machine": machine, **about, "seconds": round(time.monotonic() - began, 1), "skipped": sorted(done)}
+    print(json.dumps(summary(outcomes, results, started, facts)), flush=True)
+    return int(any(outcome.status for outcome in outcomes))
 
 
-def carried_out(command: Command, results: Path, *, dry: bool) -> tuple[int, float]:
-    """(exit status, seconds) of a command, its output passed on as it comes."""
-    print(f"\n== {' '.join(command.words)}", flush=True)
-    if dry and command.tool:
-        print("left out: it needs a GPU")
-        return 0, 0.0
-    words = [*command.words, *(("--toy", "--device", "cpu") if dry else ())]
-    limits = [] if command.tool else ["--results", str(results), "--seconds", str(command.seconds)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **({"TRITON_INTERPRET": "1"} if dry else {})}
-    started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", *words, *limits], cwd=ROOT, env=environment)
-    try:
-        status = process.wait(timeout=command.seconds + GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        status = TIMED_OUT
-        print(f"out of time after {command.seconds + GRACE:.0f} s; what it had measured is kept", flush=True)
-    except BaseException:  # a signal for us is one for the command, too
-        process.kill()
-        raise
-    return status, time.monotonic() - started
+def options() -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m bench gpu", description=__doc__, formatter_class=plain)
+    parser.add_argument("part", nargs="*", choices=[[], *names()], help=f"of {', '.join(names())}; all parts by default")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON lines")
+    parser.add_argument("--resume", action="store_true", help="leave out what went well before, for this commit on this machine")
+    return parser
+
+
+def names() -> list[str]:
+    """What may be asked for: parts, and their steps one by one."""
+    steps = [step.name for part in PARTS.values() for stage in part for step in stage]
+    return [*PARTS, *NOT_BUILT, *steps, *BY_NAME, *(step for part in NOT_BUILT.values() for step in part)]
+
+
+def stages(asked: list[str]) -> list[Stage]:
+    """What is asked for, in order: whole parts with their stages, single steps each as a stage of its own."""
+    single = {step.name: step for part in PARTS.values() for stage in part for step in stage}
+    found = list[Stage]()
+    for name in asked:
+        if name in PARTS:
+            found += PARTS[name]
+        elif name in single:
+            found.append((single[name],))
+        elif name in BY_NAME:
+            found.append(BY_NAME[name])
+        else:
+            print(f"\n== {name}: {', '.join(NOT_BUILT.get(name, (name,)))} {NOT_BUILT_SAYS}", flush=True)
+    return found
+
+
+def finished(path: Path, **about: Any) -> set[str]:
+    """The steps that went well before, for this commit; none where the commit is not known, or differs from what is here."""
+    known = str(about["commit"] or "+")
+    lines = [] if known.endswith("+") or not path.exists() else read_records([path])
+    last = {line["step"]: line["status"] for line in lines if line["kind"] == "step" and about.items() <= line.items()}
+    return {step for step, status in last.items() if status == 0}
+
+
+def summary(outcomes: list[Outcome], results: Path, started: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """The last line: what ran, how it ended, which checks failed, and the headline figures of this run."""
+    lines = [line for line in read_records(sorted(results.glob("*.jsonl"))) if line.get("run", "") >= started]
+    ran = [{"step": each.step.name, "verdict": each.verdict, "seconds": round(each.seconds, 1)} for each in outcomes]
+    failed = [line["check"] for line in lines if line["kind"] == "check" and not line["ok"]]
+    headlines = {line["name"]: line["value"] for line in lines if line["kind"] == "headline"}
+    checks = sum(line["kind"] == "check" for line in lines)
+    return {**facts, "steps": ran, "checks": checks, "failed": failed[:20], "headlines": headlines}

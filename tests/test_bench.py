@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 import torch
 
 from bench import gpu
+from bench.core import steps
 from bench.core.run import RESULTS, begin, parser
-from bench.runs import check_gradient, check_graph, check_ops, loop, ops, probe
+from bench.core.steps import Step
+from bench.runs import check_gradient, check_graph, check_ops, loop, ops, probe, profile, switches
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
 from bench.subjects.purification import step_flops
 from bench.tuning import conv3x3_tiles
-from purify_engine.benchmark.harness import read_records
+from purify_engine.benchmark.harness import Records, read_records
 from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.benchmark.plain_unet import PlainUNet
 from purify_engine.models import Classifier, UNet
@@ -123,6 +126,22 @@ def test_steps_are_timed_without_a_gpu_beside_every_opponent(lines, committed, m
         assert notes == ["not measured: diffusers is not installed here"]
 
 
+def test_switches_are_timed_and_their_images_compared_without_a_gpu(lines, committed):
+    status, found = lines(switches.main, "--batch", "64", "1")
+    timed = {(line["measure"], line["variant"]) for line in found if line["kind"] == "switch"}
+    assert status == 0 and timed >= {("whole", "all on"), ("whole", "all off")}
+    assert timed >= {("single", "lean_norm off"), ("single", "split_k on")}
+    assert timed >= {("gradient", "gradient, all on"), ("loop", "loop, PyTorch's operations")}
+    assert {line["variant"] for line in found if line["kind"] == "images"} == {"all on", "all off"}
+
+
+def test_a_step_is_profiled_without_a_gpu(lines, committed, tmp_path):
+    status, found = lines(profile.main)
+    groups = {line["group"]: line["launches"] for line in found if line["kind"] == "profile"}
+    assert status == 0 and groups["guided step and noise"] == 1 and groups["all"] > groups["norm"] > 0
+    assert "aten::" in next(tmp_path.glob("*.txt")).read_text()
+
+
 def test_the_probe_runs_without_a_gpu(lines, committed):
     status, found = lines(probe.main)
     kinds = {line["kind"] for line in found}
@@ -137,34 +156,73 @@ def test_tiles_are_tried_in_the_interpreter(lines, committed, monkeypatch):
 
 
 def test_the_whole_command_is_a_dry_run_without_a_gpu(committed):
-    words, blind = [sys.executable, "-m", "bench", "gpu", "build", "gradient"], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    words, blind = [sys.executable, "-m", "bench", "gpu", "build", "gradient", "3"], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, env=blind)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out: it needs a GPU" in done.stdout
+    assert "left out: it needs a GPU" in done.stdout and "train, evaluate belongs to training" in done.stdout
     assert "finds no GPU here: a dry run" in done.stdout and "No GPU was found and no GPU figure was made." in done.stdout
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert [(step["step"], step["verdict"]) for step in last["steps"]] == [("build", "ok"), ("gradient", "ok")]
+    assert last["toy"] and last["checks"] == 3 and last["failed"] == []
 
 
-def test_a_failing_or_endless_command_is_said_and_fails(tmp_path, monkeypatch):
+def carried_out(step, folder, *, dry=False):
+    (outcome,) = steps.carried_out((step,), folder, dry=dry)
+    return outcome.status, outcome.seconds
+
+
+def test_a_failing_or_endless_step_is_said_and_fails(tmp_path, monkeypatch, capsys):
     (tmp_path / "endless.py").write_text("import time\nprint('measured', flush=True)\ntime.sleep(60)\n")
     (tmp_path / "failing.py").write_text("raise SystemExit(1)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(gpu, "GRACE", 0.0)
-    status, seconds = gpu.carried_out(gpu.Command(("endless",), 3), tmp_path, dry=False)
-    assert status == gpu.TIMED_OUT and seconds < 30
-    assert gpu.carried_out(gpu.Command(("failing",), 30), tmp_path, dry=False)[0] == 1
+    monkeypatch.setattr(steps, "GRACE", 0.0)
+    status, seconds = carried_out(Step("endless", ("endless",), 3), tmp_path)
+    assert status == steps.TIMED_OUT and seconds < 30
+    assert "endless: out of time after 3 s" in capsys.readouterr().out
+    assert carried_out(Step("failing", ("failing",), 30), tmp_path)[0] == 1
 
 
 def test_a_tool_is_given_its_own_words_and_left_out_without_a_gpu(tmp_path, monkeypatch):
     (tmp_path / "a_tool.py").write_text("import sys\nraise SystemExit(3 if sys.argv[1:] == ['its', 'own'] else 1)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    tool = gpu.Command(("a_tool", "its", "own"), 30, tool=True)
-    assert gpu.carried_out(tool, tmp_path, dry=False)[0] == 3
-    assert gpu.carried_out(tool, tmp_path, dry=True) == (0, 0.0)
+    tool = Step("tool", ("a_tool", "its", "own"), 30, tool=True)
+    assert carried_out(tool, tmp_path)[0] == 3
+    assert carried_out(tool, tmp_path, dry=True) == (0, 0.0)
 
 
-def test_every_part_keeps_to_eight_minutes():
-    seconds = {part: sum(command.seconds + gpu.GRACE for command in commands) for part, commands in gpu.PARTS.items()}
-    assert set(seconds) == {"probe", "build", "ops", "graph", "gradient", "bench", "peers"} and max(seconds.values()) <= 480
+def test_steps_of_a_stage_run_side_by_side_and_shards_share_one(tmp_path, monkeypatch):
+    meet = "import sys, time, pathlib\nhere = pathlib.Path(sys.argv[sys.argv.index('--results') + 1])\n"
+    meet += "name = ''.join(sys.argv[sys.argv.index('--shard') + 1 :]).replace('/', 'of') if '--shard' in sys.argv else 'alone'\n"
+    meet += "(here / f'met-{name}').touch()\n"
+    meet += "while len(list(here.glob('met-*'))) < 3:\n    time.sleep(0.01)\n"
+    (tmp_path / "meet.py").write_text(meet)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    stage = Step("shared", ("meet",), 30, shards=2), Step("one", ("meet",), 30)
+    assert [outcome.status for outcome in steps.carried_out(stage, tmp_path, dry=False)] == [0, 0]
+    assert {path.name for path in tmp_path.glob("met-*")} == {"met-0of2", "met-1of2", "met-alone"}
+
+
+def test_shares_of_the_cases_are_all_of_them_once():
+    known = list(range(29))
+    shares = [check_ops.Share(number, 8).taken(known) for number in range(8)]
+    assert sorted(case for share in shares for case in share) == known
+    assert check_ops.Share().taken(known) == known
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_every_part_keeps_to_six_minutes(part):
+    assert sum(max(step.seconds for step in stage) for stage in gpu.PARTS[part]) <= 360
+
+
+def test_steps_that_went_well_are_left_out_when_resumed(tmp_path):
+    records = Records(tmp_path / "gpu-a.jsonl", machine="a", run="2026")
+    about = {"commit": "abc1234", "toy": False}
+    for step, status, where in (("ops", 0, about), ("graph", 1, about), ("build", 0, {**about, "commit": "other"})):
+        records(kind="step", step=step, status=status, **where)
+    assert gpu.finished(records.path, **about) == {"ops"}
+    records(kind="step", step="ops", status=1, **about)
+    assert gpu.finished(records.path, **about) == set()
+    assert gpu.finished(records.path, commit="abc1234+", toy=False) == gpu.finished(records.path, commit=None, toy=False) == set()
 
 
 def test_figures_of_a_dry_run_never_reach_the_results(monkeypatch, committed):

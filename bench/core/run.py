@@ -7,6 +7,7 @@ one run are compared with one another.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import tempfile
@@ -53,6 +54,10 @@ class Run:
         print(f"       {text}", flush=True)
         return self.records(**record)
 
+    def headline(self, name: str, value: float | str) -> None:
+        """Write down a figure for the last line of `make gpu`."""
+        self.records(kind="headline", name=name, value=value)
+
     @property
     def seconds_left(self) -> float:
         return self.ends - time.monotonic()
@@ -89,12 +94,16 @@ def begin(
 
 
 def commit() -> str | None:
-    """The commit that is measured, with a + where sources differ from it; None where there is no repository or no git."""
+    """The commit that is measured, with a + where sources differ from it.
+
+    Where there is no repository or no git: what PURIFY_ENGINE_COMMIT says, or None.
+    """
+    told = os.environ.get("PURIFY_ENGINE_COMMIT") or None
     git = shutil.which("git")
     if git is None:
-        return None
+        return told
     name = subprocess.run([git, "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
     if name.returncode != 0:
-        return None
+        return told
     same = subprocess.run([git, "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"], check=False)
     return name.stdout.strip() + ("" if same.returncode == 0 else "+")

@@ -1,6 +1,6 @@
 """Is every kernel right on this device? All ops on all engines against float64, their outputs poisoned; and their registration.
 
-    python -m bench check-ops [--device cuda]
+    python -m bench check-ops [--device cuda] [--shard 0/8]     a share of the cases, for processes that share a device
 
 A line a check, written at once to checks-MACHINE.jsonl; exit status 1 if any failed. Judged by the project's yardstick: at
 most twice as wrong as honest PyTorch on this device in the same precision, against float64, plus one rounding. TF32 is off
@@ -10,6 +10,8 @@ for all of it.
 from __future__ import annotations
 
 import dataclasses
+import random
+from typing import NamedTuple
 
 import torch
 
@@ -25,22 +27,43 @@ ANY_FLOAT = ("group_norm_silu", "group_norm_silu_backward", "attention", "attent
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+class Share(NamedTuple):
+    """Which part of the cases a process checks, where several share the work."""
+
+    number: int = 0
+    of: int = 1
+
+    def taken(self, known: list[Case]) -> list[Case]:
+        """Every `of`-th of the cases, of all kinds: mixed, since kinds repeat in step."""
+        return known if self.of == 1 else random.Random(0).sample(known, len(known))[self.number :: self.of]
+
+    def __str__(self) -> str:
+        return "" if self.of == 1 else f", share {self.number + 1} of {self.of}"
+
+
+ALL = Share()
+
+
 def main(words: list[str]) -> int:
-    run, _ = begin("checks", parser("check-ops", __doc__), words)
+    options = parser("check-ops", __doc__)
+    options.add_argument("--shard", default="0/1", help="which share of the cases, K/N")
+    run, chosen = begin("checks", options, words)
+    share = Share(*map(int, chosen.shard.split("/")))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    for op in OPS.values():
+    for place, op in enumerate(OPS.values()):
         for engine in engines(run.device):
             if callable(op.engines[engine]):
-                check_engine(run, op, engine)
-            else:
+                check_engine(run, op, engine, share)
+            elif share.number == 0:
                 run.note(f"{op.name} {engine}", str(op.engines[engine]))
-        check_registration(run, op)
+        if place % share.of == share.number:
+            check_registration(run, op)
     return run.close()
 
 
-def check_engine(run: Run, op: Op, engine: str) -> None:
+def check_engine(run: Run, op: Op, engine: str, share: Share = ALL) -> None:
     """One op on one engine: how many cases agree, how many it leaves to the next engine, and the first that is wrong."""
-    chosen, faults, declined, done = wanted(op.name, engine, run), list[str](), 0, 0
+    chosen, faults, declined, done = share.taken(wanted(op.name, engine, run)), list[str](), 0, 0
     for case in chosen:
         if run.seconds_left < 0:
             break
@@ -59,7 +82,7 @@ def check_engine(run: Run, op: Op, engine: str) -> None:
         says.append(f"no time for {len(chosen) - done}")
     ok = len(says) == 1 and declined < done
     facts = {"op": op.name, "engine": engine, "cases": len(chosen), "declined": declined, "wrong": faults[:20]}
-    run.check(f"{op.name} {engine}", ok, "; ".join(says), **facts)
+    run.check(f"{op.name} {engine}{share}", ok, "; ".join(says), **facts)
 
 
 def wanted(op: str, engine: str, run: Run) -> list[Case]:
