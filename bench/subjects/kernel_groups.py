@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# The first that is found in a name decides. PyTorch has two kernels for additions: of whole tensors, and with one that is broadcast,
-# as a convolution's bias is, which takes twice the time.
+# The first that is found in a name decides. PyTorch has two kernels for additions: of whole tensors, and with one that is
+# broadcast (a convolution's bias), which takes twice the time.
 GROUPS: tuple[tuple[str, str], ...] = (
     ("sum and norm", r"sum_norm"),
     ("norm", r"normali[sz]e|moments|group_norm|GroupNorm|RowwiseMoments"),
