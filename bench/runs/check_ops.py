@@ -23,7 +23,15 @@ from purify_engine.testing.agreement import judge_of
 from purify_engine.testing.cases import Case, cases
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-ANY_FLOAT = ("group_norm_silu", "group_norm_silu_backward", "attention", "attention_backward", "conv3x3")
+ANY_FLOAT = (
+    "group_norm_silu",
+    "group_norm_silu_backward",
+    "attention",
+    "attention_backward",
+    "conv3x3",
+    "sum_norm_silu",
+    "residual_sum",
+)
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 

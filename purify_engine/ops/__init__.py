@@ -25,6 +25,8 @@ from purify_engine.ops.conv3x3.relu import relu_conv3x3, relu_conv3x3_backward
 from purify_engine.ops.group_norm_silu import group_norm_silu, group_norm_silu_backward, side_by_side
 from purify_engine.ops.noise import philox, philox_normal
 from purify_engine.ops.process import guided_step, q_sample
+from purify_engine.ops.residual_sum import residual_sum
+from purify_engine.ops.sum_norm_silu import sum_norm_silu
 from purify_engine.ops.to_images import to_images
 
 __all__ = [
@@ -65,7 +67,9 @@ __all__ = [
     "q_sample",
     "relu_conv3x3",
     "relu_conv3x3_backward",
+    "residual_sum",
     "side_by_side",
+    "sum_norm_silu",
     "switches",
     "through_dispatcher",
     "to_images",

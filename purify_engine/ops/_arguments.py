@@ -37,6 +37,16 @@ class Around(NamedTuple):
         return 2 if self.upsample else 1
 
 
+class Summands(NamedTuple):
+    """What is added to a convolution's result x before a norm reads it: gain (residual + x + bias + temb), then the skip."""
+
+    residual: Tensor | None = None  # of x's shape
+    bias: Tensor | None = None  # [K]
+    temb: Tensor | None = None  # [B or 1, K]
+    skip: Tensor | None = None  # [B, C', H, W]: more channels
+    gain: float = 1.0
+
+
 class Affine(NamedTuple):
     """slope x + offset in each of C channels; x itself where both are None."""
 

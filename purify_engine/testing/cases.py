@@ -6,66 +6,24 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Layout = Literal["contiguous", "channels_last", "strided", "expanded"]
-LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels_last", "strided", "expanded")
-DTYPES = (torch.float32, torch.float64)
-
-# Around the sizes at which kernels change their mind: one element, a tile of 32, a task of 4096, a batch of none.
-SHAPES = (
-    (0, 3, 4, 4),
-    (2, 2, 0, 3),
-    (1, 1, 1, 1),
-    (3, 1, 1, 7),
-    (2, 3, 1, 1),
-    (2, 1, 5, 6),
-    (1, 4, 9, 2),
-    (5, 1, 8, 8),
-    (2, 2, 4, 4),
-    (2, 3, 31, 33),
-    (1, 3, 17, 16),
-    (3, 3, 32, 32),
-    (1, 6, 37, 19),
+from purify_engine.testing.shapes import (
+    CONV_SHAPES,
+    CONV_VARIANTS,
+    DTYPES,
+    LAYOUTS,
+    NORM_SHAPES,
+    NUMELS,
+    RELU_VARIANTS,
+    RESIDUAL_VARIANTS,
+    SHAPES,
+    SUM_VARIANTS,
+    Layout,
 )
-NUMELS = (*range(40), 63, 64, 65, 127, 255, 1000, 4095, 4096, 4097, 9001)  # elements of one image, for the ops that know no shape
-# Shape and groups. One element a group has no spread at all: only norm_eps keeps it finite.
-NORM_SHAPES = (
-    ((0, 4, 3, 3), 2),
-    ((2, 4, 0, 3), 2),
-    ((1, 1, 1, 1), 1),
-    ((2, 6, 1, 1), 3),
-    ((2, 5, 3, 1), 5),
-    ((3, 4, 1, 9), 1),
-    ((1, 8, 5, 5), 4),
-    ((2, 32, 4, 4), 32),
-    ((2, 12, 7, 9), 3),
-    ((1, 64, 8, 8), 32),
-    ((2, 8, 31, 17), 2),
-    ((3, 16, 16, 16), 8),
-    ((1, 96, 3, 5), 32),
-)
-# Shape and groups: odd sizes, one pixel, channels that are no multiple of anything.
-CONV_SHAPES = (
-    ((0, 4, 3, 3), 2),
-    ((1, 1, 1, 1), 1),
-    ((2, 3, 5, 7), 3),
-    ((1, 8, 4, 4), 2),
-    ((2, 20, 9, 6), 4),
-    ((1, 32, 16, 16), 8),
-)
-CONV_VARIANTS = (
-    "plain",
-    "bias-temb",
-    "norm-bias-shared-temb",
-    "norm-scale-bias-residual-gain",
-    "bias-up",
-    "norm-bias-up-residual",
-)
-RELU_VARIANTS = ("bias", "line", "line-bias-residual", "residual")
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
 RANDOM123 = (
@@ -178,6 +136,31 @@ def _group_norm_silu_backward(case: Case) -> tuple[Any, ...]:
     return case.floats(case.generator().manual_seed(1)), *_group_norm_silu(case)
 
 
+def _sum_norm_silu(case: Case) -> tuple[Any, ...]:
+    """Variants name what is added. A skip has as many channels as there are groups, so that most groups straddle it."""
+    generator = case.generator()
+    batch, channels, *pixels = case.shape
+    both = channels + (case.num_groups if "skip" in case.variant else 0)
+
+    def optional(part: str, *shape: int) -> Tensor | None:
+        return case.floats(generator, shape) if part in case.variant else None
+
+    x = case.floats(generator) * 3 + 1.5  # off centre, as activations are
+    residual, bias = optional("residual", batch, channels, *pixels), optional("bias", channels)
+    temb = optional("temb", 1 if "shared" in case.variant else batch, channels)
+    skip = optional("skip", batch, case.num_groups, *pixels)
+    weight, norm_bias = (case.floats(generator, (both,)) for _ in range(2))
+    norm = weight, norm_bias, optional("scale", batch, both), optional("shift", batch, both)
+    gain = 0.5**0.5 if "gain" in case.variant else 1.0
+    settings = case.num_groups, 1e-5, gain, "linear" not in case.variant, "only" not in case.variant
+    return x, residual, bias, temb, skip, *norm, *settings
+
+
+def _residual_sum(case: Case) -> tuple[Any, ...]:
+    x, residual, bias, *_ = _sum_norm_silu(case)
+    return x, bias, residual, 0.5**0.5 if "gain" in case.variant else 1.0
+
+
 def _attention(case: Case) -> tuple[Any, ...]:
     generator = case.generator()
     return tuple(case.floats(generator) for _ in range(3))
@@ -240,6 +223,8 @@ _BUILDERS = {
     "guided_step": _guided_step,
     "group_norm_silu": _group_norm_silu,
     "group_norm_silu_backward": _group_norm_silu_backward,
+    "sum_norm_silu": _sum_norm_silu,
+    "residual_sum": _residual_sum,
     "attention": _attention,
     "attention_backward": _attention_backward,
     "conv3x3": _conv3x3,
@@ -281,6 +266,10 @@ def cases(op: str) -> list[Case]:
     if op.startswith("relu_conv3x3"):
         ways = product(CONV_SHAPES, DTYPES, LAYOUTS, RELU_VARIANTS)
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
+    if op in ("sum_norm_silu", "residual_sum"):
+        kinds = SUM_VARIANTS if op == "sum_norm_silu" else RESIDUAL_VARIANTS
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, kinds)
+        return [Case(op, shape, dtype, layout, variant, groups) for (shape, groups), dtype, layout, variant in ways]
     if op == "to_images":
         return [Case(op, *rest) for rest in product(SHAPES, DTYPES, LAYOUTS, ("plain", "float16", "uint8"))]
     variants = ("plain", "scale-shift", "shift-linear")

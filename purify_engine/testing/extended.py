@@ -80,6 +80,25 @@ def group_norm_silu_backward(
     return grad_x, (grad * normed).sum((0, 2, 3)), grad.sum((0, 2, 3)), grad_scale, grad_shift
 
 
+def residual_sum(x: Any, bias: Any = None, residual: Any = None, gain: float = 1.0) -> Extended:
+    """The sum behind a convolution."""
+    return _total(x, residual, bias, None, None, gain)
+
+
+def sum_norm_silu(x: Any, residual: Any, bias: Any, temb: Any, skip: Any, *norm: Any) -> tuple[Extended, ...]:
+    """(sum, y), the sum empty where it is not wanted."""
+    weight, norm_bias, scale, shift, num_groups, norm_eps, gain, silu, write_sum = norm
+    total = _total(x, residual, bias, temb, skip, gain)
+    y = group_norm_silu(total, weight, norm_bias, scale, shift, num_groups, norm_eps, silu)
+    return total if write_sum else np.empty(0, np.longdouble), y
+
+
+def _total(x: Any, residual: Any, bias: Any, temb: Any, skip: Any, gain: float) -> Extended:
+    total = extended(x) + _rows(bias) + _rows(temb) + (0 if residual is None else extended(residual))
+    total = np.longdouble(gain) * total
+    return total if skip is None else np.concatenate([total, extended(skip)], axis=1)
+
+
 def _normed(x: Extended, num_groups: int, norm_eps: float) -> tuple[Extended, Extended]:
     """The normalised input [B, C, H, W], and the reciprocal standard deviation of every group."""
     groups = _grouped(x, num_groups)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from purify_engine.reference import layers
+from purify_engine.reference import layers, sums
 from purify_engine.reference.philox import philox
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
 
@@ -112,6 +112,33 @@ def group_norm_silu_backward(
     given = [True, True, scale is not None, shift is not None]
     freedom = grad_x.numel() - 2 * norm.rstd.numel()
     return _of_few(grad_x, freedom), *(size if there else None for size, there in zip(per_channel, given, strict=True))
+
+
+def residual_sum(x: Images, bias: Tensor | None = None, residual: Images | None = None, gain: float = 1.0) -> Magnitudes:
+    given: list[Any] = [None if part is None else _size(part) for part in (x, bias, None, residual)]
+    return (_of_few(_total(given, gain)),)
+
+
+def sum_norm_silu(x: Images, residual: Any, bias: Any, temb: Any, skip: Any, *norm: Any) -> Magnitudes:
+    """Of the sum, and of y: its own roundings, and those of the sum, which the norm takes for spread. The skip has none."""
+    weight, norm_bias, scale, shift, num_groups, norm_eps, gain, silu, write_sum = norm
+    sizes: list[Any] = [None if part is None else _size(part) for part in (x, bias, temb, residual)]
+    exact: list[Any] = [None if part is None else part.double() for part in (x, bias, temb, residual)]
+    terms, total = _total(sizes, gain), _total(exact, gain)
+    if skip is not None:
+        total = torch.cat([total, skip.double()], dim=1)
+        terms = torch.cat([terms, torch.zeros_like(skip, dtype=torch.float64)], dim=1)
+    taken = _norm(total, weight, norm_bias, scale, shift, num_groups, norm_eps)
+    to_normed, by_group = (part.abs().unflatten(1, (num_groups, -1)) for part in (terms, taken.normed))
+    level, tilt = (part.mean((2, 3, 4), keepdim=True) for part in (to_normed, to_normed * by_group))
+    through = (taken.rstd * (to_normed + level + by_group * tilt)).flatten(1, 2) * (taken.weight * taken.gain).abs()
+    size = taken.activated(silu) + (1.1 if silu else 1) * through
+    return (_of_few(terms) if write_sum else None), _of_few(size)
+
+
+def _total(summands: list[Any], gain: float) -> Tensor:
+    x, bias, temb, residual = summands
+    return sums.summed(x, bias, temb, residual, gain)
 
 
 def conv3x3(
@@ -251,6 +278,8 @@ _OF: dict[str, Callable[..., Magnitudes]] = {
         attention_backward,
         group_norm_silu,
         group_norm_silu_backward,
+        residual_sum,
+        sum_norm_silu,
         conv3x3,
         conv3x3_backward,
         relu_conv3x3,

@@ -13,7 +13,8 @@ from purify_engine.kernels import _outputs, _tiles, conv3x3
 from purify_engine.kernels._tiles import ConvTile
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import assert_agrees
-from purify_engine.testing.cases import CONV_SHAPES, CONV_VARIANTS, LAYOUTS, Case
+from purify_engine.testing.cases import Case
+from purify_engine.testing.shapes import CONV_SHAPES, CONV_VARIANTS, LAYOUTS
 from purify_engine.testing.yardstick import assert_within_yardstick
 from tests.kernels.triton_runner import moved, run
 

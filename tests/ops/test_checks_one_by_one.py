@@ -26,6 +26,8 @@ GOOD = {
     "conv3x3_backward": Case("conv3x3_backward", (2, 4, 3, 5), variant="up"),
     "relu_conv3x3": Case("relu_conv3x3", (2, 4, 3, 5), variant="line-bias-residual"),
     "relu_conv3x3_backward": Case("relu_conv3x3_backward", (2, 4, 3, 5), variant="line"),
+    "sum_norm_silu": Case("sum_norm_silu", (2, 4, 3, 5), variant="residual-bias-temb-skip-scale-shift-gain", num_groups=2),
+    "residual_sum": Case("residual_sum", (2, 4, 3, 5), variant="residual-bias-gain"),
     "to_images": Case("to_images", (2, 3, 4, 6)),
 }
 
@@ -86,6 +88,15 @@ LINE: list[tuple[dict[str, Any], str]] = [
     ({"slope": ints(4)}, "slope"),
     ({"offset": floats(3)}, "offset"),
     ({"offset": ints(4)}, "offset"),
+]
+SUM: list[tuple[dict[str, Any], str]] = [
+    ({"x": ints(2, 4, 3, 5)}, "x"),
+    ({"x": floats(2, 4, 15)}, "x"),
+    ({"bias": floats(5)}, "bias"),
+    ({"bias": ints(4)}, "bias"),
+    ({"residual": floats(2, 4, 5, 3)}, "residual"),
+    ({"residual": floats(1, 4, 3, 5)}, "residual"),
+    ({"residual": ints(2, 4, 3, 5)}, "residual"),
 ]
 BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
     "philox": [*NOISE, ({"numel": -1}, "numel")],
@@ -179,6 +190,26 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"x": floats(2, 5, 3, 5)}, "x"),
         ({"x": ints(2, 4, 3, 5)}, "x"),
         ({"weight": floats(8, 4, 1, 3)}, "weight"),
+    ],
+    "residual_sum": SUM,
+    "sum_norm_silu": [
+        *SUM,
+        ({"temb": floats(2, 5)}, "temb"),
+        ({"temb": floats(1, 5)}, "temb"),
+        ({"temb": floats(3, 4)}, "temb"),
+        ({"temb": ints(2, 4)}, "temb"),
+        ({"skip": floats(2, 2, 5, 3)}, "skip"),
+        ({"skip": floats(1, 2, 3, 5)}, "skip"),
+        ({"skip": floats(2, 2, 15)}, "skip"),
+        ({"skip": floats(2)}, "skip"),
+        ({"skip": ints(2, 2, 3, 5)}, "skip"),
+        ({"skip": None}, "weight"),
+        ({"weight": floats(4)}, "weight"),
+        ({"norm_bias": floats(4)}, "norm_bias"),
+        ({"scale": floats(1, 6)}, "scale"),
+        ({"shift": floats(2, 4)}, "shift"),
+        ({"num_groups": 4}, "num_groups"),
+        ({"num_groups": 0}, "num_groups"),
     ],
     "to_images": [({"x": ints(2, 3, 4, 6)}, "x"), ({"dtype": torch.int32}, "dtype"), ({"dtype": torch.int8}, "dtype")],
 }

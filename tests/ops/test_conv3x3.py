@@ -8,7 +8,8 @@ from torch import Tensor
 
 from purify_engine import ops
 from purify_engine.reference import layers
-from purify_engine.testing.cases import CONV_VARIANTS, Case, cases
+from purify_engine.testing.cases import Case, cases
+from purify_engine.testing.shapes import CONV_VARIANTS
 from tests.ops.against_reference import as_called, assert_matches_reference, chosen
 
 SMALL = [Case("conv3x3", (2, 4, 2, 3), torch.float64, variant=variant, num_groups=2) for variant in CONV_VARIANTS]

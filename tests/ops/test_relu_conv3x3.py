@@ -14,7 +14,8 @@ from purify_engine.ops.conv3x3 import winograd
 from purify_engine.ops.conv3x3.tiling import Tiling
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import strides
-from purify_engine.testing.cases import RELU_VARIANTS, Case, cases
+from purify_engine.testing.cases import Case, cases
+from purify_engine.testing.shapes import RELU_VARIANTS
 from tests.ops.against_reference import assert_matches_reference, chosen
 
 OPS = ("relu_conv3x3", "relu_conv3x3_backward")

@@ -27,6 +27,8 @@ WHOLE = {
     "attention_backward": Case("attention_backward", (2, 4, 64, 16)),
     "group_norm_silu": Case("group_norm_silu", (2, 32, 8, 8), variant="scale-shift", num_groups=8),
     "group_norm_silu_backward": Case("group_norm_silu_backward", (2, 32, 8, 8), variant="scale-shift", num_groups=8),
+    "residual_sum": Case("residual_sum", (2, 16, 8, 8), variant="residual-bias-gain"),
+    "sum_norm_silu": Case("sum_norm_silu", (2, 16, 8, 8), variant="residual-bias-temb-skip-scale-shift-gain", num_groups=8),
     "conv3x3": Case("conv3x3", (2, 16, 8, 8), variant="norm-scale-bias-residual-gain", num_groups=8),
     "conv3x3_backward": Case("conv3x3_backward", (2, 16, 8, 8)),
     "relu_conv3x3": Case("relu_conv3x3", (2, 16, 8, 8), variant="line-bias-residual"),
@@ -92,6 +94,10 @@ FAULTS = {
     "group_norm_silu-eps": ("group_norm_silu", 6, lambda norm_eps: 3 * norm_eps),
     "group_norm_silu-scale": ("group_norm_silu", 3, lambda scale: scale * GREATER),
     "group_norm_silu_backward-eps": ("group_norm_silu_backward", 7, lambda norm_eps: 5 * norm_eps),
+    "residual_sum-gain": ("residual_sum", 3, lambda gain: gain * GREATER),
+    "residual_sum-residual": ("residual_sum", 2, lambda residual: residual * GREATER_4),
+    "sum_norm_silu-temb": ("sum_norm_silu", 3, lambda temb: temb * GREATER_4),
+    "sum_norm_silu-scale": ("sum_norm_silu", 7, lambda scale: scale * GREATER),
     "conv3x3-gain": ("conv3x3", 11, lambda gain: gain * GREATER),
     "conv3x3-residual": ("conv3x3", 8, lambda residual: residual * GREATER_4),
     "relu_conv3x3-offset": ("relu_conv3x3", 4, lambda offset: offset * GREATER_4),
@@ -104,6 +110,10 @@ MISSING = {
     "attention_backward-scale": ("attention_backward", 1, lambda q: q * q.shape[-1] ** 0.5),
     "group_norm_silu-shift": ("group_norm_silu", 4, lambda shift: None),
     "group_norm_silu_backward-silu": ("group_norm_silu_backward", 8, lambda silu: False),
+    "residual_sum-bias": ("residual_sum", 1, lambda bias: None),
+    "sum_norm_silu-temb": ("sum_norm_silu", 3, lambda temb: None),
+    "sum_norm_silu-gain": ("sum_norm_silu", 11, lambda gain: 1.0),
+    "sum_norm_silu-shift": ("sum_norm_silu", 8, lambda shift: None),
     "conv3x3-bias": ("conv3x3", 2, lambda bias: None),
     "conv3x3-residual": ("conv3x3", 8, lambda residual: None),
     "relu_conv3x3-bias": ("relu_conv3x3", 2, lambda bias: None),
@@ -124,7 +134,8 @@ def test_a_term_that_is_missing_is_caught(fault, of):
     with pytest.raises(AssertionError, match="is beyond"):
         judge(of[op], place, change)
 
-FIXED = {"group_norm_silu": (0, 3), "group_norm_silu_backward": (1, 4), "conv3x3": (0, 5)}  # a norm's x and scale
+# A norm's x and scale; a skip, which is read as it is.
+FIXED = {"group_norm_silu": (0, 3), "group_norm_silu_backward": (1, 4), "conv3x3": (0, 5), "sum_norm_silu": (4, 7)}
 
 
 @pytest.mark.parametrize("op", [op for op in MEASURED if op != "philox_normal"])

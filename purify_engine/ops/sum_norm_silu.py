@@ -1,0 +1,113 @@
+"""purify::sum_norm_silu: what is still to be added to a convolution's result, then GroupNorm and SiLU (docs/math.md E17)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from purify_engine.ops import _check, _gradient
+from purify_engine.ops._arguments import Norm, Summands
+from purify_engine.ops._layout import in_layout_of
+from purify_engine.ops._registry import Launcher, Op, call, define, parts_of_torch
+from purify_engine.ops._skip import joined
+from purify_engine.ops._triton import kernel, triton
+from purify_engine.ops.group_norm_silu import group_norm_silu
+from purify_engine.reference import sums as reference
+from purify_engine.types import Images
+
+_PARTS_ARE_AS_FAST = "networks on CPUs have the sum from their convolution; its parts have kernels"
+_NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; this one is Triton's, or its parts"
+_DEFAULTS: tuple[Any, ...] = (1.0, True, True)  # gain, silu, write_sum
+
+
+def sum_norm_silu(
+    x: Images,
+    residual: Images | None,
+    bias: Tensor | None,
+    temb: Tensor | None,
+    skip: Images | None,
+    weight: Tensor,
+    norm_bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    num_groups: int,
+    norm_eps: float,
+    gain: float = 1.0,
+    silu: bool = True,
+    write_sum: bool = True,
+) -> tuple[Images, Images]:
+    """(sum, y): sum = gain (residual + x + bias + temb), the channels of `skip` behind it; y its `group_norm_silu`.
+
+    x and `residual` [B, K, H, W], `bias` [K], `temb` [B or 1, K], `skip` [B, C', H, W]; the norm is of K + C' channels, and its
+    groups may straddle both. Both results are stored as x is; y is of the sum rounded to x's dtype. Without `write_sum` the sum
+    is an empty tensor. Differentiable in every tensor, any number of times.
+    """
+    norm = weight, norm_bias, scale, shift, num_groups, norm_eps
+    return call(SUM_NORM_SILU, x, residual, bias, temb, skip, *norm, gain, silu, write_sum)
+
+
+def _bundle(
+    x: Tensor, residual: Tensor | None, bias: Tensor | None, temb: Tensor | None, skip: Tensor | None, *others: Any
+) -> tuple[Tensor, Summands, Norm, bool, bool]:
+    """(x, summands, norm, silu, write_sum)."""
+    gain, silu, write_sum = (*others[6:], *_DEFAULTS[len(others) - 6 :])
+    return x, Summands(residual, bias, temb, skip, gain), Norm(*others[:6]), silu, write_sum
+
+
+def check(x: Tensor, summands: Summands, norm: Norm, silu: bool, write_sum: bool) -> None:
+    """x [B, K, H, W], residual of its shape, bias [K], temb [B or 1, K], skip [B, C', H, W], the norm of K + C' channels."""
+    _check.images("x", x)
+    residual, bias, temb, skip, _ = summands
+    batch, channels, height, width = x.shape
+    _check.like("residual", residual, x, x.shape)
+    _check.like("bias", bias, x, (channels,))
+    _check.like("temb", temb, x, (channels,) if temb is None else (1 if temb.shape[:1] == (1,) else batch, channels))
+    if skip is not None:
+        others = skip.shape[1] if skip.dim() > 1 else 0
+        _check.like("skip", skip, x, (batch, others, height, width))
+        channels += others
+    _check.norm(x, batch, channels, norm, ("weight", "norm_bias"))
+
+
+def _of_parts(x: Tensor, summands: Summands, norm: Norm, silu: bool, write_sum: bool) -> tuple[Tensor, Tensor]:
+    """PyTorch's sums, and the norm's own kernel."""
+    residual, bias, temb, skip, gain = summands
+    total = in_layout_of(x, reference.summed(x, bias, temb, residual, gain))
+    if write_sum:
+        total, skip = joined(total, None if skip is None else skip.to(x.dtype)), None
+    with parts_of_torch():
+        y = group_norm_silu(total, *norm, silu=silu, skip=skip)
+    return (reference.apart_from(x, in_layout_of(x, total)) if write_sum else x.new_empty(0)), in_layout_of(x, y)
+
+
+def _of_flat_parts(*flat: Any) -> tuple[Tensor, Tensor]:
+    return _of_parts(*_bundle(*flat))
+
+
+def _sum_norm_silu_triton(x: Tensor, summands: Summands, norm: Norm, silu: bool, write_sum: bool) -> tuple[Tensor, Tensor]:
+    residual, bias, temb, skip, gain = summands
+    launch = kernel("sum_norm_silu", "sum_norm_silu")
+    total, y = launch(x, residual, bias, temb, gain, skip, norm, silu, write_sum)
+    return (x.new_empty(0) if total is None else total), y
+
+
+def _differentiate(op: Op) -> None:
+    """The gradient of its parts, recomputed from the inputs: the norm's has kernels."""
+    rule = _gradient.Recomputed(_of_flat_parts)
+    _gradient.register(op, rule.backward, rule.setup_context)
+
+
+SUM_NORM_SILU = define(
+    "sum_norm_silu(Tensor x, Tensor? residual, Tensor? bias, Tensor? temb, Tensor? skip, Tensor weight, Tensor norm_bias,"
+    " Tensor? scale, Tensor? shift, int num_groups, float norm_eps, float gain=1.0, bool silu=True, bool write_sum=True)"
+    " -> (Tensor, Tensor)",
+    reference.sum_norm_silu,
+    bundle=_bundle,
+    check=check,
+    gradient=_differentiate,
+    torch=Launcher(_of_parts),
+    cpp=_PARTS_ARE_AS_FAST,
+    cuda=_NO_CUDA,
+    triton=triton(_sum_norm_silu_triton),
+)
