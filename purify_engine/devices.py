@@ -6,6 +6,7 @@ device of compute capability 8.0 or newer, else float32. The plan's tables, the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -59,6 +60,16 @@ def place(module: ModuleT, device: str | torch.device = AUTO, precision: Precisi
     dtype = dtype_on(where, precision)
     layout: Any = {"memory_format": torch.channels_last} if dtype in SIXTEEN_BITS else {}
     return module.to(where, dtype, **layout)
+
+
+def in_float32(module: ModuleT) -> ModuleT:
+    """`module` itself, or where it computes in 16 bits a copy with the same weights in float32."""
+    return copy.deepcopy(module).float() if in_sixteen_bits(module) else module
+
+
+def in_sixteen_bits(module: nn.Module) -> bool:
+    """Whether any of its parameters is."""
+    return any(parameter.dtype in SIXTEEN_BITS for parameter in module.parameters())
 
 
 def precision_of(module: nn.Module) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import Device, image_shape, labelled_images, load_purifier, training_images
+from purify_engine.cli.loading import Device, NetworkPrecision, image_shape, labelled_images, load_purifier, training_images
 from purify_engine.cli.options import given, options_of, with_options
-from purify_engine.config import AttackConfig, EvaluationConfig, require, to_dict
+from purify_engine.config import AttackConfig, EvaluationConfig, Precision, require, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.evaluation.defences import Defence
@@ -42,6 +42,7 @@ def evaluate(
     defences: Names = None,
     attacks: Names = None,
     device: Device = "auto",
+    precision: NetworkPrecision = "auto",
     workers: int = 1,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
@@ -50,7 +51,8 @@ def evaluate(
     """Attack the classifier behind PURIFIER by every attack of the protocol, and compare defences on the same images.
 
     Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and not computed again, so the
-    same command goes on where it was stopped. The headline is each image's score under its own worst attack.
+    same command goes on where it was stopped. The headline is each image's score under its own worst attack. The purifier that is
+    scored computes in PRECISION, as it would be deployed; gradients go through its weights in float32 where that is shorter.
 
     Parameters
     ----------
@@ -78,13 +80,14 @@ def evaluate(
     attack:
         One attack of your own instead of the protocol's, such as --attack.norm l2 --attack.gradient bpda.
     """
+    from purify_engine.devices import computing
     from purify_engine.evaluation import protocol
     from purify_engine.evaluation.self_test import gradient_self_test
     from purify_engine.evaluation.suite import fitted
 
     require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
-    rows, ours = _defences(purifier, calibration, device, defences)
+    rows, ours = _defences(purifier, calibration, device, precision, defences)
     images, labels = _images(source, ours, limit)
     wanted = _attacks(config, attacks, given(attack))
     self_test = gradient_self_test(ours, images[:8], seed=config.seed)
@@ -97,9 +100,9 @@ def evaluate(
 
         protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, workers=workers, on_cell=tell)
     if report is not None:
-        settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config)}
+        settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config), "computing": computing(ours)}
         _write_report(report, cells, self_test, settings, config.confidence)
-    _say(cells, self_test, config.confidence, as_json=json)
+    _say(cells, self_test, config.confidence, as_json=json, ours=ours)
     return 0 if self_test["passed"] else CHECK_FAILED
 
 
@@ -112,11 +115,13 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
         _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
 
 
-def _defences(purifier: str, calibration: str, device: str, names: list[str] | None) -> tuple[list[Defence], GuidedPurifier]:
+def _defences(
+    purifier: str, calibration: str, device: str, precision: Precision, names: list[str] | None
+) -> tuple[list[Defence], GuidedPurifier]:
     from purify_engine.evaluation.defences import standard_defences
     from purify_engine.presets import load_classifier
 
-    ours, classifier = load_purifier(purifier, device=device, precision="float32"), load_classifier(purifier)
+    ours, classifier = load_purifier(purifier, device=device, precision=precision), load_classifier(purifier)
     classifier = classifier.to(ours.seed.device)
     known = training_images(calibration, image_shape(ours)).to(ours.seed.device)
     rows = standard_defences(ours, classifier, known)
@@ -162,18 +167,28 @@ def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
     return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
 
 
-def _say(cells: list[Cell], self_test: dict[str, Any] | None, confidence: float, *, as_json: bool) -> None:
+def _say(
+    cells: list[Cell],
+    self_test: dict[str, Any] | None,
+    confidence: float,
+    *,
+    as_json: bool,
+    ours: GuidedPurifier | None = None,
+) -> None:
+    from purify_engine.devices import computing, described, in_sixteen_bits
     from purify_engine.evaluation.report import terminal_by_attack
     from purify_engine.evaluation.summary import summarise, to_json
 
     rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
     if as_json:
-        say(to_json(rows, comparisons, self_test=self_test), "", as_json=True)
+        say(to_json(rows, comparisons, self_test=self_test, computing=ours and computing(ours)), "", as_json=True)
         return
     show(terminal_by_attack(rows, f"Accuracy on {len(cells[0].scores)} images, percent, with its interval"))
     for item in comparisons:
         gap, chance = item.difference, item.mcnemar.p_value
         span = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
         print(f"{item.a} - {item.b}: {100 * gap.value:+.1f} points ({span}), McNemar p = {chance:.2g}")
+    if ours is not None:
+        print(f"scored {described(ours)}" + ("; gradients in float32" if in_sixteen_bits(ours) else ""))
     if self_test is not None:
         print(f"gradient self-test {'passed' if self_test['passed'] else 'FAILED: exact figures mean nothing'}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from purify_engine.config import GradientMode, GuidanceConfig
+from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
 
 if TYPE_CHECKING:
     from purify_engine.models.classifiers import Classifier
@@ -46,45 +47,51 @@ class Defence:
     def randomised(self) -> bool:
         return self.purifier is not None
 
-    def through(self, gradient: GradientMode) -> Defence:
+    def through(self, gradient: GradientMode, *, queried: bool = False) -> Defence:
         """The same defence, differentiated by another gradient mode; `blind` sees the bare classifier.
 
+        A purifier in 16 bits is differentiated through its own weights in float32, the stronger attack, unless the attacker only
+        asks for its answers (`queried`).
         A surrogate of as many steps as the purifier walks would be the purifier, so it takes half of them at most.
         """
         if gradient == "blind":
             return Defence(f"{self.name}, blind", self.bare or self.classifier)
         if self.purifier is None:
             return self
-        config = self.purifier.config
+        purifier = self.purifier if queried else in_float32(self.purifier)
+        config = purifier.config
         shorter = min(config.surrogate_steps, max(1, (config.num_steps or config.t_star) // 2))
-        return dataclasses.replace(self, purifier=self.purifier.configured(gradient=gradient, surrogate_steps=shorter))
+        return dataclasses.replace(self, purifier=purifier.configured(gradient=gradient, surrogate_steps=shorter))
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights that decides this defence's figures; the gradient mode belongs to the attack."""
         config: dict[str, Any] = {} if self.purifier is None else dataclasses.asdict(self.purifier.config)
         config.pop("gradient", None)
-        return {"name": self.name, "purifier": config or None, "guided": self.guide is not None}
+        short = {} if self.purifier is None or not in_sixteen_bits(self.purifier) else {"precision": precision_of(self.purifier)}
+        return {"name": self.name, "purifier": config or None, "guided": self.guide is not None, **short}
 
 
 def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:
     """The rows of every comparison: undefended, DiffPure, GDMP, ours, ours by the latent term alone, the guide alone.
 
     All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The baselines'
-    scales are calibrated on `training_images`, to the ratios at which they did best on training digits.
+    scales are calibrated on `training_images`, to the ratios at which they did best on training digits. A purifier in 16 bits
+    is scored in them; its guide alone, and attacks on it, compute in float32.
     """
+    guide = None if purifier.guide is None else in_float32(purifier.guide)
     known = training_images[:CALIBRATION_IMAGES]
     unguided = purifier.configured(guidance=GuidanceConfig(kind="none"))
     rows = [
         Defence("undefended", classifier),
         Defence("DiffPure", classifier, unguided),
         Defence("GDMP", classifier, _pixel(purifier, known)),
-        Defence(OURS, classifier, purifier, purifier.guide),
+        Defence(OURS, classifier, purifier, guide),
     ]
-    if purifier.guide is None:
+    if guide is None:
         return tuple(rows)
     if purifier.config.guidance.label_weight > 0:
-        rows.append(Defence(LATENT, classifier, calibrated(purifier, known, LATENT_RATIO, **LATENT_TERM), purifier.guide))
-    return (*rows, Defence(GUIDE_ALONE, purifier.guide, bare=classifier))
+        rows.append(Defence(LATENT, classifier, calibrated(purifier, known, LATENT_RATIO, **LATENT_TERM), guide))
+    return (*rows, Defence(GUIDE_ALONE, guide, bare=classifier))
 
 
 def _pixel(purifier: GuidedPurifier, images: Images) -> GuidedPurifier:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purify_engine.config import AttackConfig, require
+from purify_engine.devices import in_float32
 from purify_engine.evaluation.defences import Defence
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def make_objective(defence: Defence, images: Images, labels: Labels, config: Att
     if config.surface == "guide":
         guide, loss = required_guide(defence, "surface='guide'"), _ON_LOGITS[config.loss]
         return lambda x, ids, draw: loss(guide(x), labels)
-    attacked = defence.through(config.gradient)
+    attacked = defence.through(config.gradient, queried=config.kind == "square")
     if config.loss == "joint":
         guide = required_guide(defence, "joint")
         return lambda x, ids, draw: cross_entropy(attacked(x, ids, draw), labels) + cross_entropy(guide(x), labels)
@@ -79,4 +80,4 @@ def required_guide(defence: Defence, feature: str) -> Classifier:
     """The defence's guide, or an error that names what asked for it."""
     require(defence.guide is not None, "defence", f"guided for {feature}", defence.name)
     assert defence.guide is not None
-    return defence.guide
+    return in_float32(defence.guide)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from purify_engine import devices
 from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.defences import Defence
@@ -47,6 +48,7 @@ class Cell:
     seconds: float
     fingerprint: str  # of everything that decides the scores: attack, purifier, weights, images, K
     config: dict[str, Any]
+    computed: dict[str, Any] = dataclasses.field(default_factory=dict)  # device, precision and TF32; part of no fingerprint
 
     @property
     def pooled(self) -> tuple[float, ...]:
@@ -166,7 +168,17 @@ def run_cell(
         seconds=round(time.perf_counter() - started, 2),
         fingerprint=key,
         config=_settings(defence, wanted, config),
+        computed=computed_by(defence),
     )
+
+
+def computed_by(defence: Defence) -> dict[str, Any]:
+    """Where a defence's verdicts are computed and in which precision, and in which its gradients are."""
+    network = defence.classifier if defence.purifier is None else defence.purifier
+    if next(network.parameters(), None) is None:
+        return {}
+    gradients = "float32" if devices.in_sixteen_bits(network) else devices.precision_of(network)
+    return {**devices.computing(network), "gradients": gradients}
 
 
 @torch.no_grad()
@@ -188,7 +200,7 @@ def fingerprint(
 def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()[:16]
 
 

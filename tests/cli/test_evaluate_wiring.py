@@ -141,6 +141,18 @@ def test_a_failed_self_test_is_code_4_and_said(passed, code, as_json, handed_on,
         assert out.splitlines()[-1] == f"gradient self-test {verdict}"
 
 
+def test_the_purifier_is_scored_in_the_precision_asked_for_and_that_is_said(handed_on, evaluated):
+    words = ["--defences", "ours", "--attacks", "exact", "--device", "cpu", "--precision", "bf16"]
+    code, out, err = evaluated(*words)
+    assert code == 0, err
+    assert "scored on cpu in bf16, channels_last; gradients in float32" in out.splitlines()
+    ours = handed_on["rows"][0].purifier
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16} and handed_on["tested"] is ours
+    assert {parameter.dtype for parameter in handed_on["rows"][0].guide.parameters()} == {torch.float32}
+    assert json.loads(evaluated(*words, "--json")[1])["computing"]["precision"] == "bf16"
+    assert "scored on cpu in float32" in evaluated(*words[:-2])[1].splitlines()
+
+
 def test_the_text_names_images_attacks_and_paired_comparisons(handed_on, evaluated):
     words = ["--defences", "ours", "--defences", "undefended", "--attacks", "standard", "--attacks", "exact"]
     code, out, _ = evaluated(*words)
