@@ -176,15 +176,19 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.num_heads = head_count(channels, config)
         self.rescale = config.skip_rescale
+        self.gain = math.sqrt(0.5) if config.skip_rescale else 1.0
         self.norm = GroupNormSiLU(channels, config, silu=False)
         self.qkv = Conv1x1(channels, 3 * channels)
         self.out = zero_init(Conv1x1(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        return add(x, self.out(self.heads(self.norm(x))), self.rescale)
+
+    def heads(self, h: Tensor) -> Tensor:
+        """What the heads make of the normed image [B, C, H, W], side by side: the same shape."""
         # [B, 3C, H, W] -> three of [B, heads, tokens, head_dim], a view in any memory format
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.num_heads, -1)).transpose(3, 4)
-        h = ops.attention(*qkv.unbind(1))
-        return add(x, self.out(h.transpose(2, 3).reshape(x.shape)), self.rescale)
+        qkv = self.qkv(h).flatten(2).unflatten(1, (3, self.num_heads, -1)).transpose(3, 4)
+        return ops.attention(*qkv.unbind(1)).transpose(2, 3).reshape(h.shape)
 
 
 class Stage(nn.Module):

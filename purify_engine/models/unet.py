@@ -10,6 +10,7 @@ from torch import nn
 
 from purify_engine import ops
 from purify_engine.config import UNetConfig
+from purify_engine.models import summed
 from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, resampler, zero_init
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Images, Timesteps
@@ -48,6 +49,8 @@ class UNet(nn.Module):
 
     def decode(self, x: Images, embeddings: Embeddings) -> Images:
         """The rest of the network. Embeddings of batch 1 serve every image of `x`."""
+        if summed.is_taken(x, self):
+            return self._decode_summed(x, embeddings)
         layout = ops.memory_format(x)
         x = self.conv_in(x.to(memory_format=layout)).to(memory_format=layout)  # twice: one channel is in both layouts
         skips = [x]
@@ -59,6 +62,18 @@ class UNet(nn.Module):
         for layer in self.decoder:
             x = layer(x, embeddings, skips.pop()) if isinstance(layer, Stage) else layer(x, embeddings)
         return self.conv_out(x, self.norm_out.norm())
+
+    def _decode_summed(self, x: Images, embeddings: Embeddings) -> Images:
+        """The same where norms add up what they read. A skip is what the layer behind it read."""
+        h, skips = summed.convolved(self.conv_in, x), []
+        for layer in (*self.encoder, self.middle[0]):
+            read, h = summed.through(layer, h, embeddings)
+            skips.append(read)
+        for layer in (*self.middle[1:], *self.decoder):
+            skip = skips.pop() if layer is not self.middle[1] and isinstance(layer, Stage) else None
+            _, h = summed.through(layer, h, embeddings, skip)
+        _, y = summed.normed(self.norm_out, h, write_sum=False)
+        return self.conv_out(y)
 
 
 def _encoder(widths: list[int], config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
