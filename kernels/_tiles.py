@@ -68,6 +68,90 @@ def group_norm(channels: int, pixels: int, num_groups: int, itemsize: int, chann
     return NormTile(padded, groups, across, blocks, wide, num_warps=min(max(warps, 1), 16))
 
 
+class SlabTile(NamedTuple):
+    """[rows pixels, first + second channels] of a program: its groups whole, or `cut` into chunks of `blocks` such tiles.
+
+    Both numbers of channels are powers of two; `second` is 0 where the groups of a program make one.
+    """
+
+    first: int
+    second: int
+    rows: int
+    blocks: int
+    num_warps: int
+    cut: bool
+
+    def chunks(self, pixels: int) -> int:
+        """Programs that share an image's pixels."""
+        return cdiv(pixels, self.rows * self.blocks)
+
+
+MOST_IN_SLAB = 32768  # elements that a program keeps: 64 a thread of 16 warps
+MANY_CHUNKS = 128  # programs that share an image's pixels: what each pools is small beside what it reads
+
+# (channels, pixels, num_groups) -> the fastest tile. Filled by measurement alone (`python -m bench tune-norm`).
+SLABS: dict[tuple[int, int, int], SlabTile] = {}
+
+
+def slab(channels: int, own: int, pixels: int, num_groups: int) -> SlabTile | None:
+    """The measured tile, else the first of `slabs`; None where there is none. `own` of the channels are x's, the rest a skip's.
+
+    The batch has no say: it must not change an image's bits.
+    """
+    possible = slabs(channels, own, pixels, num_groups)
+    known = SLABS.get((channels, pixels, num_groups))
+    return known if known in possible else next(iter(possible), None)
+
+
+def slabs(channels: int, own: int, pixels: int, num_groups: int) -> list[SlabTile]:
+    """Tiles to choose from, the likely one first: 64 bytes of a pixel and 2048 elements where a program can hold them.
+
+    Groups are cut into chunks where not even one of them fits.
+    """
+    width = channels // num_groups
+    found = [tile for groups in range(1, num_groups + 1) if num_groups % groups == 0 for tile in _whole(groups * width, pixels)]
+    found = [tile for tile in found if own % (tile.first + tile.second) in (0, tile.first)]
+    if not found:
+        return _chunks(channels, own, pixels, width & -width)
+
+    def likely(tile: SlabTile) -> tuple[int, bool, bool, int, bool]:
+        size = tile.first + tile.second
+        elements = size * tile.rows
+        misses = (elements > MOST_IN_SLAB // 2) + (elements < 2048) + (size < 32)
+        return misses, size < 16, elements > MOST_IN_SLAB // 2, size, elements != 32 * tile.num_warps * _each(elements)
+
+    return sorted(found, key=likely)
+
+
+def _each(elements: int) -> int:
+    """Elements a thread: few where there are few."""
+    return 16 if elements <= 4096 else 32 if elements <= 16384 else 64
+
+
+def _whole(size: int, pixels: int) -> list[SlabTile]:
+    """Tiles of `size` channels by all pixels, with different numbers of threads; none if that is too much, or no two tiles."""
+    first, rows = 1 << (size.bit_length() - 1), power_of_two(pixels)
+    second = size - first
+    if second & (second - 1) or size * rows > MOST_IN_SLAB:
+        return []
+    warps = {max(1, min(16, power_of_two(size * rows // (32 * each)))) for each in (16, 32, 64)}
+    return [SlabTile(first, second, rows, 1, number, False) for number in sorted(warps)]
+
+
+def _chunks(channels: int, own: int, pixels: int, unit: int) -> list[SlabTile]:
+    """Tiles of 128 bytes a pixel where the channels have a power of two as large, and 32 elements a thread; then others."""
+    found = []
+    ways = ((64, 8192, 64), (128, 8192, 64), (64, 16384, 64), (64, 8192, 128), (32, 8192, 64), (8, 2048, 64))
+    for size, elements, most in ways:
+        common = channels | own | size
+        first = max(common & -common, unit)
+        if channels % first == 0 and own % first == 0:
+            rows = max(1, elements // first)
+            blocks = power_of_two(cdiv(pixels, rows * most))
+            found.append(SlabTile(first, 0, rows, blocks, max(1, min(16, first * rows // 1024)), True))
+    return list(dict.fromkeys(found))
+
+
 def power_of_two(size: int) -> int:
     """The smallest power of two that holds `size`."""
     return 1 << (size - 1).bit_length()

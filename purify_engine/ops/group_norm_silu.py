@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purify_engine.ops import _check, _cuda, _extension, _gradient
+from purify_engine.ops import _check, _cuda, _extension, _gradient, switches
 from purify_engine.ops._arguments import Norm
 from purify_engine.ops._layout import in_layout_of, is_channels_last
 from purify_engine.ops._registry import IN_PYTORCH, Op, call, define
@@ -216,6 +216,9 @@ def _declines_cuda(x: Tensor, norm: Norm, silu: bool, skip: Tensor | None = None
 
 
 def _group_norm_silu_triton(x: Tensor, norm: Norm, silu: bool = True, skip: Tensor | None = None) -> Tensor:
+    if switches.runs("lean_norm", x):
+        _, y = kernel("sum_norm_silu", "sum_norm_silu")(x, None, None, None, 1.0, skip, norm, silu, False)
+        return y
     return kernel("group_norm_silu", "group_norm_silu")(joined(x, skip), norm, silu)
 
 

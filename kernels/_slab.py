@@ -1,0 +1,246 @@
+"""Device functions of sum_norm_silu: a slab is some whole groups of neighbouring channels, by pixels of a channels_last image.
+
+A slab is read as one tile [ROWS, FIRST], or as two, [ROWS, FIRST] and [ROWS, SECOND], where its channels are no power of two: 96
+are 64 and 32. No lane is idle then, and each thread reads 16 bytes at a time. A unit is as many channels as the largest power of
+two that divides a group's: a whole group, or a third of one of 12 channels. What belongs to a group is kept for every unit of it.
+"""
+
+import triton
+import triton.language as tl
+from triton.runtime.jit import JITFunction
+
+
+@triton.jit
+def _nothing():
+    pass
+
+
+# Whether instructions can be named; not in the interpreter.
+NATIVE = tl.constexpr(isinstance(_nothing, JITFunction))
+
+
+@triton.jit
+def read(
+    x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """gain (x + residual + bias + temb), rounded as it is stored, in float32 [ROWS, SIZE]; of the skip what it holds.
+
+    `inside` says which pixels exist; None stands for all.
+    """
+    there = None if inside is None else inside[:, None]
+    other = None if inside is None else 0.0
+    channel = tl.arange(0, SIZE)[None, :]
+    if OWN < CHANNELS:
+        if start >= OWN:
+            at = skip_ptr + image * ((CHANNELS - OWN) * PIXELS) + (start - OWN)
+            values = tl.load(at + pixel[:, None] * (CHANNELS - OWN) + channel, mask=there, other=other).to(tl.float32)
+        else:
+            values = summed(
+                x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
+                PIXELS, OWN, SIZE,
+            )  # fmt: skip
+    else:
+        values = summed(
+            x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
+            PIXELS, OWN, SIZE,
+        )  # fmt: skip
+    return values
+
+
+@triton.jit
+def summed(
+    x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """The sum of what there is of it; stored where it is wanted."""
+    begin, channel = image * (OWN * PIXELS) + start, tl.arange(0, SIZE)
+    at = pixel[:, None] * OWN + channel[None, :]
+    values = tl.load(x_ptr + begin + at, mask=there, other=other).to(tl.float32)
+    if residual_ptr is not None:
+        values += tl.load(residual_ptr + begin + at, mask=there, other=other).to(tl.float32)
+    if bias_ptr is not None or temb_ptr is not None:
+        line = tl.zeros((SIZE,), tl.float32)
+        if bias_ptr is not None:
+            line += tl.load(bias_ptr + start + channel).to(tl.float32)
+        if temb_ptr is not None:
+            line += tl.load(temb_ptr + image * temb_stride + start + channel).to(tl.float32)
+        values += line[None, :]
+    if gain is not None:
+        values *= gain
+    if residual_ptr is not None or bias_ptr is not None or temb_ptr is not None or gain is not None:
+        values = rounded(values, x_ptr.dtype.element_ty)
+    if sum_ptr is not None:
+        tl.store(sum_ptr + begin + at, values.to(x_ptr.dtype.element_ty), mask=there)
+    return values
+
+
+@triton.jit
+def rounded(values, DTYPE: tl.constexpr):
+    """As they come back from memory. Two at a time: one by one is what ptxas makes of a plain conversion, at twice the time."""
+    if NATIVE and DTYPE.is_bf16():
+        values = tl.inline_asm_elementwise(
+            "{ .reg .b32 both; cvt.rn.bf16x2.f32 both, $3, $2; shl.b32 $0, both, 16; and.b32 $1, both, 0xffff0000; }",
+            "=r,=r,r,r", [values], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    elif NATIVE and DTYPE.is_fp16():
+        values = tl.inline_asm_elementwise(
+            "{ .reg .b32 both; .reg .b16 low, high; cvt.rn.f16x2.f32 both, $3, $2; mov.b32 {low, high}, both;"
+            " cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
+            "=f,=f,f,f", [values], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        values = values.to(DTYPE).to(tl.float32)
+    return values
+
+
+@triton.jit
+def units(values, UNIT: tl.constexpr):
+    """[ROWS, SIZE] -> [SIZE / UNIT], the sums; first over what one thread holds."""
+    ROWS: tl.constexpr = values.shape[0]
+    SIZE: tl.constexpr = values.shape[1]
+    NEAR: tl.constexpr = UNIT if UNIT < 8 else 8
+    near = tl.sum(tl.sum(tl.reshape(values, (ROWS, SIZE // NEAR, NEAR)), axis=2), axis=0)
+    return tl.sum(tl.reshape(near, (SIZE // UNIT, UNIT // NEAR)), axis=1)
+
+
+@triton.jit
+def near(values, NEAR: tl.constexpr, PASS: tl.constexpr):
+    """[ROWS, SIZE] -> [PASS, SIZE / NEAR], the sums over what one thread holds where the threads cover PASS rows at a time."""
+    ROWS: tl.constexpr = values.shape[0]
+    SIZE: tl.constexpr = values.shape[1]
+    return tl.sum(tl.sum(tl.reshape(values, (ROWS // PASS, PASS, SIZE // NEAR, NEAR)), axis=3), axis=0)
+
+
+@triton.jit
+def far(values, UNIT: tl.constexpr, NEAR: tl.constexpr):
+    """[PASS, SIZE / NEAR] -> [SIZE / UNIT], the rest of those sums."""
+    return tl.sum(tl.reshape(tl.sum(values, axis=0), (values.shape[1] * NEAR // UNIT, UNIT // NEAR)), axis=1)
+
+
+@triton.jit
+def pooled(
+    moments_ptr, image, start, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr,
+    SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, NORM_EPS: tl.constexpr,
+):  # fmt: skip
+    """(mean, reciprocal standard deviation) [1, SIZE], from the moments of the chunks of every unit of a channel's group."""
+    PARTS: tl.constexpr = WIDTH // UNIT
+    MANY: tl.constexpr = tl.cdiv(PIXELS, CHUNK)
+    first = (start // UNIT + tl.arange(0, SIZE // UNIT)) // PARTS * PARTS
+    chunk = tl.arange(0, CHUNKS)[None, :]
+    counts = UNIT * tl.maximum(tl.minimum(PIXELS - chunk * CHUNK, CHUNK), 0)
+    at = moments_ptr + 2 * ((image * (CHANNELS // UNIT) + first[:, None]) * MANY + chunk)
+    there = (chunk < MANY) & (first >= 0)[:, None]
+    total = tl.zeros((SIZE // UNIT,), tl.float32)
+    for part in tl.static_range(PARTS):
+        total += tl.sum(counts * tl.load(at + 2 * MANY * part, mask=there, other=0.0), axis=1)
+    mean, around = total / (WIDTH * PIXELS), tl.zeros((SIZE // UNIT,), tl.float32)
+    for part in tl.static_range(PARTS):
+        apart = tl.load(at + 2 * MANY * part, mask=there, other=0.0) - mean[:, None]
+        around += tl.sum(tl.load(at + 2 * MANY * part + 1, mask=there, other=0.0) + counts * apart * apart, axis=1)
+    return on_channels(mean, UNIT), on_channels(rstd(around / (WIDTH * PIXELS), NORM_EPS), UNIT)
+
+
+@triton.jit
+def over_groups(one, two, PARTS: tl.constexpr):
+    """Sums over units -> sums over groups, of PARTS units each, on every unit of both tiles."""
+    FIRST: tl.constexpr = one.shape[0]
+    SECOND: tl.constexpr = two.shape[0]
+    of_one = tl.arange(0, FIRST) // PARTS
+    of_two = (FIRST + tl.arange(0, SECOND)) // PARTS
+    return (
+        _matching(one, of_one, of_one) + _matching(two, of_two, of_one),
+        _matching(one, of_one, of_two) + _matching(two, of_two, of_two),
+    )
+
+
+@triton.jit
+def _matching(values, group, wanted):
+    """The sum of the values of each wanted group."""
+    return tl.sum(tl.where(group[None, :] == wanted[:, None], values[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def on_channels(values, UNIT: tl.constexpr):
+    """What is kept for every unit, on each of its channels, as a row of a tile."""
+    UNITS: tl.constexpr = values.shape[0]
+    return tl.reshape(tl.broadcast_to(values[:, None], (UNITS, UNIT)), (1, UNITS * UNIT))
+
+
+@triton.jit
+def centred(one, inside, WIDTH: tl.constexpr, PIXELS: tl.constexpr, NORM_EPS: tl.constexpr):
+    """A tile that holds its groups whole, less their means; and [1, SIZE], their reciprocal standard deviations."""
+    one = _less(one, units(existing(one, inside), WIDTH) / (WIDTH * PIXELS), inside, WIDTH)
+    return one, on_channels(rstd(units(one * one, WIDTH) / (WIDTH * PIXELS), NORM_EPS), WIDTH)
+
+
+@triton.jit
+def centred_two(
+    one, two, inside, WIDTH: tl.constexpr, UNIT: tl.constexpr, PIXELS: tl.constexpr, NORM_EPS: tl.constexpr
+):  # fmt: skip
+    """`centred` of two tiles that hold their groups together."""
+    PARTS: tl.constexpr = WIDTH // UNIT
+    sums, sums_two = over_groups(units(existing(one, inside), UNIT), units(existing(two, inside), UNIT), PARTS)
+    one, two = _less(one, sums / (WIDTH * PIXELS), inside, UNIT), _less(two, sums_two / (WIDTH * PIXELS), inside, UNIT)
+    squares, squares_two = over_groups(units(one * one, UNIT), units(two * two, UNIT), PARTS)
+    rstd_one = on_channels(rstd(squares / (WIDTH * PIXELS), NORM_EPS), UNIT)
+    return one, two, rstd_one, on_channels(rstd(squares_two / (WIDTH * PIXELS), NORM_EPS), UNIT)
+
+
+@triton.jit
+def rstd(variance, NORM_EPS: tl.constexpr):
+    return 1 / tl.sqrt(variance + NORM_EPS)
+
+
+@triton.jit
+def _less(values, mean, inside, UNIT: tl.constexpr):
+    return existing(values - on_channels(mean, UNIT), inside)
+
+
+@triton.jit
+def existing(values, inside):
+    """Zero where there is no pixel."""
+    return values if inside is None else tl.where(inside[:, None], values, 0.0)
+
+
+@triton.jit
+def affine(
+    weight_ptr, offset_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, image, start, SIZE: tl.constexpr
+):  # fmt: skip
+    """What normed elements are multiplied by, and what is added to them, [1, SIZE]: w (1 + scale), b (1 + scale) + shift."""
+    channel = start + tl.arange(0, SIZE)
+    weight = tl.load(weight_ptr + channel).to(tl.float32)
+    offset = tl.load(offset_ptr + channel).to(tl.float32)
+    if scale_ptr is not None:
+        gain = 1 + tl.load(scale_ptr + image * scale_stride + channel).to(tl.float32)
+        weight, offset = weight * gain, offset * gain
+    if shift_ptr is not None:
+        offset += tl.load(shift_ptr + image * shift_stride + channel).to(tl.float32)
+    return weight[None, :], offset[None, :]
+
+
+@triton.jit
+def sigmoid(y):
+    """1 / (1 + e^-y), to a few units in the last place of float32, and 0 where it is below float32's normal numbers."""
+    gate = y * -1.4426950408889634
+    if NATIVE:
+        gate = tl.inline_asm_elementwise(
+            "{ .reg .f32 e; ex2.approx.ftz.f32 e, $1; add.ftz.f32 e, e, 0f3F800000; rcp.approx.ftz.f32 $0, e; }",
+            "=f,f", [gate], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        gate = 1 / (1 + tl.exp2(gate))
+    return gate
+
+
+@triton.jit
+def write(y_ptr, centred, slope, offset, image, pixel, inside, start, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+          SILU: tl.constexpr):  # fmt: skip
+    """Store SiLU(centred * slope + offset)."""
+    SIZE: tl.constexpr = centred.shape[1]
+    y = centred * slope + offset
+    if SILU:
+        y = y * sigmoid(y)
+    at = y_ptr + image * (CHANNELS * PIXELS) + start
+    there = None if inside is None else inside[:, None]
+    tl.store(at + pixel[:, None] * CHANNELS + tl.arange(0, SIZE)[None, :], y.to(y_ptr.dtype.element_ty), mask=there)
