@@ -199,9 +199,7 @@ def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
     return total, group_norm_silu.group_norm_silu(both, norm, silu)
 
 
-def _launches(
-    y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: bool, tile: _tiles.SlabTile
-) -> list[Launch]:
+def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: bool, tile: _tiles.SlabTile) -> list[Launch]:
     """One where a program holds its groups whole, else two."""
     images, channels, height, width = y.shape
     chunks = tile.chunks(height * width)

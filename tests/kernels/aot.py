@@ -25,6 +25,7 @@ from purify_engine import UNet, UNetConfig, ops
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
 from purify_engine.ops import _registry
 from purify_engine.presets import load_networks
+from tests.kernels import slab_code
 
 ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = ((9, 0), (8, 0), (8, 9), (10, 0))
@@ -108,11 +109,12 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
         "variant": str({**variant.constexprs, "num_warps": variant.num_warps, "num_stages": variant.num_stages}),
     }
-    return {**found, "multiplies": bool(multiplies(kernel)), "faults": list(faults(found, kernel, code, capability))}
+    found["per_element"] = slab_code.per_element(variant, code)
+    return {**found, "multiplies": bool(multiplies(kernel)), "faults": list(faults(variant, found, kernel, code, capability))}
 
 
-def faults(found: dict[str, Any], kernel: Any, code: str, capability: tuple[int, int]) -> Iterator[str]:
-    """What must not be: registers spilled to memory, more shared memory than there is, products outside the matrix units."""
+def faults(variant: Any, found: dict[str, Any], kernel: Any, code: str, capability: tuple[int, int]) -> Iterator[str]:
+    """What must not be: spills, more shared memory than there is, products outside the matrix units, norms that are slow."""
     from purify_engine.kernels import _tiles
 
     if found["stack"]:  # spills show here; LOCAL stays 0 even then
@@ -122,6 +124,8 @@ def faults(found: dict[str, Any], kernel: Any, code: str, capability: tuple[int,
     rows = multiplies(kernel)
     if rows and not re.search(MATRIX[capability] if min(rows) >= 64 else SMALL_MATRIX, code):
         yield f"no {MATRIX[capability]} in its code, though it multiplies {min(rows)} rows at a time"
+    if capability == (9, 0):
+        yield from slab_code.faults(variant, code)
 
 
 def multiplies(kernel: Any) -> list[int]:

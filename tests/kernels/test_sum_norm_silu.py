@@ -100,9 +100,9 @@ def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Ten
 
 def in_float64(given: Inputs) -> tuple[Tensor, Tensor]:
     """gain (x + residual + bias + temb), and that of their absolute values: how large what is rounded may be."""
-    lines = (given.bias, None if given.temb is None else given.temb[:, :, None, None])
-    terms = [given.x, given.residual, None if lines[0] is None else lines[0][:, None, None], lines[1]]
-    wide = [term.double() for term in terms if term is not None]
+    bias = None if given.bias is None else given.bias[:, None, None]
+    temb = None if given.temb is None else given.temb[:, :, None, None]
+    wide = [term.double() for term in (given.x, given.residual, bias, temb) if term is not None]
     return given.gain * sum(wide), given.gain * sum(term.abs() for term in wide)
 
 
