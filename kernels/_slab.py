@@ -142,22 +142,27 @@ def pooled(
 
 
 @triton.jit
-def over_groups(one, two, PARTS: tl.constexpr):
-    """Sums over units -> sums over groups, of PARTS units each, on every unit of both tiles."""
-    FIRST: tl.constexpr = one.shape[0]
-    SECOND: tl.constexpr = two.shape[0]
-    of_one = tl.arange(0, FIRST) // PARTS
-    of_two = (FIRST + tl.arange(0, SECOND)) // PARTS
-    return (
-        _matching(one, of_one, of_one) + _matching(two, of_two, of_one),
-        _matching(one, of_one, of_two) + _matching(two, of_two, of_two),
-    )
+def over_groups(one, two, WIDTH: tl.constexpr, UNIT: tl.constexpr):
+    """Two tiles side by side -> the sums over their groups, padded to a power of two."""
+    FIRST: tl.constexpr = one.shape[1]
+    SECOND: tl.constexpr = two.shape[1]
+    group = tl.arange(0, SECOND // UNIT)  # FIRST and SECOND make three units a group, or more
+    of_one = tl.arange(0, FIRST // UNIT) // (WIDTH // UNIT)
+    of_two = (FIRST // UNIT + tl.arange(0, SECOND // UNIT)) // (WIDTH // UNIT)
+    return _matching(units(one, UNIT), of_one, group) + _matching(units(two, UNIT), of_two, group)
 
 
 @triton.jit
-def _matching(values, group, wanted):
-    """The sum of the values of each wanted group."""
-    return tl.sum(tl.where(group[None, :] == wanted[:, None], values[None, :], 0.0), axis=1)
+def of_groups(values, START: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr):
+    """What is kept for every group, on the channels from START on, as a row of a tile."""
+    unit = START // UNIT + tl.arange(0, SIZE // UNIT)
+    return on_channels(_matching(values, tl.arange(0, values.shape[0]), unit // (WIDTH // UNIT)), UNIT)
+
+
+@triton.jit
+def _matching(values, index, wanted):
+    """The sums of the values whose index is wanted."""
+    return tl.sum(tl.where(index[None, :] == wanted[:, None], values[None, :], 0.0), axis=1)
 
 
 @triton.jit
@@ -179,12 +184,11 @@ def centred_two(
     one, two, inside, WIDTH: tl.constexpr, UNIT: tl.constexpr, PIXELS: tl.constexpr, NORM_EPS: tl.constexpr
 ):  # fmt: skip
     """`centred` of two tiles that hold their groups together."""
-    PARTS: tl.constexpr = WIDTH // UNIT
-    sums, sums_two = over_groups(units(existing(one, inside), UNIT), units(existing(two, inside), UNIT), PARTS)
-    one, two = _less(one, sums / (WIDTH * PIXELS), inside, UNIT), _less(two, sums_two / (WIDTH * PIXELS), inside, UNIT)
-    squares, squares_two = over_groups(units(one * one, UNIT), units(two * two, UNIT), PARTS)
-    rstd_one = on_channels(rstd(squares / (WIDTH * PIXELS), NORM_EPS), UNIT)
-    return one, two, rstd_one, on_channels(rstd(squares_two / (WIDTH * PIXELS), NORM_EPS), UNIT)
+    mean = over_groups(existing(one, inside), existing(two, inside), WIDTH, UNIT) / (WIDTH * PIXELS)
+    one = existing(one - of_groups(mean, 0, one.shape[1], WIDTH, UNIT), inside)
+    two = existing(two - of_groups(mean, one.shape[1], two.shape[1], WIDTH, UNIT), inside)
+    each = rstd(over_groups(one * one, two * two, WIDTH, UNIT) / (WIDTH * PIXELS), NORM_EPS)
+    return one, two, of_groups(each, 0, one.shape[1], WIDTH, UNIT), of_groups(each, one.shape[1], two.shape[1], WIDTH, UNIT)
 
 
 @triton.jit

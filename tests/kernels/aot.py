@@ -23,7 +23,7 @@ from torch import nn
 
 from purify_engine import UNet, UNetConfig, ops
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
-from purify_engine.ops import _registry
+from purify_engine.ops import _registry, switches
 from purify_engine.presets import load_networks
 from tests.kernels import slab_code
 
@@ -70,7 +70,7 @@ def launched_by(config: UNetConfig, batch: int) -> list[Any]:
     found: list[Any] = []
     launchable = mock.patch.dict(_registry.ORDER, meta=("triton",))
     noted = mock.patch.object(Launch, "run", lambda launch: found.append(launch.variant("network")))
-    with launchable, ops.backend("triton"), noted, torch.no_grad():
+    with launchable, ops.backend("triton"), noted, switches.anywhere(), torch.no_grad():
         unet(x.contiguous(memory_format=torch.channels_last), timestep)
     return found
 
