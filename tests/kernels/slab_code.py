@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # Instructions for an element where a thread has at least 32 of them: of a norm alone, of one with a skip (both ways of reading
-# stand there, and each program goes one), and with all that may be added before it. A processor issues 128 a cycle: at 22, an H200
+# stand there, and a program goes one), and with all that may be added before it. A processor issues 128 a cycle: at 22, an H200
 # computes 1.3 elements while its memory moves one in bfloat16.
 BUDGET, BUDGET_OF_SKIPS, BUDGET_OF_SUMS, ENOUGH = 22, 24, 32, 32
 
