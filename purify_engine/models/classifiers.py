@@ -149,7 +149,9 @@ class Classifier(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
         *self._trunk, self._head = layers
-        self.folds: Folds = () if config.architecture == "wide_resnet" else (("conv1", "bn1"),)
+        post_activation = config.architecture != "wide_resnet"
+        self.folds: Folds = (("conv1", "bn1"),) if post_activation else ()
+        self.rectified: Folds = (("conv1", "activation"),) if post_activation and config.activation == "relu" else ()
         self._folding = Folding()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

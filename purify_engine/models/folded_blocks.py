@@ -8,24 +8,44 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import ChannelAffine, FrozenConv3x3
+from purify_engine.models.folding import ChannelAffine, FrozenConv3x3, FrozenConvolution
 
 
 class PostActivation(nn.Module):
-    """conv, ReLU, conv, plus the shortcut, ReLU."""
+    """conv, ReLU, conv, plus the shortcut, ReLU. Where a ReLU costs no pass behind a convolution, nor does a shortcut's bias."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
-        self.conv1: nn.Module = block.conv1
+        self.conv1: FrozenConv3x3 | FrozenConvolution = block.conv1
         self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module = block.shortcut
+        self._biases = ops.PackedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
+        if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
+            shortcut, bias = self._unbiased(x)
+            return ops.conv_relu(self.conv1.with_relu(x), self.conv2.weight, bias, shortcut)
         return F.relu(_relu_conv(self.conv1(x), self.conv2, residual=self.shortcut(x)))
+
+
+    def _unbiased(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The shortcut without its bias, and the bias of conv2 with that in it."""
+        one = self.shortcut[0] if isinstance(self.shortcut, nn.Sequential) and len(self.shortcut) else None
+        bias, more = self.conv2.bias, getattr(one, "bias", None)
+        if not isinstance(one, FrozenConvolution) or bias is None or more is None:
+            return self.shortcut(x), bias
+        total = self._biases.of(more, "total", lambda: _added(bias, more))
+        return ops.conv2d(x, one.weight, None, one.stride, one.padding), total
+
+
+def _added(one: Tensor, other: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return (one.double() + other.double()).to(one.dtype)
 
 
 class PreActivation(nn.Module):
@@ -34,14 +54,18 @@ class PreActivation(nn.Module):
     def __init__(self, block: Any) -> None:
         super().__init__()
         self.affine: ChannelAffine = block.bn1
-        self.conv1: FrozenConv3x3 = block.conv1
+        self.conv1: FrozenConv3x3 | FrozenConvolution = block.conv1
         self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module | None = block.convShortcut
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shortcut is not None:
             h = F.relu(self.affine(x))
+            if ops.conv_relu_is_fused(h, self.conv1.weight, self.conv1.bias):
+                return self.conv2(self.conv1.with_relu(h), residual=self.shortcut(h))
             return _relu_conv(self.conv1(h), self.conv2, residual=self.shortcut(h))
+        if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
+            return self.conv2(self.conv1.with_relu(F.relu(self.affine(x))), residual=x)
         h = ops.relu_conv3x3(x, self.conv1.weight, self.conv1.bias, self.affine.slope, self.affine.offset)
         return _relu_conv(h, self.conv2, residual=x)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.models.derived import Watched
+from purify_engine.ops import switches
 
 
 class ChannelAffine(nn.Module):
@@ -37,8 +38,11 @@ class FrozenConv3x3(nn.Module):
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.conv3x3(x, self.weight, self.bias)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.conv3x3(x, self.weight, self.bias, residual=residual)
+
+    def with_relu(self, x: Tensor) -> Tensor:
+        return ops.conv_relu(x, self.weight, self.bias)
 
 
 class FrozenConvolution(nn.Module):
@@ -51,6 +55,21 @@ class FrozenConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def with_relu(self, x: Tensor) -> Tensor:
+        return ops.conv_relu(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+
+class WithRelu(nn.Module):
+    """A frozen convolution and the ReLU behind it."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(conv, FrozenConv3x3 | FrozenConvolution)
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.with_relu(x)
 
 
 class Folding:
@@ -79,12 +98,12 @@ class Folding:
 def folded(network: nn.Module) -> nn.Module:
     """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into `ChannelAffine`.
 
-    A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names; and by `fused`
-    what runs in its place after that.
+    A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names; by `rectified`
+    which of them feed which ReLU then; and by `fused` what runs in its place after that.
     """
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(network).eval().requires_grad_(False)
-        twin.to(memory_format=ops.memory_format(next(twin.parameters())))  # type: ignore[call-overload]
+        twin.to(memory_format=_memory_format(next(twin.parameters())))  # type: ignore[call-overload]
         for module in list(twin.modules()):
             for conv, norm in getattr(module, "folds", ()):
                 _merge(module.get_submodule(conv), module.get_submodule(norm))
@@ -96,11 +115,20 @@ def folded(network: nn.Module) -> nn.Module:
                 elif isinstance(child, nn.Conv2d):
                     setattr(module, name, _as_op(child))
         for module in list(twin.modules()):
+            for conv, relu in getattr(module, "rectified", ()):
+                module.set_submodule(conv, WithRelu(module.get_submodule(conv)))
+                module.set_submodule(relu, nn.Identity())
+        for module in list(twin.modules()):
             for name, child in list(module.named_children()):
                 fused = getattr(child, "fused", None)
                 if callable(fused):
                     setattr(module, name, fused())
     return twin
+
+
+def _memory_format(parameter: Tensor) -> torch.memory_format:
+    """channels_last where matrix units read 16 bits: other filters would be laid out anew in every call."""
+    return torch.channels_last if switches.runs("conv_relu", parameter) else ops.memory_format(parameter)
 
 
 def _as_op(conv: nn.Conv2d) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.folding import ChannelAffine
-from purify_engine.ops import _extension
+from purify_engine.ops import _extension, switches
 from purify_engine.ops.conv3x3 import winograd
 from purify_engine.ops.conv3x3.tiling import Tiling
 
@@ -110,3 +111,18 @@ def test_stays_out_of_state_dict_copies_and_pickles():
         other.bn1.bias.add_(1)
         assert torch.allclose(other.frozen()(IMAGES), other(IMAGES), rtol=1e-12, atol=1e-12)
         assert not torch.allclose(other(IMAGES), network(IMAGES))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("off", [(), ("conv_relu",), ("turned_filters",), ("affine_relu",)], ids=str)
+def test_the_ways_of_gpus_are_the_same_function_to_the_second_order(name, off):
+    network, found = classifier(name), []
+    for fused in (False, True):
+        with switches.anywhere() if fused else nullcontext(), switches.switched(**dict.fromkeys(off, False)):
+            x = IMAGES.clone().requires_grad_()
+            features, logits = (network.frozen() if fused else network).features_and_logits(x)
+            objective = logits.log_softmax(1)[:, 0].sum() - features.square().sum()
+            (first,) = torch.autograd.grad(objective, x, create_graph=True)
+            found.append((features, logits, first, torch.autograd.grad(first.square().sum(), x)[0]))
+    for truth, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-10, atol=1e-10 * truth.abs().max().item())

@@ -19,7 +19,7 @@ from purify_engine.ops import _check, _extension, _gradient, _layout
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._registry import Launcher, Op, call, define, forced, is_recorded, parts_of_torch
 from purify_engine.ops._triton import kernel, triton
-from purify_engine.ops.conv3x3 import winograd
+from purify_engine.ops.conv3x3 import turned, winograd
 from purify_engine.ops.group_norm_silu import check as check_norm
 from purify_engine.ops.group_norm_silu import group_norm_silu, group_norm_silu_cpp
 from purify_engine.reference import layers as reference
@@ -116,6 +116,8 @@ def _conv3x3_torch(x: Tensor, weight: Tensor, norm: Norm | None, around: Around)
     if norm is not None:
         with parts_of_torch():
             x = group_norm_silu(x, *norm)
+    if is_recorded((x,)) and turned.runs(x, weight):
+        return turned.surrounded(x, weight, around)
     return reference.convolved(x, weight, *around)
 
 

@@ -1,0 +1,123 @@
+"""A convolution with the ReLU behind it, and the sum between them: how residual classifiers have it. No op of ours.
+
+In 16 bits on GPUs cuDNN adds bias and residual and applies the ReLU before it writes the result; elsewhere the parts run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purify_engine.ops import switches
+from purify_engine.ops._packed import is_frozen
+from purify_engine.ops._registry import order
+from purify_engine.ops.conv2d import conv2d
+from purify_engine.ops.conv3x3 import conv3x3, turned
+from purify_engine.types import Images
+
+_ATEN: Any = torch.ops.aten
+_refused: set[tuple[object, ...]] = set()  # convolutions for which cuDNN has no such kernel
+
+Sizes = tuple[int, ...]
+PLAIN: tuple[Sizes, Sizes] = (1, 1), (1, 1)  # stride and padding of what `conv3x3` computes
+
+
+def conv_relu(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Images | None = None,
+    *,
+    stride: Sizes = (1, 1),
+    padding: Sizes = (1, 1),
+) -> Images:
+    """relu(residual + conv(x) + bias): x [B, C, H, W], `weight` [K, C, R, S], `bias` [K], `residual` of the result's shape.
+
+    Differentiable in every tensor, any number of times.
+    """
+    if conv_relu_is_fused(x, weight, bias, residual):
+        mirrored = turned.filters(weight) if (stride, padding) == PLAIN and turned.runs(x, weight) else None
+        return _ConvRelu.apply(x, weight, bias, residual, mirrored, stride, padding)
+    if weight.shape[2:] == (3, 3) and (stride, padding) == PLAIN:
+        return F.relu(conv3x3(x, weight, bias, residual=residual))
+    y = conv2d(x, weight, bias, stride, padding)
+    return F.relu(y if residual is None else residual + y)
+
+
+def conv_relu_is_fused(x: Images, weight: Tensor, bias: Tensor | None = None, residual: Images | None = None) -> bool:
+    """Whether `conv_relu` of these is one pass: in 16 bits on a GPU, all in one precision, by filters that are frozen."""
+    if torch.compiler.is_compiling() or not switches.runs("conv_relu", x):
+        return False
+    one_dtype = all(part is None or part.dtype == x.dtype for part in (weight, bias, residual))
+    return one_dtype and is_frozen([weight]) and "torch" in order(x.device.type)
+
+
+class _ConvRelu(torch.autograd.Function):
+    """What is kept is the result: where it is 0, nothing passes. The filters are constants."""
+
+    @staticmethod
+    def forward(
+        x: Images,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Images | None,
+        mirrored: Tensor | None,
+        stride: Sizes,
+        padding: Sizes,
+    ) -> Images:
+        return _launched(x, weight, bias, residual, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Images) -> None:
+        x, weight, _, _, mirrored, stride, padding = inputs
+        ctx.save_for_backward(output, weight, mirrored)
+        ctx.size, ctx.how = x.shape[2:], (stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Images) -> tuple[Tensor | None, ...]:
+        y, weight, mirrored = ctx.saved_tensors
+        # detached: autograd would carry zeros back through the mask, the whole network over
+        grad = _ATEN.threshold_backward(grad, y.detach(), 0)
+        wanted, to_x = ctx.needs_input_grad, None
+        if wanted[0]:
+            to_x = _to_input(grad, weight, ctx.size, *ctx.how) if mirrored is None else turned.convolved(grad, mirrored, weight)
+        return to_x, None, grad.sum((0, 2, 3)) if wanted[2] else None, grad if wanted[3] else None, None, None, None
+
+
+def _to_input(grad: Images, weight: Tensor, size: torch.Size, stride: Sizes, padding: Sizes) -> Images:
+    """The gradient of a convolution to its input of this height and width."""
+    reached = ((out - 1) * step - 2 * pad for out, step, pad in zip(grad.shape[2:], stride, padding, strict=True))
+    beyond = [side - there - taps for side, there, taps in zip(size, reached, weight.shape[2:], strict=True)]
+    return F.conv_transpose2d(grad, weight, None, stride, padding, beyond)
+
+
+def _launched(
+    x: Images, weight: Tensor, bias: Tensor | None, residual: Images | None, stride: Sizes, padding: Sizes
+) -> Images:
+    """By cuDNN's kernel where it has one for this convolution."""
+    key = x.device, x.dtype, x.shape, weight.shape, stride, padding, residual is None
+    if _has_cudnn(x) and key not in _refused:
+        try:
+            return cudnn(x, weight, bias, residual, stride, padding)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _refused.add(key)
+            warnings.warn(f"cuDNN has no convolution with a ReLU for {list(x.shape)}, so two passes run: {error}", stacklevel=2)
+    y = F.conv2d(x, weight, bias, stride, padding)
+    return F.relu(y if residual is None else residual + y)
+
+
+def _has_cudnn(x: Images) -> bool:
+    return x.is_cuda and x.numel() > 0 and torch.backends.cudnn.enabled and torch.backends.cudnn.is_available()
+
+
+def cudnn(x: Images, weight: Tensor, bias: Tensor | None, residual: Images | None, stride: Sizes, padding: Sizes) -> Images:
+    """cuDNN's convolution with its bias, residual and ReLU in one pass."""
+    if residual is None:
+        return _ATEN.cudnn_convolution_relu(x, weight, bias, stride, padding, (1, 1), 1)
+    return _ATEN.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, (1, 1), 1)
