@@ -128,7 +128,8 @@ def folded(network: nn.Module) -> nn.Module:
 
 def _memory_format(parameter: Tensor) -> torch.memory_format:
     """channels_last where matrix units read 16 bits: other filters would be laid out anew in every call."""
-    return torch.channels_last if switches.runs("conv_relu", parameter) else ops.memory_format(parameter)
+    low = parameter.dtype in switches.LOW_PRECISION and parameter.device.type != "cpu"
+    return torch.channels_last if low else ops.memory_format(parameter)
 
 
 def _as_op(conv: nn.Conv2d) -> nn.Module:
