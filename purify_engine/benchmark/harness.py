@@ -60,7 +60,7 @@ def wall_clock(call: Call) -> float:
 
 
 class CudaClock:
-    """Seconds between two events around a call on a GPU.
+    """Seconds between two events around a call on a GPU: `device`, by default the current one.
 
     cold: the L2 cache is flushed before every call, by writing a buffer of at least twice its size; otherwise the call finds what
     the one before it left. queued: the device is kept busy until the host has queued the whole call, so that the time is the
@@ -69,14 +69,17 @@ class CudaClock:
 
     HOLD = 2_000_000  # device clock cycles: a millisecond, longer than the host takes to queue one op
 
-    def __init__(self, *, cold: bool, queued: bool = False) -> None:
-        self.queued = queued
+    def __init__(self, *, cold: bool, queued: bool = False, device: torch.device | str = "cuda") -> None:
+        self.queued, self.device = queued, device
         self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-        size = max(LEAST_FLUSH, 2 * properties.L2_cache_size)
-        self.flush = torch.empty(size, dtype=torch.uint8, device="cuda") if cold else None
+        size = max(LEAST_FLUSH, 2 * torch.cuda.get_device_properties(device).L2_cache_size)
+        self.flush = torch.empty(size, dtype=torch.uint8, device=device) if cold else None
 
     def __call__(self, call: Call) -> float:
+        with torch.cuda.device(self.device):  # events, waiting and sleeping are the current device's
+            return self._timed(call)
+
+    def _timed(self, call: Call) -> float:
         if self.flush is not None:
             self.flush.zero_()
         if self.queued:
@@ -94,7 +97,7 @@ def clocks(device: torch.device | str, *, queued: bool = False) -> dict[str, Clo
     """The clocks of a device by the state of its cache: "cold" and "warm" on a GPU, "warm" on a CPU."""
     if torch.device(device).type != "cuda":
         return {"warm": wall_clock}
-    return {"cold": CudaClock(cold=True, queued=queued), "warm": CudaClock(cold=False, queued=queued)}
+    return {name: CudaClock(cold=name == "cold", queued=queued, device=device) for name in ("cold", "warm")}
 
 
 def interleaved(

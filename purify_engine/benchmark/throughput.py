@@ -82,7 +82,7 @@ def measure(
     require(len(batches) > 0 and min(batches) >= 1, "batch", "at least 1", list(batches))
     require(seconds > 0, "seconds", "positive", seconds)
     device = purifier.seed.device
-    clock = CudaClock(cold=False) if device.type == "cuda" else wall_clock
+    clock = CudaClock(cold=False, device=device) if device.type == "cuda" else wall_clock
     variants = {ENGINE: purifier, **opponents(purifier)}
     points: list[Point] = []
     ends, pace = time.monotonic() + seconds, 0.0  # seconds of one image in one round

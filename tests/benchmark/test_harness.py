@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from purify_engine.benchmark.harness import CudaClock, Records, Timing, interleaved, read_records, wall_clock
+from purify_engine.benchmark.harness import CudaClock, Records, Timing, clocks, interleaved, read_records, wall_clock
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +66,8 @@ class RecordedDevice:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.current: list[object] = []  # what was made the current device, in turn
+        self.used: set[object] = set()  # the devices that were asked about, or allocated on
         self.flushed = 0
 
     def Event(self, enable_timing):  # noqa: N802 (torch's name)
@@ -81,14 +84,17 @@ class RecordedDevice:
     def _sleep(self, cycles):
         self.seen.append("busy")
 
-    def current_device(self):
-        return 0
+    def device(self, device):
+        self.current.append(device)
+        return contextlib.nullcontext()
 
     def get_device_properties(self, device):
+        self.used.add(device)
         return SimpleNamespace(L2_cache_size=self.L2)
 
-    def empty(self, size, **_):
+    def empty(self, size, *, device, dtype):
         self.flushed = size
+        self.used.add(device)
         return SimpleNamespace(zero_=lambda: self.seen.append("flush"))
 
 
@@ -108,6 +114,18 @@ def test_events_stand_around_the_call_and_the_flush_before_them(cold, queued, or
     assert device.seen == order
     assert seconds == 0.0025  # events count milliseconds
     assert device.flushed >= 2 * device.L2 if cold else device.flushed == 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_clock_is_one_devices_whichever_is_the_current_one(device, monkeypatch):
+    recorded = RecordedDevice()
+    monkeypatch.setattr(torch, "cuda", recorded)
+    monkeypatch.setattr(torch, "empty", recorded.empty)
+    for clock in clocks(device).values():
+        recorded.current.clear()
+        clock(lambda: recorded.seen.append(f"call on {recorded.current[-1]}"))
+        assert recorded.current == [device] and recorded.used == {device}
+    assert recorded.seen.count(f"call on {device}") == 2
 
 
 def test_every_line_that_was_written_survives_a_kill(tmp_path):
