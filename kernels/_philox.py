@@ -1,8 +1,11 @@
 """Philox 4x32-10 (Salmon et al. 2011) and Box-Muller, as device functions. Specification: purify_engine/reference/philox.py.
 
 A counter's four words serve four neighbouring elements, so everything is computed by blocks of four: [QUADS] counters in,
-[4 * QUADS] elements out, a thread holding whole blocks. The logarithm in float32 is that of csrc/philox.h, because a GPU's own is
+[4 * QUADS] elements out, a thread holding whole blocks. The logarithm in float32 is that of csrc/draw.h, because a GPU's own is
 good to 2**-22 only, where the radius is small; sine and cosine are polynomials: an angle reduced in integers needs no more.
+
+In float32 every operation is one of csrc/draw.h's and is rounded on its own: kernels that draw are launched without fused
+multiply-adds, and the noise of a seed equals that of the kernels in CUDA C++ to the bit.
 """
 
 import triton
@@ -45,7 +48,7 @@ def normals(key, id, step, block, DTYPE: tl.constexpr):
 def _box_muller(radius, angle, DTYPE: tl.constexpr):
     """r cos(theta) and r sin(theta) of two words."""
     u = radius.to(DTYPE) * 2.0**-32 + 2.0**-33
-    r = tl.sqrt(-2.0 * (_log_unit(u) if DTYPE.primitive_bitwidth == 32 else tl.log(u)))
+    r = tl.sqrt_rn(-2.0 * _log_unit(u)) if DTYPE.primitive_bitwidth == 32 else tl.sqrt(-2.0 * tl.log(u))
     cosine, sine = _turn(angle, DTYPE)
     return r * cosine, r * sine
 

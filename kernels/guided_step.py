@@ -109,7 +109,8 @@ def _launch(
         "GRAD_LAST": grad_last,
         "QUADS": tile.quads,
     }
-    return Launch(_guided_step_kernel, _images.programs(images, channels * pixels, tile), arguments, tile.num_warps)
+    programs = _images.programs(images, channels * pixels, tile)
+    return Launch(_guided_step_kernel, programs, arguments, tile.num_warps, fp_fusion=False)
 
 
 def variants() -> list[Variant]:

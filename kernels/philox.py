@@ -48,7 +48,7 @@ def _launch(out: Tensor, key: Tensor, ids: Tensor, step: Tensor) -> Launch:
     tile = _tiles.noise()
     pointers = {"out_ptr": out, "key_ptr": key, "ids_ptr": ids.contiguous(), "step_ptr": step}
     arguments = {**pointers, "numel": numel, "QUADS": tile.quads}
-    return Launch(_philox_kernel, _images.programs(images, numel, tile), arguments, tile.num_warps)
+    return Launch(_philox_kernel, _images.programs(images, numel, tile), arguments, tile.num_warps, fp_fusion=False)
 
 
 def variants() -> list[Variant]:

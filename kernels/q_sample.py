@@ -62,7 +62,7 @@ def _launch(
         "pixels": pixels,
         "QUADS": tile.quads,
     }
-    return Launch(_q_sample_kernel, _images.programs(images, channels * pixels, tile), arguments, tile.num_warps)
+    return Launch(_q_sample_kernel, _images.programs(images, channels * pixels, tile), arguments, tile.num_warps, fp_fusion=False)
 
 
 def variants() -> list[Variant]:

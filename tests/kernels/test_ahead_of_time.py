@@ -42,6 +42,15 @@ def test_bytes_are_rounded_as_the_reference_rounds_them_without_a_fused_multiply
     assert not any(found)
 
 
+def test_noise_and_the_sums_around_it_are_rounded_operation_by_operation(reports):
+    """In float32; CUDA C++ does so too (setup.py), and tests/ops/test_cuda.py compares the bits."""
+    kernels = {"_philox_kernel", "_q_sample_kernel", "_guided_step_kernel"}
+    found = [report for report in reports if report["kernel"] in kernels and "*fp32" in report["types"]]
+    assert {report["kernel"] for report in found} == kernels
+    assert not any(report["fused"] for report in found)
+    assert not any("sqrt" in approximation for report in found for approximation in report["approximations"])
+
+
 def test_attention_in_float32_takes_no_exponential_or_logarithm_of_the_gpu_which_are_wrong_by_two_units(reports):
     kernels = {"_attention_kernel", "_attention_queries_kernel", "_attention_keys_kernel"}
     found = [report for report in reports if report["kernel"] in kernels]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purify_engine.ops import OPS, _cuda, capability
 from purify_engine.reference import layers, philox, process
-from purify_engine.testing.agreement import assert_agrees
+from purify_engine.testing.agreement import as_tuple, assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case, cases
 from tests.ops import emulated_extension
 
@@ -179,6 +179,18 @@ def test_eps_and_grad_are_read_as_they_come(layout, grad_dtype, emulated):
     as_they_come = cuda.guided_step(x_t, eps.to(BRAIN), grad.to(grad_dtype), *rest, net_dtype=BRAIN)
     widened = cuda.guided_step(x_t.contiguous(), eps.to(BRAIN).float(), grad.to(grad_dtype).float(), *rest, net_dtype=BRAIN)
     assert all(torch.equal(one, other) for one, other in zip(as_they_come, widened, strict=True))
+
+
+@pytest.mark.parametrize("op", ["philox_normal", "q_sample", "guided_step"])
+def test_triton_draws_and_adds_the_same_bits(op, emulated):
+    """In float32: which of the two engines a GPU takes changes no image."""
+    pytest.importorskip("triton")
+    from tests.kernels import triton_runner
+
+    keywords = {"dtype": FLOAT} if op == "philox_normal" else {"net_dtype": HALF}  # Triton's interpreter cuts bfloat16 off
+    case = Case(op, (3, 10_003) if op == "philox_normal" else (3, 3, 15, 13), keywords=keywords)
+    pairs = zip(triton_runner.run(case), as_tuple(launched(case)), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("op", ["q_sample", "guided_step", *NORMS])
