@@ -41,6 +41,8 @@ from purify_engine.benchmark.machine import file_name, machine_name
 
 Stage = tuple[Step, ...]
 
+GUIDE = ("pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/ops/test_guide_on_gpu.py", "-k")
+
 PARTS: dict[str, tuple[Stage, ...]] = {
     "1": (
         (
@@ -49,6 +51,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
         (
             Step("ops", ("bench", "check-ops"), 60, shards=8),
             Step("cuda", ("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 60, tool=True),
+            Step("guide", (*GUIDE, "not slower"), 60, tool=True),
             Step("graph", ("bench", "check-graph"), 75),
             Step("gradient", ("bench", "check-gradient"), 60),
         ),
@@ -67,6 +70,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
 }  # fmt: skip
 BY_NAME: dict[str, Stage] = {
     "probe": (Step("probe", ("bench", "probe"), 300),),
+    "guide-speed": (Step("guide-speed", (*GUIDE, "slower"), 90, tool=True),),
     "timings": (Step("timings", ("bench", "ops"), 110),),
     "steps": (Step("steps", ("bench", "loop"), 300),),
 }
