@@ -40,3 +40,14 @@ def test_no_kernel_keeps_anything_on_the_stack(source, build, tmp_path):
     used = USE.findall(done.stderr)
     assert len(used) >= len(kernels) > 0
     assert set(used) == {("0", "0", "0")}, done.stderr
+
+
+@pytest.mark.parametrize("source", ["philox.cu", "q_sample.cu", "guided_step.cu"])
+def test_noise_and_sums_in_float32_are_rounded_operation_by_operation(source, build, tmp_path):
+    """As in the kernels in Triton, whose bits they equal; products of two numbers are fused nowhere but where that is spelt out."""
+    command = [build.find_nvcc(), *build.NVCC_FLAGS, "-arch=compute_80", "-ptx", ROOT / "csrc" / "cuda" / source]
+    done = subprocess.run([*command, "-o", tmp_path / "kernels.ptx"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ptx = (tmp_path / "kernels.ptx").read_text()
+    assert "mul.rn.f32" in ptx and "sqrt.rn.f32" in ptx
+    assert not re.findall(r"fma\.rn\.f32|\.approx\S*\.f32", ptx)  # float64 has logarithms of the library's
