@@ -112,7 +112,9 @@ class PlainDownsample(nn.Module):
 
     def __init__(self, layer: Downsample) -> None:
         super().__init__()
-        self.pad, self.conv = layer.pad, None if layer.conv is None else plain(layer.conv)
+        self.conv = None if layer.conv is None else plain(layer.conv)
+        padded = layer.conv is None or layer.conv.symmetric
+        self.pad = nn.Identity() if padded else nn.ZeroPad2d((0, 1, 0, 1))
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
         return RESIZE["down"](x) if self.conv is None else self.conv(self.pad(x))

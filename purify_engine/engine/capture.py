@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
 from purify_engine.engine.process import One, Other, in_turn
+from purify_engine.ops import switches
 
 LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
 WARM_UP = 3  # runs before the recording: cuDNN chooses its algorithms, Triton compiles, cuBLAS takes its workspace
+ALGORITHMS = 40  # that cuDNN times of each convolution, instead of the first 10 of its own list
 
 
 class CaptureError(RuntimeError):
@@ -41,7 +44,8 @@ class CudaCapture:
     """CUDA graphs in one memory pool, warmed up and recorded on a stream of their own. Replays must not overlap.
 
     cuDNN times its convolution algorithms in the warm-up, as it does with `torch.backends.cudnn.benchmark`, unless that module's
-    `deterministic` is set.
+    `deterministic` is set; at most `ALGORITHMS` of them, where the switch `benchmark_limit` is on. What it chose it uses later,
+    too, outside of graphs.
     """
 
     most_graphs: int | None = None
@@ -53,16 +57,14 @@ class CudaCapture:
         self.pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph, benchmark = torch.cuda.CUDAGraph(), torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = benchmark or not torch.backends.cudnn.deterministic
+        graph = torch.cuda.CUDAGraph()
         try:
-            self._warm_up(work)
-            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-                work()
+            with _timing_algorithms():
+                self._warm_up(work)
+                with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    work()
         except RuntimeError as error:
             raise CaptureError(f"the step could not be captured as a CUDA graph: {error}") from error
-        finally:
-            torch.backends.cudnn.benchmark = benchmark
         return graph.replay
 
     def bucket(self, batch: int) -> int:
@@ -75,6 +77,22 @@ class CudaCapture:
             for _ in range(WARM_UP):
                 work()
         current.wait_stream(self.stream)
+
+
+@contextmanager
+def _timing_algorithms() -> Iterator[None]:
+    """cuDNN times algorithms, and enough of them. A limit of 0 is none, and there is None where PyTorch has no cuDNN."""
+    cudnn = torch.backends.cudnn
+    benchmark, limit = cudnn.benchmark, cudnn.benchmark_limit
+    try:
+        cudnn.benchmark = benchmark or not cudnn.deterministic
+        if switches.is_on("benchmark_limit") and limit:
+            cudnn.benchmark_limit = max(limit, ALGORITHMS)
+        yield
+    finally:
+        cudnn.benchmark = benchmark
+        if limit:
+            cudnn.benchmark_limit = limit
 
 
 class Branches:

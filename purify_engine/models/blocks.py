@@ -102,13 +102,16 @@ class Conv1x1(nn.Conv2d):
 
 
 class StridedConv3x3(nn.Conv2d):
-    """A 3x3 convolution of every second pixel."""
+    """A 3x3 convolution of every second pixel; zeros are padded all around, or right and below alone."""
 
-    def __init__(self, channels: int, padding: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=padding)
+    def __init__(self, channels: int, symmetric: bool) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=int(symmetric))
+        self.symmetric = symmetric
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, (2, 2), (int(self.padding[0]), int(self.padding[1])))
+        if not self.symmetric:
+            return ops.downsampled(x, self.weight, self.bias)
+        return ops.conv2d(x, self.weight, self.bias, (2, 2), (1, 1))
 
 
 class ResBlock(nn.Module):
@@ -210,11 +213,10 @@ class Downsample(nn.Module):
         super().__init__()
         # Ho et al. pad right and bottom only, which is TensorFlow's "same"; improved-diffusion pads all around.
         symmetric = config.downsample_padding == "symmetric"
-        self.pad = nn.Identity() if symmetric else nn.ZeroPad2d((0, 1, 0, 1))
-        self.conv = StridedConv3x3(channels, int(symmetric)) if config.resample == "conv" else None
+        self.conv = StridedConv3x3(channels, symmetric) if config.resample == "conv" else None
 
     def forward(self, x: Tensor, embeddings: Embeddings) -> Tensor:
-        return average_pool(x) if self.conv is None else self.conv(self.pad(x))
+        return average_pool(x) if self.conv is None else self.conv(x)
 
 
 class Upsample(nn.Module):

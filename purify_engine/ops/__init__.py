@@ -26,6 +26,7 @@ from purify_engine.ops.conv_relu import conv_relu, conv_relu_is_fused
 from purify_engine.ops.group_norm_silu import group_norm_silu, group_norm_silu_backward, side_by_side
 from purify_engine.ops.noise import philox, philox_normal
 from purify_engine.ops.process import guided_step, q_sample
+from purify_engine.ops.resampling import downsampled
 from purify_engine.ops.residual_sum import residual_sum
 from purify_engine.ops.sum_norm_silu import sum_norm_silu
 from purify_engine.ops.to_images import to_images
@@ -53,6 +54,7 @@ __all__ = [
     "conv3x3_backward",
     "conv_relu",
     "conv_relu_is_fused",
+    "downsampled",
     "forced",
     "group_norm_silu",
     "group_norm_silu_backward",

@@ -66,12 +66,15 @@ def is_observed() -> bool:
     if torch.compiler.is_compiling():  # first: the questions below would break the graph that is being compiled
         return True
     try:
-        return bool(
-            torch._C._len_torch_dispatch_stack()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or torch._C._get_tracing_state() is not None
-            or torch.autograd._profiler_enabled()
-        )
+        return bool(torch._C._len_torch_dispatch_stack() or is_transformed() or torch.autograd._profiler_enabled())
+    except AttributeError:
+        return True
+
+
+def is_transformed() -> bool:
+    """Whether tensors may stand for others, in a transform or a tracer; True where PyTorch cannot be asked."""
+    try:
+        return torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
     except AttributeError:
         return True
 

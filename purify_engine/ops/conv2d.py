@@ -1,5 +1,8 @@
 """Convolutions that PyTorch computes: strided ones, 1x1 ones, those of other sizes. No ops of ours, but ways to call PyTorch.
 
+A 1x1 convolution of channels_last images is a matrix product, on CPUs and, in 16 bits, on GPUs: cuBLASLt adds the bias in the
+product's epilogue, where PyTorch adds that of a convolution in a pass of its own.
+
 On CPUs a frozen convolution runs by weights that were laid out for oneDNN beforehand, as compilers have them. PyTorch lays out
 the weights afresh in each call, which for a single small image takes longer than the convolution. They are packed on first use
 for the image sizes at hand, and again when the weight or the sizes change. The same convolution, by the same library, of
@@ -15,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from purify_engine.ops import _bypass
+from purify_engine.ops import _bypass, autocast, switches
 from purify_engine.ops._extension import are_launches_observed
 from purify_engine.ops._packed import PackedWeights, is_frozen
-from purify_engine.ops._registry import order
+from purify_engine.ops._registry import is_recorded, order
 from purify_engine.ops._skip import are_read_apart, joined
 from purify_engine.types import Images
 
@@ -43,25 +46,39 @@ def conv2d(
 
 
 def conv1x1(x: Images, weight: Tensor, bias: Tensor | None = None, skip: Images | None = None) -> Images:
-    """A 1x1 convolution, [B, C, H, W] and [K, C, 1, 1] -> [B, K, H, W]; of channels_last images on a CPU, a matrix product.
+    """A 1x1 convolution, [B, C, H, W] and [K, C, 1, 1] -> [B, K, H, W]; of channels_last images a product where that is fast.
 
-    (PyTorch's own convolution of a single small image takes a slow path there.) The channels of a `skip` [B, C', H, W] follow
-    those of x, and the weight is [K, C + C', 1, 1]. Differentiable in every tensor.
+    (On a CPU PyTorch's own convolution of a single small image takes a slow path; in 16 bits on a GPU it adds the bias in a pass
+    of its own.) The channels of a `skip` [B, C', H, W] follow those of x, and the weight is [K, C + C', 1, 1]. Differentiable in
+    every tensor, any number of times.
     """
-    if skip is not None and "torch" in order("cpu") and are_read_apart(x, skip):
+    if skip is not None and (_are_multiplied_apart(x, skip, weight, bias) or "torch" in order("cpu") and are_read_apart(x, skip)):
         return _conv1x1_of_two(x, skip, weight, bias)
     x = joined(x, skip)
-    if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
+    if not (x.device.type == "cpu" or _is_linear(x)) or not x.is_contiguous(memory_format=torch.channels_last):
         return F.conv2d(x, weight, bias)
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _conv1x1_of_two(x: Images, skip: Images, weight: Tensor, bias: Tensor | None) -> Images:
-    """A matrix product each."""
+    """A matrix product each, the second added to the first by itself: no more launches than `torch.cat` and one product."""
     own, others = weight.flatten(1).split((x.shape[1], skip.shape[1]), dim=1)
     y = F.linear(x.permute(0, 2, 3, 1), own, bias)
     y.view(-1, len(weight)).addmm_(skip.permute(0, 2, 3, 1).reshape(-1, skip.shape[1]), others.t())
     return y.permute(0, 3, 1, 2)
+
+
+def _is_linear(x: Images) -> bool:
+    """Whether a 1x1 convolution of `x` is called as a matrix product: in 16 bits on a GPU. A compiler chooses for itself."""
+    return not torch.compiler.is_compiling() and switches.runs("linear_1x1", x)
+
+
+def _are_multiplied_apart(x: Images, skip: Images, *constants: Tensor | None) -> bool:
+    """Whether x and its skip need not be written into one tensor, which autograd and autocast would have to see."""
+    if not _is_linear(x) or is_recorded((x, skip, *constants)) or autocast.is_on(x.device.type) or x.dtype != skip.dtype:
+        return False
+    alike = x.dim() == skip.dim() == 4 and x.shape[0] == skip.shape[0] and x.shape[2:] == skip.shape[2:]
+    return alike and all(image.is_contiguous(memory_format=torch.channels_last) for image in (x, skip))
 
 
 def _may_be_packed(x: Images, weight: Tensor, bias: Tensor | None) -> bool:

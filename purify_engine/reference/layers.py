@@ -148,10 +148,15 @@ def convolved(
     """`conv3x3` after its norm."""
     h = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
     y = F.conv2d(h, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    return surrounded(y, temb, residual, gain, x.dtype)
+
+
+def surrounded(y: Images, temb: Tensor | None, residual: Images | None, gain: float, dtype: torch.dtype) -> Images:
+    """gain (residual + y + temb): what `convolved` does after its convolution, in the dtype of its images."""
     if temb is not None:
-        y = y + _per_channel(temb, x.dtype)
+        y = y + _per_channel(temb, dtype)
     if residual is not None:
-        y = residual.to(x.dtype) + y
+        y = residual.to(dtype) + y
     return y if gain == 1 else y * gain
 
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from purify_engine.engine.capture import WARM_UP, Branches, CaptureError, CudaCapture, bucket_of
+from purify_engine.engine.capture import ALGORITHMS, WARM_UP, Branches, CaptureError, CudaCapture, bucket_of
+from purify_engine.ops import switches
 
 DEVICE = SimpleNamespace(type="cuda")
 
@@ -100,6 +101,26 @@ def test_a_failure_is_told_with_its_reason_and_leaves_cudnn_as_it_was(cuda, monk
     with pytest.raises(CaptureError, match="the step could not be captured as a CUDA graph: out of memory"):
         CudaCapture(DEVICE)(work)
     assert torch.backends.cudnn.benchmark is False
+
+
+@pytest.mark.parametrize(("limit", "timed"), [(10, ALGORITHMS), (100, 100), (0, 0), (None, None)], ids=str)
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_cudnn_times_more_algorithms_where_that_is_switched_on_and_its_limit_is_put_back(
+    cuda, monkeypatch, limit, timed, on, fails
+):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark_limit", limit)
+    seen = []
+
+    def work():
+        seen.append(torch.backends.cudnn.benchmark_limit)
+        if fails:
+            raise RuntimeError("out of memory")
+
+    with switches.switched(benchmark_limit=on), pytest.raises(CaptureError) if fails else contextlib.nullcontext():
+        CudaCapture(DEVICE)(work)
+    assert seen == [timed if on else limit] * (1 if fails else WARM_UP + 1)
+    assert torch.backends.cudnn.benchmark_limit == limit
 
 
 def test_two_branches_run_on_two_streams_and_wait_for_each_other(cuda):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine.config import require
-from purify_engine.ops import _check, _extension, _gradient, _layout
+from purify_engine.ops import _check, _extension, _gradient, _layout, resampling
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._registry import Launcher, Op, call, define, forced, is_recorded, parts_of_torch
 from purify_engine.ops._triton import kernel, triton
@@ -116,6 +116,10 @@ def _conv3x3_torch(x: Tensor, weight: Tensor, norm: Norm | None, around: Around)
     if norm is not None:
         with parts_of_torch():
             x = group_norm_silu(x, *norm)
+    if around.upsample and resampling.is_transposed(x, weight):
+        bias, temb, residual, gain, _ = around
+        y = resampling.upsampled(x, weight, None if bias is None else bias.to(x.dtype))
+        return reference.surrounded(y, temb, residual, gain, x.dtype)
     if is_recorded((x,)) and turned.runs(x, weight):
         return turned.surrounded(x, weight, around)
     return reference.convolved(x, weight, *around)
