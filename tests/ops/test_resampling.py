@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from purify_engine import ops
 from purify_engine.ops import resampling, switches
@@ -39,19 +40,23 @@ WAYS = {"doubled": (up, doubled, "transposed_upsample"), "halved": (ops.downsamp
 CASES = [("doubled", sizes) for sizes in DOUBLED] + [("halved", sizes) for sizes in SIZES]
 
 
+class Noting(TorchFunctionMode):
+    """Notes the size of the filters that PyTorch convolves by."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("conv2d", "conv_transpose2d"):
+            self.seen.append(tuple(args[1].shape[2:]))
+        return func(*args, **kwargs or {})
+
+
 @pytest.fixture
-def calls(monkeypatch):
-    """The shapes of the filters that PyTorch's convolutions are called with."""
-    seen = []
-    for name in ("conv2d", "conv_transpose2d"):
-        call = getattr(F, name)
-
-        def noted(x, weight, *others, _call=call, **named):
-            seen.append(tuple(weight.shape[2:]))
-            return _call(x, weight, *others, **named)
-
-        monkeypatch.setattr(F, name, noted)
-    return seen
+def calls():
+    with Noting() as noting:
+        yield noting.seen
 
 
 @pytest.mark.parametrize(("way", "sizes"), CASES, ids=str)
