@@ -26,6 +26,8 @@ def read(
 ):  # fmt: skip
     """gain (x + residual + bias + temb), rounded as it is stored, in float32 [ROWS, SIZE]; of the skip what it holds.
 
+    Both are stored side by side where the sum is wanted.
+
     `inside` says which pixels exist; None stands for all.
     """
     there = None if inside is None else inside[:, None]
@@ -35,15 +37,18 @@ def read(
         if start >= OWN:
             at = skip_ptr + image * ((CHANNELS - OWN) * PIXELS) + (start - OWN)
             values = tl.load(at + pixel[:, None] * (CHANNELS - OWN) + channel, mask=there, other=other).to(tl.float32)
+            if sum_ptr is not None:
+                into = sum_ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + channel
+                tl.store(into, values.to(x_ptr.dtype.element_ty), mask=there)
         else:
             values = summed(
                 x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-                PIXELS, OWN, SIZE,
+                PIXELS, OWN, CHANNELS, SIZE,
             )  # fmt: skip
     else:
         values = summed(
             x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-            PIXELS, OWN, SIZE,
+            PIXELS, OWN, CHANNELS, SIZE,
         )  # fmt: skip
     return values
 
@@ -51,9 +56,9 @@ def read(
 @triton.jit
 def summed(
     x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-    PIXELS: tl.constexpr, OWN: tl.constexpr, SIZE: tl.constexpr,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The sum of what there is of it; stored where it is wanted."""
+    """The sum of what there is of it; stored where it is wanted, the skip's channels behind it."""
     begin, channel = image * (OWN * PIXELS) + start, tl.arange(0, SIZE)
     at = pixel[:, None] * OWN + channel[None, :]
     values = tl.load(x_ptr + begin + at, mask=there, other=other).to(tl.float32)
@@ -71,7 +76,8 @@ def summed(
     if residual_ptr is not None or bias_ptr is not None or temb_ptr is not None or gain is not None:
         values = rounded(values, x_ptr.dtype.element_ty)
     if sum_ptr is not None:
-        tl.store(sum_ptr + begin + at, values.to(x_ptr.dtype.element_ty), mask=there)
+        into = sum_ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + channel[None, :]
+        tl.store(into, values.to(x_ptr.dtype.element_ty), mask=there)
     return values
 
 

@@ -1,4 +1,4 @@
-"""purify::sum_norm_silu, and group_norm_silu in 16 bits, on GPUs. Specification: purify_engine/reference/layers.py.
+"""purify::sum_norm_silu, and group_norm_silu in 16 bits, on GPUs. Specification: purify_engine/reference/sums.py.
 
 For 16-bit channels_last images. What is still to be added to x (a residual, a convolution's bias, a time embedding) is added
 while the norm reads it, and a skip is read where it is: no pass of its own over the image, no torch.cat. Where a slab of groups
@@ -107,7 +107,7 @@ def _apply_kernel(
     FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, NORM_EPS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
-    """Norm and SiLU of a chunk of the sum and the skip."""
+    """Norm and SiLU of a chunk: of the sum with the skip behind it, or of x and the skip where nothing was added."""
     CHUNK: tl.constexpr = ROWS * BLOCKS
     image, chunk, start = _place(PIXELS, CHANNELS, FIRST, CHUNK)
     mean, rstd = _slab.pooled(moments_ptr, image, start, PIXELS, CHANNELS, WIDTH, UNIT, FIRST, CHUNK, CHUNKS, NORM_EPS)
@@ -158,7 +158,7 @@ def sum_norm_silu(
     silu: bool,
     write_sum: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """(gain (x + residual + bias + temb), norm and SiLU of it and the skip behind it); no sum unless it is to be written.
+    """(gain (x + residual + bias + temb) and the skip behind it, norm and SiLU of both); no sum unless it is to be written.
 
     Added in float32, or in float64 if x is, and rounded to x's dtype before it is normed. What these kernels do not take (32 and
     64 bits, NCHW, groups that no slab holds) is added by PyTorch and normed by group_norm_silu.
@@ -171,7 +171,7 @@ def sum_norm_silu(
     _, last = _images.readable(x)  # one pixel lies the same either way, and keeps its strides
     y = _outputs.empty((len(x), len(norm[0]), *x.shape[2:]), x.dtype, x.device, last)
     stored = write_sum or (tile.cut and parts.adds)
-    total = _outputs.empty(x.shape, x.dtype, x.device, last) if stored else None
+    total = _outputs.empty(y.shape, x.dtype, x.device, last) if stored else None
     for launch in _launches(y, total, parts, norm, silu, tile):
         launch.run()
     return (total if write_sum else None), y
@@ -194,9 +194,8 @@ def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
     total = total if bias is None else total + bias[:, None, None]
     total = total if temb is None else total + temb[:, :, None, None]
     total = (total * gain if gain != 1 else total).to(x.dtype)
-    total = total.clone() if total is x else total
-    both = total if skip is None else torch.cat([total, skip], dim=1)
-    return total, group_norm_silu.group_norm_silu(both, norm, silu)
+    total = total if skip is None else torch.cat([total, skip], dim=1)
+    return (total.clone() if total is x else total), group_norm_silu.group_norm_silu(total, norm, silu)
 
 
 def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: bool, tile: _tiles.SlabTile) -> list[Launch]:
@@ -215,13 +214,15 @@ def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: b
     steps = {"BLOCKS": tile.blocks}
     once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))
     before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "ROWS": tile.rows, "PASS": once}
+    one = parts.adds and total is not None  # the sum, and the skip behind it
     after = {
         "y_ptr": y,
-        "x_ptr": total if parts.adds else parts.x,
-        "skip_ptr": parts.skip,
+        "x_ptr": total if one else parts.x,
+        "skip_ptr": None if one else parts.skip,
         "moments_ptr": moments,
         **_affine(norm),
         **cut,
+        "OWN": channels if one else parts.x.shape[1],
         **ways,
         **steps,
         "CHUNKS": _tiles.power_of_two(chunks),
@@ -298,5 +299,5 @@ def _layer(own: int, others: int, side: int, modulated: bool, adds: bool) -> lis
     parts = Parts(x, x, line[0, :own], line[:, :own], 1.0, skip) if adds else Parts(x, skip=skip)
     tile = _tiles.slab(channels, own, side**2, 32)
     assert tile is not None
-    total = x if adds else None
+    total = images(channels) if adds else None
     return _launches(images(channels), total, parts, norm, True, tile)

@@ -15,11 +15,15 @@ class Watched:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
+        found = (t for m in self.modules() for t in (*m._parameters.values(), *m._buffers.values()))
+        return [tensor for tensor in found if tensor is not None]
+
+    def modules(self) -> list[nn.Module]:
+        """The modules and all their submodules, the roots first."""
         if not self._modules or self._children != self._identities():
             self._modules = [module for root in self.roots for module in root.modules()]
             self._children = self._identities()
-        found = (t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()))
-        return [tensor for tensor in found if tensor is not None]
+        return self._modules
 
     def _identities(self) -> list[int]:
         return [id(child) for module in self._modules for child in module._modules.values()]

@@ -7,7 +7,8 @@ written behind it. No image is read or written for a sum alone, but where a resa
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,25 @@ from purify_engine import ops
 from purify_engine.models.blocks import (
     RESIZE,
     AttentionBlock,
+    Conv1x1,
     Conv3x3,
     Downsample,
     GroupNormSiLU,
     ResBlock,
     Stage,
+    StridedConv3x3,
     Upsample,
 )
-from purify_engine.models.time_embedding import Embeddings
+from purify_engine.models.derived import Watched
+from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.ops import autocast, switches
 from purify_engine.types import Images
+
+_KNOWN = frozenset(
+    {AttentionBlock, Conv1x1, Conv3x3, Downsample, GroupNormSiLU, ResBlock, Stage, StridedConv3x3, TimeEmbedding, Upsample}
+    | {nn.Dropout, nn.Identity, nn.Linear, nn.ModuleList, nn.SiLU, nn.Sequential, nn.ZeroPad2d}
+)
+_watched: Any = WeakKeyDictionary()  # network -> Watched
 
 
 class Unsummed(NamedTuple):
@@ -47,7 +57,13 @@ def is_taken(x: Images, network: nn.Module) -> bool:
     """Whether the network's norms add up what they read of `x`: it is switched on, nothing is recorded, and nobody looks on."""
     if not switches.runs("sum_in_norm", x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return not (autocast.is_on(x.device.type) or network.training)
+    return not (network.training or autocast.is_on(x.device.type)) and _is_as_built(network)
+
+
+def _is_as_built(network: nn.Module) -> bool:
+    """Whether its modules are those that this file reads the parameters of, and no hook waits for one to be called."""
+    modules = _watched.setdefault(network, Watched(network)).modules()
+    return all(type(module) in _KNOWN and not (module._forward_hooks or module._forward_pre_hooks) for module in modules[1:])
 
 
 def convolved(conv: Conv3x3, x: Images, upsample: bool = False) -> Unsummed:

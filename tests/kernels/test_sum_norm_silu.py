@@ -1,4 +1,4 @@
-"""The sum before a norm, the norm and SiLU in Triton against reference/layers.py: slabs of whole groups, and chunks of them."""
+"""The sum before a norm, the norm and SiLU in Triton against its specification: slabs of whole groups, and chunks of them."""
 
 from __future__ import annotations
 
@@ -89,9 +89,8 @@ def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Ten
     assert total.is_contiguous(memory_format=LAYOUTS[given.x.is_contiguous()])
     assert ((total.cpu() - added).abs() <= unit * added.abs() + work * largest).all()
     *affine, groups, eps = given.norm
-    both = total.cpu() if given.skip is None else torch.cat([total.cpu(), given.skip], dim=1)
     wide = [None if each is None else each.double() for each in affine]
-    expected = layers.group_norm_silu(both.double(), *wide, groups, eps, given.silu)
+    expected = layers.group_norm_silu(total.cpu().double(), *wide, groups, eps, given.silu)
     assert y.dtype == given.x.dtype
     assert y.is_contiguous(memory_format=LAYOUTS[given.x.is_contiguous()])
     assert ((y.cpu() - expected).abs() <= unit * expected.abs() + work * (1 + expected.abs())).all()
@@ -99,11 +98,15 @@ def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Ten
 
 
 def in_float64(given: Inputs) -> tuple[Tensor, Tensor]:
-    """gain (x + residual + bias + temb), and that of their absolute values: how large what is rounded may be."""
+    """What is normed, and that of the absolute values: how large what is rounded may be. A skip is not rounded."""
     bias = None if given.bias is None else given.bias[:, None, None]
     temb = None if given.temb is None else given.temb[:, :, None, None]
     wide = [term.double() for term in (given.x, given.residual, bias, temb) if term is not None]
-    return given.gain * sum(wide), given.gain * sum(term.abs() for term in wide)
+    total, largest = given.gain * sum(wide), given.gain * sum(term.abs() for term in wide)
+    if given.skip is None:
+        return total, largest
+    skip = given.skip.double()
+    return torch.cat([total, skip], dim=1), torch.cat([largest, torch.zeros_like(skip)], dim=1)
 
 
 @pytest.fixture(params=[1, 3], ids=["a tile a chunk", "several tiles a chunk"])
