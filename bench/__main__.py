@@ -18,6 +18,7 @@ COMMANDS = {
     "cpu": Command("bench.runs.cpu", "the engine on a CPU beside PyTorch, ONNX Runtime and OpenVINO"),
     "ops": Command("bench.runs.ops", "every op on every engine of this device"),
     "loop": Command("bench.runs.loop", "guided steps and whole purifications beside their opponents"),
+    "precompile": Command("bench.runs.precompile", "compile what the checks and guided steps launch in Triton, on all cores"),
     "switches": Command("bench.runs.switches", "what each faster way on GPUs brings, and what it does to images and verdicts"),
     "profile": Command("bench.runs.profile", "a guided step's time and launches by groups of kernels"),
     "probe": Command("bench.runs.probe", "what this GPU, PyTorch and cuDNN can do by themselves"),

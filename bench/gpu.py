@@ -47,9 +47,10 @@ PARTS: dict[str, tuple[Stage, ...]] = {
     "1": (
         (
             Step("build", ("setup", "build_ext", "--inplace"), 60, tool=True),
+            Step("precompile", ("bench", "precompile"), 75),
         ),
         (
-            Step("ops", ("bench", "check-ops"), 60, shards=8),
+            Step("ops", ("bench", "check-ops", "--few-kernels"), 60, shards=8),
             Step("cuda", ("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 60, tool=True),
             Step("guide", (*GUIDE, "not slower"), 60, tool=True),
             Step("graph", ("bench", "check-graph"), 75),

@@ -31,9 +31,12 @@ class Launch(NamedTuple):
         """Launch on the current stream of the device that holds the tensors."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever it is given
-            self.kernel[self.programs](
-                **self.arguments, num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=self.fp_fusion
-            )
+            self.kernel[self.programs](**self.arguments, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton is told beside the arguments."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
 
     def variant(self, op: str) -> Variant:
         """What Triton would compile for these arguments: `None` and 1 are compiled in, multiples of 16 are marked ":16"."""

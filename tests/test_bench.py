@@ -17,10 +17,13 @@ from bench import gpu
 from bench.core import steps
 from bench.core.run import RESULTS, begin, parser
 from bench.core.steps import Step
-from bench.runs import check_gradient, check_graph, check_ops, loop, ops, probe, profile, switches
+from bench.runs import check_gradient, check_graph, check_ops, loop, ops, precompile, probe, profile, switches
+from bench.subjects.checked_cases import Share
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
+from bench.subjects.launches import noted, sharing_code
 from bench.subjects.purification import step_flops
 from bench.tuning import conv3x3_tiles
+from purify_engine import ops as ops_of_triton
 from purify_engine.benchmark.harness import Records, read_records
 from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.benchmark.plain_unet import PlainUNet
@@ -135,6 +138,41 @@ def test_switches_are_timed_and_their_images_compared_without_a_gpu(lines, commi
     assert {line["variant"] for line in found if line["kind"] == "images"} == {"all on", "all off"}
 
 
+def test_kernels_are_compiled_beforehand_without_a_gpu(lines, committed, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    code = "from bench.runs.precompile import main; raise SystemExit(main(%r))"
+    words = ["--toy", "--device", "cpu", "--results", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code % words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"{precompile.MOST_IN_TOY} of {precompile.MOST_IN_TOY} compiled" in done.stdout, done.stderr
+    assert len(list((tmp_path / "cache").rglob("*.cubin"))) == precompile.MOST_IN_TOY
+
+
+def test_a_kernel_that_does_not_compile_is_said():
+    code = "from bench.runs.precompile import *; compile_for((9, 0)); none = (('nothing', 1),)\n"
+    code += "print(compile_one(Compiled('purify_engine.kernels.philox', '_philox_kernel', (1, 1, 1), none, ())))"
+    compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=compiling)
+    assert done.stdout.startswith("_philox_kernel: ")
+
+
+def test_cases_that_share_code_are_all_chosen_and_no_kind_of_code_is_left_out():
+    known = [Case("group_norm_silu", (2, 4, size, size), num_groups=2) for size in (2, 2, 3, 4, 5, 16, 17, 32)]
+    launched = {}
+
+    def call(case):
+        with ops_of_triton.backend("triton"):
+            torch.ops.purify.group_norm_silu(*case.arguments())
+
+    for case in known:
+        with noted(torch.device("cpu"), launched.setdefault(case, set()).add):
+            call(case)
+    chosen = sharing_code(known, call, torch.device("cpu"))
+    code = {one for case in chosen for one in launched[case]}
+    assert all((case in chosen) == (launched[case] <= code) for case in known)
+    kinds = {one.kind for case in known for one in launched[case]}
+    assert {one.kind for one in code} == kinds and 0 < len(chosen) < len(known)
+
+
 def test_a_step_is_profiled_without_a_gpu(lines, committed, tmp_path):
     status, found = lines(profile.main)
     groups = {line["group"]: line["launches"] for line in found if line["kind"] == "profile"}
@@ -204,9 +242,9 @@ def test_steps_of_a_stage_run_side_by_side_and_shards_share_one(tmp_path, monkey
 
 def test_shares_of_the_cases_are_all_of_them_once():
     known = list(range(29))
-    shares = [check_ops.Share(number, 8).taken(known) for number in range(8)]
+    shares = [Share(number, 8).taken(known) for number in range(8)]
     assert sorted(case for share in shares for case in share) == known
-    assert check_ops.Share().taken(known) == known
+    assert Share().taken(known) == known
 
 
 @pytest.mark.parametrize("part", gpu.PARTS)
