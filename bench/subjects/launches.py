@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from purify_engine.ops import _registry
+from purify_engine.ops import ORDER
 
 Item = TypeVar("Item")
 OF_A_KIND = 2  # pieces of code that differ in sizes only
@@ -81,7 +81,7 @@ def noted(device: torch.device, note: Callable[[Compiled], None]) -> Iterator[No
 
     as_on_a_gpu = {} if device.type == "cuda" else {device.type: ("triton", "torch", "reference")}
     instead = mock.patch.object(Launch, "run", lambda launch: note(Compiled.of(launch)))
-    with mock.patch.dict(_registry.ORDER, as_on_a_gpu), instead:
+    with mock.patch.dict(ORDER, as_on_a_gpu), instead:
         yield
 
 

@@ -17,7 +17,7 @@ from purify_engine.ops._extension import (
     use_instruction_set,
 )
 from purify_engine.ops._packed import PackedWeights, TensorVersions, is_frozen
-from purify_engine.ops._registry import ENGINES, INTERPRETED, OPS, Judge, Launcher, Op, backend, forced
+from purify_engine.ops._registry import ENGINES, INTERPRETED, OPS, ORDER, Judge, Launcher, Op, backend, forced
 from purify_engine.ops.attention import attention, attention_backward
 from purify_engine.ops.conv2d import conv1x1, conv2d
 from purify_engine.ops.conv3x3 import conv3x3, conv3x3_backward, memory_format
@@ -40,6 +40,7 @@ __all__ = [
     "Launcher",
     "Norm",
     "OPS",
+    "ORDER",
     "Op",
     "PackedWeights",
     "TensorVersions",
