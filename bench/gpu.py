@@ -12,7 +12,14 @@ gradient   the exact gradient against the CPU's
 switches   guided steps with every faster way on, with all off, and with each one off; the final images and verdicts compared
 profile    where a step's time goes, by groups of kernels
 
-Part 2, opponents, six minutes at most: the same purifications by PyTorch as it ships, torch.compile and diffusers.
+Part 2, opponents, six minutes at most:
+compiled   guided steps under each of torch.compile's modes, beside ours
+opponents  the same by PyTorch as it ships, by published habits, and by diffusers
+whole      whole purifications: DiffPure's loop beside ours, at as many steps and at few
+adm        steps of ADM at 256 pixels
+cold       from a cold process to the first purified batch
+fp8        cuDNN's fp8 convolutions beside those in bf16
+
 Part 3, `train` and `evaluate`: not built yet.
 By name only: `probe` (the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts), `timings` (every op by itself),
 `steps` (guided steps of all networks).
@@ -42,6 +49,8 @@ from purify_engine.benchmark.machine import file_name, machine_name
 Stage = tuple[Step, ...]
 
 GUIDE = ("pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/ops/test_guide_on_gpu.py", "-k")
+LOOP = "bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18"
+EAGER = "engine graph", "eager bf16 channels_last", "eager fp32", "naive loop", "diffusers"
 
 PARTS: dict[str, tuple[Stage, ...]] = {
     "1": (
@@ -60,13 +69,12 @@ PARTS: dict[str, tuple[Stage, ...]] = {
         (Step("profile", ("bench", "profile"), 30),),
     ),
     "2": (
-        (
-            Step(
-                "opponents",
-                ("bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", "1", "64", "--peers"),
-                330,
-            ),
-        ),
+        (Step("compiled", ("bench", "compiled"), 165),),
+        (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 55),),
+        (Step("whole", ("bench", "whole"), 35),),
+        (Step("adm", ("bench", "loop", "--network", "adm-imagenet256", "--batch", "8", "--variant", *EAGER[:2]), 40),),
+        (Step("cold", ("bench", "cold-start"), 30),),
+        (Step("fp8", ("bench", "fp8"), 30),),
     ),
 }  # fmt: skip
 BY_NAME: dict[str, Stage] = {

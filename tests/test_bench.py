@@ -17,6 +17,7 @@ from bench import gpu
 from bench.core import steps
 from bench.core.run import RESULTS, begin, parser
 from bench.core.steps import Step
+from bench.opponents import compiled
 from bench.runs import check_gradient, check_graph, check_ops, loop, ops, precompile, probe, profile, switches
 from bench.subjects.checked_cases import Share
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
@@ -122,8 +123,10 @@ def test_ops_are_timed_without_a_gpu(lines, committed):
 def test_steps_are_timed_without_a_gpu_beside_every_opponent(lines, committed, monkeypatch):
     monkeypatch.setattr(loop, "TOY_SETTINGS", loop.TOY_SETTINGS[:1])
     status, found = lines(loop.main, "--peers")
-    told = {line["variant"] for line in found if line["kind"] == "loop"}
-    assert status == 0 and told >= {"engine loop", "eager fp32", "naive loop", "torch.compile"}
+    timed = {line["variant"]: line for line in found if line["kind"] == "loop"}
+    compilers = {f"torch.compile {mode}": compiled.options_of(mode) for mode in compiled.MODES}
+    assert status == 0 and set(timed) >= {"engine loop", "eager fp32", "naive loop", *compilers}
+    assert {name: timed[name]["options"] for name in compilers} == compilers and "options" not in timed["eager fp32"]
     if importlib.util.find_spec("diffusers") is None:
         notes = [line["says"] for line in found if line["kind"] == "note"]
         assert notes == ["not measured: diffusers is not installed here"]

@@ -84,7 +84,7 @@ def begin(
     chosen = options.parse_args(words)
     card = {**machine_card(chosen.device), "commit": commit()}
     card["machine"] += suffix
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(timezone.utc).isoformat(timespec="microseconds")  # processes may begin within one second
     folder = chosen.results or (Path(tempfile.mkdtemp(prefix="purify-toy-")) if chosen.toy else RESULTS)
     path = folder / f"{stem}-{file_name(card['machine'])}.jsonl"
     records = Records(path, machine=card["machine"], run=started)

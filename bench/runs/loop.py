@@ -1,24 +1,27 @@
 """Times guided steps and whole purifications: the engine beside its opponents, on the published networks with random weights.
 
-    python -m bench loop [--network ddpm-cifar10] [--guide resnet18] [--batch 64] [--peers]
+    python -m bench loop [--network ddpm-cifar10] [--guide resnet18] [--batch 64] [--variant "engine graph"] [--peers]
 
 appends to bench/results/loop-MACHINE.jsonl. A step's time is a purification's of a few steps over their number: the forward
 noise and the guide's target are in it. Every variant is held to float64 before it is timed, with the same noise in all; all
 are timed in turn. The guide of ADM is a ResNet-18 at 256 pixels, since models/ has no ResNet-50: its share of a step is not
-that of one at 224 pixels.
+that of one at 224 pixels. `--peers` adds torch.compile in its modes, minutes of compiling each, and diffusers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.core.comparison import Finding, Variant, sound
 from bench.core.run import Run, begin, parser
-from bench.opponents.compiled import CompiledPurifier, compiled
+from bench.core.turns import Turns
+from bench.opponents import compiled
+from bench.opponents.compiled import Compiled, CompiledPurifier
 from bench.opponents.diffusers_purifier import diffused
 from bench.subjects.purification import Comparison, PurificationSetting, engine, images_for, step_flops
 from purify_engine.benchmark.chart import duration
@@ -29,7 +32,8 @@ from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NE
 from purify_engine.purifier import Execution, GuidedPurifier
 from purify_engine.types import Images
 
-SECONDS, LEAST = 4.0, 3  # a setting, all variants together
+SECONDS, LEAST = 3.0, 3  # a setting, all variants together
+RESERVE = 60.0  # of the time of a run, kept from compiling for what is measured afterwards
 
 # The most telling first: what is left when time runs out is said.
 GPU_SETTINGS = (
@@ -54,15 +58,20 @@ def main(words: list[str]) -> int:
     options.add_argument("--network", nargs="+", help="only these")
     options.add_argument("--guide", nargs="+", help="only these")
     options.add_argument("--batch", nargs="+", type=int, help="only these")
+    options.add_argument("--steps", nargs="+", type=int, help="only these")
+    options.add_argument("--variant", nargs="+", help="only these, of the peers too")
     options.add_argument("--peers", action="store_true", help="also torch.compile, which takes minutes to compile, and diffusers")
+    options.add_argument("--turns", type=Path, help="a folder that processes share which take turns at this device")
     run, chosen = begin("loop", options, words)
-    rates = ceilings(run.device, toy=run.toy)
-    run.figure("  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()), kind="ceilings", **rates)
+    turns = Turns(chosen.turns)
+    if chosen.turns is None:
+        rates = ceilings(run.device, toy=run.toy)
+        run.figure("  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()), kind="ceilings", **rates)
     for setting in settings(run, chosen):
         if run.seconds_left < 0:
             run.note(str(setting), "not measured: no time left")
             continue
-        measure(run, setting, variants(run, chosen.peers))
+        measure(run, setting, variants(run, turns, peers=chosen.peers, only=chosen.variant), turns)
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
     return run.close()
@@ -72,30 +81,40 @@ def settings(run: Run, chosen: Any) -> Iterator[PurificationSetting]:
     """The settings of this device that were asked for."""
     known = TOY_SETTINGS if run.toy else GPU_SETTINGS if run.device.type == "cuda" else CPU_SETTINGS
     for setting in known:
-        asked = (chosen.network, setting.network), (chosen.guide, setting.guide), (chosen.batch, setting.batch)
+        by = ("network", "guide") if run.toy else ("network", "guide", "batch", "steps")  # toys come in one size
+        asked = ((getattr(chosen, name), getattr(setting, name)) for name in by)
         if all(names is None or own in names for names, own in asked):
             yield setting
 
 
-def variants(run: Run, with_peers: bool) -> dict[str, Make]:
-    """All that take part on this device. bf16 is no opponent on a CPU."""
+def variants(run: Run, turns: Turns, *, peers: bool, only: list[str] | None = None) -> dict[str, Make]:
+    """All that take part on this device: the peers too where asked for, or `only` some of all. bf16 is no opponent on a CPU."""
     gpu = run.device.type == "cuda"
     executions: tuple[Execution, ...] = "graph", "loop"
     ours: dict[str, Make] = {f"engine {how}": partial(engine, execution=how, low=gpu) for how in executions}
-    eager = {name: make for name, make in BASELINES.items() if gpu or "bf16" not in name}
-    peers: dict[str, Make] = {"torch.compile": partial(compiled, run), "diffusers": diffused} if with_peers else {}
-    return {**ours, **eager, **peers}
+    modes = [mode for mode in compiled.MODES if only is None or f"{compiled.NAME} {mode}" in only]
+    seconds = (run.seconds_left - (0.0 if run.toy else RESERVE)) / max(len(modes), 1)
+    compilers = {f"{compiled.NAME} {mode}": Compiled(run, mode, turns, seconds) for mode in modes}
+    known: dict[str, Make] = {**ours, **BASELINES, **compilers, "diffusers": diffused}
+    if only is not None and (unknown := set(only) - set(known)):
+        raise SystemExit(f"--variant must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    wanted = only or (known if peers else (*ours, *BASELINES))
+    return {name: make for name, make in known.items() if name in wanted and (gpu or "bf16" not in name)}
 
 
-def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make]) -> None:
+def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make], turns: Turns | None = None) -> None:
     """Build every variant, compare all with float64, then time in turn those that agree."""
-    network, guide = (TOYS[setting.network], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
     label = f"toy {setting}" if run.toy else str(setting)
-    purifier = random_purifier(network, guide, setting.config, device=run.device, execution="loop")
-    images = images_for(purifier, setting.batch)
-    work = step_flops(purifier) * setting.steps * setting.batch
-    comparison = Comparison(purifier, images)
-    with torch.no_grad():
+    turns = turns or Turns()
+    with turns.preparing():
+        purifier = purifier_of(run, setting)
+        images = images_for(purifier, setting.batch)
+        work = step_flops(purifier) * setting.steps * setting.batch
+        for make in makers.values():
+            if isinstance(make, Compiled):
+                make.prepare(purifier, images)
+    with turns.measuring(), torch.no_grad():
+        comparison = Comparison(purifier, images)
         agreeing = sound(run, label, {name: partial(built, run, make, comparison, purifier) for name, make in makers.items()})
         clock: Clock = CudaClock(cold=False) if run.device.type == "cuda" else wall_clock
         seconds, least = (0.0, 1) if run.toy else (SECONDS, LEAST)
@@ -103,10 +122,21 @@ def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make]) -> 
         timings = interleaved(calls, clock, seconds=seconds, least=least, warm_up=1)
     for name, timing in timings.items():
         about = {"network": setting.network, "guide": setting.guide, "batch": setting.batch, "steps": setting.steps}
-        facts = {"variant": name, "cache": "warm", "flops": work, "error": agreeing[name].error}
+        facts = {"variant": name, "cache": "warm", "flops": work, "error": agreeing[name].error, **options_of(makers[name])}
         speed = work / timing.median
         text = f"{label:<52} {name:<26} {duration(timing.median / setting.steps):>9} a step, {speed / 1e12:.3g} TFLOP/s"
         run.figure(text, kind="loop", case=label, **about, **facts, **timing.record())
+
+
+def purifier_of(run: Run, setting: PurificationSetting) -> GuidedPurifier:
+    """The setting's networks with random weights, or toys in their place."""
+    network, guide = (TOYS[setting.network], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
+    return random_purifier(network, guide, setting.config, device=run.device, execution="loop")
+
+
+def options_of(make: Make) -> dict[str, Any]:
+    """What a compiler was told, for its line."""
+    return {"options": compiled.options_of(make.mode)} if isinstance(make, Compiled) else {}
 
 
 def built(run: Run, make: Make, comparison: Comparison, purifier: GuidedPurifier) -> Variant:
