@@ -75,8 +75,8 @@ bench: $(TOOLS) ## time every op and guided steps beside plain PyTorch; appends 
 # On a machine with a GPU: the virtual environment where there is one, else a Python that has PyTorch and Triton, with what was carried there.
 GPU_PYTHON ?= $(if $(wildcard $(TOOLS)),$(PY),python3)
 CARRY := build/carry
-CARRIED := jaxtyping wadler_lindig safetensors
-CARRY_FOR := --python-version 3.12 --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+CARRIED := jaxtyping wadler_lindig safetensors diffusers importlib_metadata nvidia-cudnn-frontend
+CARRY_FOR := --python-version 3.12 --implementation cp $(addprefix --platform ,manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64)
 
 # COMMIT names the commit where there is no repository; RESUME=1 leaves out the steps that went well before.
 gpu: ## check and time everything on a GPU, a dry run where there is none; PART=1 (right and faster), 2 (opponents), or a step's name
@@ -85,8 +85,9 @@ gpu: ## check and time everything on a GPU, a dry run where there is none; PART=
 
 gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network
 	rm -rf "$(CARRY)"
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(CARRY)" --no-deps --only-binary=:all: $(CARRY_FOR) \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(CARRY)" --no-deps --no-compile --only-binary=:all: $(CARRY_FOR) \
 	  -c constraints.txt $(CARRIED)
+	rm -rf "$(CARRY)"/diffusers/pipelines "$(CARRY)"/diffusers/modular_pipelines "$(CARRY)"/include  # most of it, and not used here
 
 aot: $(TOOLS) ## compile every kernel ahead of time and look at what came out; needs no GPU
 	"$(PY)" -m tests.kernels.aot
