@@ -109,9 +109,13 @@ class StridedConv3x3(nn.Conv2d):
         self.symmetric = symmetric
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.convolved(x, self.bias)
+
+    def convolved(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """With this bias, or without one."""
         if not self.symmetric:
-            return ops.downsampled(x, self.weight, self.bias)
-        return ops.conv2d(x, self.weight, self.bias, (2, 2), (1, 1))
+            return ops.downsampled(x, self.weight, bias)
+        return ops.conv2d(x, self.weight, bias, (2, 2), (1, 1))
 
 
 class ResBlock(nn.Module):

@@ -33,7 +33,7 @@ from purify_engine.types import Images
 
 _KNOWN = frozenset(
     {AttentionBlock, Conv1x1, Conv3x3, Downsample, GroupNormSiLU, ResBlock, Stage, StridedConv3x3, TimeEmbedding, Upsample}
-    | {nn.Dropout, nn.Identity, nn.Linear, nn.ModuleList, nn.SiLU, nn.Sequential, nn.ZeroPad2d}
+    | {nn.Dropout, nn.Identity, nn.Linear, nn.ModuleList, nn.SiLU, nn.Sequential}
 )
 _watched: Any = WeakKeyDictionary()  # network -> Watched
 
@@ -94,10 +94,12 @@ def through(layer: nn.Module, x: Unsummed, embeddings: Embeddings, skip: Images 
     if isinstance(layer, ResBlock):
         return _residual(layer, x, embeddings, skip)
     read = x.summed()
-    if isinstance(layer, Upsample) and layer.conv is not None:
-        return read, convolved(layer.conv, read, upsample=True)
     assert isinstance(layer, Upsample | Downsample)
-    return read, Unsummed(layer(read, embeddings))
+    if layer.conv is None:
+        return read, Unsummed(layer(read, embeddings))
+    if isinstance(layer.conv, StridedConv3x3):
+        return read, Unsummed(layer.conv.convolved(read), layer.conv.bias)
+    return read, convolved(layer.conv, read, upsample=True)
 
 
 def _residual(block: ResBlock, x: Unsummed, embeddings: Embeddings, skip: Images | None) -> tuple[Images, Unsummed]:

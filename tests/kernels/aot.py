@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,15 +65,24 @@ def launched_by(config: UNetConfig, batch: int) -> list[Any]:
         unet = UNet(config).eval().to(torch.bfloat16, memory_format=torch.channels_last)
         x = torch.empty(batch, config.in_channels, config.image_size, config.image_size, dtype=torch.bfloat16)
         timestep = torch.empty(1)
-    for module in unet.modules():
-        if isinstance(module, nn.Conv2d):  # what cuDNN gives, but the meta device does not
-            module.register_forward_hook(lambda module, inputs, y: y.contiguous(memory_format=torch.channels_last))
     found: list[Any] = []
     launchable = mock.patch.dict(_registry.ORDER, meta=("triton",))
     noted = mock.patch.object(Launch, "run", lambda launch: found.append(launch.variant("network")))
-    with launchable, ops.backend("triton"), noted, switches.anywhere(), torch.no_grad():
+    with launchable, ops.backend("triton"), noted, switches.anywhere(), torch.no_grad(), _in_channels_last():
         unet(x.contiguous(memory_format=torch.channels_last), timestep)
     return found
+
+
+@contextmanager
+def _in_channels_last() -> Iterator[None]:
+    """Convolutions put out what cuDNN's do, and the meta device's do not."""
+
+    def as_cudnn(convolve: Any) -> Any:
+        return lambda *given, **how: convolve(*given, **how).contiguous(memory_format=torch.channels_last)
+
+    patched = {name: as_cudnn(getattr(nn.functional, name)) for name in ("conv2d", "conv_transpose2d")}
+    with mock.patch.multiple(nn.functional, **patched):
+        yield
 
 
 def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
