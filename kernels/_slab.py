@@ -22,63 +22,72 @@ NATIVE = tl.constexpr(isinstance(_nothing, JITFunction))
 @triton.jit
 def read(
     x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
-    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """gain (x + residual + bias + temb), rounded as it is stored, in float32 [ROWS, SIZE]; of the skip what it holds.
 
-    Both are stored side by side where the sum is wanted.
-
-    `inside` says which pixels exist; None stands for all.
+    `inside` says which pixels exist; None stands for all. Both are written to a sum of STORED channels where there is one.
     """
-    there = None if inside is None else inside[:, None]
-    other = None if inside is None else 0.0
-    channel = tl.arange(0, SIZE)[None, :]
     if OWN < CHANNELS:
         if start >= OWN:
-            at = skip_ptr + image * ((CHANNELS - OWN) * PIXELS) + (start - OWN)
-            values = tl.load(at + pixel[:, None] * (CHANNELS - OWN) + channel, mask=there, other=other).to(tl.float32)
-            if sum_ptr is not None:
-                into = sum_ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + channel
-                tl.store(into, values.to(x_ptr.dtype.element_ty), mask=there)
+            values = loaded(skip_ptr, image, start - OWN, pixel, inside, PIXELS, CHANNELS - OWN, SIZE)
+            if sum_ptr is not None and STORED > OWN:
+                store(sum_ptr, values, image, start, pixel, inside, PIXELS, STORED)
         else:
             values = summed(
-                x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-                PIXELS, OWN, CHANNELS, SIZE,
+                x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, inside,
+                PIXELS, OWN, STORED, SIZE,
             )  # fmt: skip
     else:
         values = summed(
-            x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-            PIXELS, OWN, CHANNELS, SIZE,
+            x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, inside,
+            PIXELS, OWN, STORED, SIZE,
         )  # fmt: skip
     return values
 
 
 @triton.jit
 def summed(
-    x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, there, other,
-    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr,
+    x_ptr, residual_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, start, pixel, inside,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, STORED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """The sum of what there is of it; stored where it is wanted, the skip's channels behind it."""
-    begin, channel = image * (OWN * PIXELS) + start, tl.arange(0, SIZE)
-    at = pixel[:, None] * OWN + channel[None, :]
-    values = tl.load(x_ptr + begin + at, mask=there, other=other).to(tl.float32)
+    """The sum of what there is of it; stored where it is wanted."""
+    channel = start + tl.arange(0, SIZE)
+    values = loaded(x_ptr, image, start, pixel, inside, PIXELS, OWN, SIZE)
     if residual_ptr is not None:
-        values += tl.load(residual_ptr + begin + at, mask=there, other=other).to(tl.float32)
+        values += loaded(residual_ptr, image, start, pixel, inside, PIXELS, OWN, SIZE)
     if bias_ptr is not None or temb_ptr is not None:
         line = tl.zeros((SIZE,), tl.float32)
         if bias_ptr is not None:
-            line += tl.load(bias_ptr + start + channel).to(tl.float32)
+            line += tl.load(bias_ptr + channel).to(tl.float32)
         if temb_ptr is not None:
-            line += tl.load(temb_ptr + image * temb_stride + start + channel).to(tl.float32)
+            line += tl.load(temb_ptr + image * temb_stride + channel).to(tl.float32)
         values += line[None, :]
     if gain is not None:
         values *= gain
     if residual_ptr is not None or bias_ptr is not None or temb_ptr is not None or gain is not None:
         values = rounded(values, x_ptr.dtype.element_ty)
     if sum_ptr is not None:
-        into = sum_ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + channel[None, :]
-        tl.store(into, values.to(x_ptr.dtype.element_ty), mask=there)
+        store(sum_ptr, values, image, start, pixel, inside, PIXELS, STORED)
     return values
+
+
+@triton.jit
+def loaded(
+    ptr, image, start, pixel, inside, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """[ROWS, SIZE] of an image, from its channel `start` on, in float32; 0 where there is no pixel."""
+    at = ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + tl.arange(0, SIZE)[None, :]
+    values = tl.load(at) if inside is None else tl.load(at, mask=inside[:, None], other=0.0)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def store(ptr, values, image, start, pixel, inside, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Write a tile, rounded, where `loaded` would read it."""
+    SIZE: tl.constexpr = values.shape[1]
+    at = ptr + image * (CHANNELS * PIXELS) + start + pixel[:, None] * CHANNELS + tl.arange(0, SIZE)[None, :]
+    tl.store(at, values.to(ptr.dtype.element_ty), mask=None if inside is None else inside[:, None])
 
 
 @triton.jit
@@ -247,10 +256,7 @@ def sigmoid(y):
 def write(y_ptr, centred, slope, offset, image, pixel, inside, start, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
           SILU: tl.constexpr):  # fmt: skip
     """Store SiLU(centred * slope + offset)."""
-    SIZE: tl.constexpr = centred.shape[1]
     y = centred * slope + offset
     if SILU:
         y = y * sigmoid(y)
-    at = y_ptr + image * (CHANNELS * PIXELS) + start
-    there = None if inside is None else inside[:, None]
-    tl.store(at + pixel[:, None] * CHANNELS + tl.arange(0, SIZE)[None, :], y.to(y_ptr.dtype.element_ty), mask=there)
+    store(y_ptr, y, image, start, pixel, inside, PIXELS, CHANNELS)

@@ -28,8 +28,9 @@ from .group_norm_silu import Norm
 def _whole_kernel(
     y_ptr, sum_ptr, x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, weight_ptr, offset_ptr, scale_ptr, shift_ptr,
     temb_stride, scale_stride, shift_stride, gain,
-    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr,
-    FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, NORM_EPS: tl.constexpr, SILU: tl.constexpr,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, NORM_EPS: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """A slab of whole groups, in registers."""
     slabs: tl.constexpr = CHANNELS // (FIRST + SECOND)
@@ -38,12 +39,12 @@ def _whole_kernel(
     inside = None if ROWS == PIXELS else pixel < PIXELS
     one = _slab.read(
         x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
-        PIXELS, OWN, CHANNELS, FIRST,
+        PIXELS, OWN, CHANNELS, STORED, FIRST,
     )  # fmt: skip
     if SECOND > 0:
         two = _slab.read(
             x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start + FIRST,
-            PIXELS, OWN, CHANNELS, SECOND,
+            PIXELS, OWN, CHANNELS, STORED, SECOND,
         )  # fmt: skip
         one, two, rstd, rstd_two = _slab.centred_two(one, two, inside, WIDTH, UNIT, PIXELS, NORM_EPS)
         slope, offset = _slab.affine(
@@ -60,8 +61,8 @@ def _whole_kernel(
 @triton.jit
 def _moments_kernel(
     moments_ptr, sum_ptr, x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, temb_stride, gain,
-    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, UNIT: tl.constexpr, FIRST: tl.constexpr,
-    ROWS: tl.constexpr, BLOCKS: tl.constexpr, PASS: tl.constexpr,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, UNIT: tl.constexpr,
+    FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
     """Write the sum; (mean, sum of the squares around it) of one chunk of every unit: [B, units, chunks, 2].
 
@@ -74,7 +75,7 @@ def _moments_kernel(
     inside = None if PIXELS % CHUNK == 0 else pixel < PIXELS
     values = _slab.read(
         x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
-        PIXELS, OWN, CHANNELS, FIRST,
+        PIXELS, OWN, CHANNELS, STORED, FIRST,
     )  # fmt: skip
     left = tl.minimum(PIXELS - chunk * CHUNK, ROWS) * UNIT
     pivot = _slab.units(_slab.existing(values, inside), UNIT) / left
@@ -86,7 +87,7 @@ def _moments_kernel(
         there = None if PIXELS % CHUNK == 0 else pixel < PIXELS
         values = _slab.read(
             x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, there, start,
-            PIXELS, OWN, CHANNELS, FIRST,
+            PIXELS, OWN, CHANNELS, STORED, FIRST,
         )  # fmt: skip
         values = _slab.existing(values - of_all, there)
         sums += _slab.near(values, NEAR, PASS)
@@ -107,7 +108,7 @@ def _apply_kernel(
     FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, NORM_EPS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
-    """Norm and SiLU of a chunk: of the sum with the skip behind it, or of x and the skip where nothing was added."""
+    """Norm and SiLU of a chunk: of the sum, or of x where nothing was added; and of the skip where it is not behind the sum."""
     CHUNK: tl.constexpr = ROWS * BLOCKS
     image, chunk, start = _place(PIXELS, CHANNELS, FIRST, CHUNK)
     mean, rstd = _slab.pooled(moments_ptr, image, start, PIXELS, CHANNELS, WIDTH, UNIT, FIRST, CHUNK, CHUNKS, NORM_EPS)
@@ -117,7 +118,7 @@ def _apply_kernel(
         pixel = chunk * CHUNK + block * ROWS + tl.arange(0, ROWS)
         inside = None if PIXELS % CHUNK == 0 else pixel < PIXELS
         values = _slab.read(
-            x_ptr, None, skip_ptr, None, None, None, 0, None, image, pixel, inside, start, PIXELS, OWN, CHANNELS, FIRST
+            x_ptr, None, skip_ptr, None, None, None, 0, None, image, pixel, inside, start, PIXELS, OWN, CHANNELS, OWN, FIRST
         )
         _slab.write(y_ptr, values - mean, slope, offset, image, pixel, inside, start, PIXELS, CHANNELS, SILU)
 
@@ -158,7 +159,7 @@ def sum_norm_silu(
     silu: bool,
     write_sum: bool,
 ) -> tuple[Tensor | None, Tensor]:
-    """(gain (x + residual + bias + temb) and the skip behind it, norm and SiLU of both); no sum unless it is to be written.
+    """(gain (x + residual + bias + temb), the skip's channels behind it; its norm and SiLU). No sum unless it is to be written.
 
     Added in float32, or in float64 if x is, and rounded to x's dtype before it is normed. What these kernels do not take (32 and
     64 bits, NCHW, groups that no slab holds) is added by PyTorch and normed by group_norm_silu.
@@ -169,9 +170,10 @@ def sum_norm_silu(
         added, y = _one_by_one(parts, norm, silu)
         return (added if write_sum else None), y
     _, last = _images.readable(x)  # one pixel lies the same either way, and keeps its strides
-    y = _outputs.empty((len(x), len(norm[0]), *x.shape[2:]), x.dtype, x.device, last)
-    stored = write_sum or (tile.cut and parts.adds)
-    total = _outputs.empty(y.shape, x.dtype, x.device, last) if stored else None
+    shape = len(x), len(norm[0]), *x.shape[2:]
+    y, total = _outputs.empty(shape, x.dtype, x.device, last), None
+    if write_sum or (tile.cut and parts.adds):
+        total = _outputs.empty(shape if write_sum else x.shape, x.dtype, x.device, last)
     for launch in _launches(y, total, parts, norm, silu, tile):
         launch.run()
     return (total if write_sum else None), y
@@ -180,8 +182,8 @@ def sum_norm_silu(
 def _tile(parts: Parts, norm: Norm) -> _tiles.SlabTile | None:
     """How these images are cut; None where that cannot be done, or they are not such images."""
     x, images = parts.x, [image for image in (parts.x, parts.residual, parts.skip) if image is not None]
-    last = all(image.is_contiguous(memory_format=torch.channels_last) for image in images)
-    if x.dtype.itemsize != 2 or not last or not x.numel() or capability(x) < (8, 0) or x[0].numel() >= 2**30:
+    fit = all(image.dtype == x.dtype and image.is_contiguous(memory_format=torch.channels_last) for image in images)
+    if x.dtype.itemsize != 2 or not fit or not x.numel() or capability(x) < (8, 0) or x[0].numel() >= 2**30:
         return None
     return _tiles.slab(len(norm[0]), x.shape[1], x.shape[2:].numel(), norm[4])
 
@@ -194,8 +196,9 @@ def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
     total = total if bias is None else total + bias[:, None, None]
     total = total if temb is None else total + temb[:, :, None, None]
     total = (total * gain if gain != 1 else total).to(x.dtype)
-    total = total if skip is None else torch.cat([total, skip], dim=1)
-    return (total.clone() if total is x else total), group_norm_silu.group_norm_silu(total, norm, silu)
+    total = total if skip is None else torch.cat([total, skip.to(x.dtype)], dim=1)
+    y = group_norm_silu.group_norm_silu(total, norm, silu)
+    return (total.clone() if total is x else total), y
 
 
 def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: bool, tile: _tiles.SlabTile) -> list[Launch]:
@@ -204,25 +207,26 @@ def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: b
     chunks = tile.chunks(height * width)
     group = channels // norm[4]
     unit = group & -group
-    cut = {"PIXELS": height * width, "OWN": parts.x.shape[1], "CHANNELS": channels, "UNIT": unit, "FIRST": tile.first}
+    own = parts.x.shape[1]
+    stored = own if total is None else total.shape[1]
+    cut = {"PIXELS": height * width, "OWN": own, "CHANNELS": channels, "UNIT": unit, "FIRST": tile.first}
     ways = {"ROWS": tile.rows, "WIDTH": group, "NORM_EPS": norm[5], "SILU": silu}
     programs = (images * chunks * (channels // (tile.first + tile.second)),)
     if not tile.cut:
-        whole = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, "SECOND": tile.second}
+        whole = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, "STORED": stored, "SECOND": tile.second}
         return [Launch(_whole_kernel, programs, whole, tile.num_warps)]
     moments = _outputs.empty((images, channels // unit, chunks, 2), torch.float32, y.device)
-    steps = {"BLOCKS": tile.blocks}
-    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))
-    before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "ROWS": tile.rows, "PASS": once}
-    one = parts.adds and total is not None  # the sum, and the skip behind it
+    steps = {"ROWS": tile.rows, "BLOCKS": tile.blocks}
+    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))  # rows that the threads read at a time, 8 channels each
+    before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "STORED": stored, "PASS": once}
     after = {
         "y_ptr": y,
-        "x_ptr": total if one else parts.x,
-        "skip_ptr": None if one else parts.skip,
+        "x_ptr": parts.x if total is None else total,
+        "skip_ptr": parts.skip if stored < channels else None,
         "moments_ptr": moments,
         **_affine(norm),
         **cut,
-        "OWN": channels if one else parts.x.shape[1],
+        "OWN": stored,
         **ways,
         **steps,
         "CHUNKS": _tiles.power_of_two(chunks),

@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Instructions for an element where a thread has at least 32 of them: of a norm alone, of one that adds a line (a bias, a time
-# embedding), and of one that adds a residual, too. With a skip both ways of reading stand there, and a program goes one; the skip
-# is copied behind a sum that is wanted. A processor issues 128 a cycle: at 22, an H200 computes 1.3 elements while its memory
-# moves one in bfloat16.
+# Instructions for an element where a thread has at least 32 of them, by (all that may be added is added, there is a skip): of a skip
+# both ways of reading stand there, and a program goes one. A processor issues 128 a cycle: at 22, an H200 computes 1.3 elements
+# while its memory moves one in bfloat16.
+BUDGET = {(False, False): 22, (False, True): 24, (True, False): 30, (True, True): 36}
 ENOUGH = 32
-BUDGETS = {"alone": 22, "line": 24, "residual": 32}
-BUDGETS_WITH_SKIP = {"alone": 24, "line": 29, "residual": 34}
 
 
 def elements(variant: Any) -> float | None:
@@ -39,8 +37,7 @@ def faults(variant: Any, code: str) -> Iterator[str]:
     if served is None or each is None:
         return
     given = {name for name, kind in variant.signature.items() if kind.startswith("*")}
-    added = "residual" if "residual_ptr" in given else "line" if given & {"bias_ptr", "temb_ptr"} else "alone"
-    budget = (BUDGETS_WITH_SKIP if "skip_ptr" in given else BUDGETS)[added]
+    budget = BUDGET["residual_ptr" in given, "skip_ptr" in given]
     if served >= ENOUGH and each > budget:
         yield f"{each} instructions an element, of {budget}"
     names = instructions(code)

@@ -12,8 +12,10 @@ from purify_engine import ops
 from purify_engine.kernels import _tiles
 from purify_engine.kernels.sum_norm_silu import sum_norm_silu
 from purify_engine.ops import switches
-from purify_engine.reference import layers
-from tests.kernels.triton_runner import moved
+from purify_engine.reference import layers, sums
+from purify_engine.testing.agreement import assert_agrees
+from purify_engine.testing.cases import cases
+from tests.kernels.triton_runner import moved, run
 
 LAYOUTS = {True: torch.contiguous_format, False: torch.channels_last}  # by whether x is contiguous
 HALF, BFLOAT, FLOAT, DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -73,7 +75,7 @@ def called(given: Inputs) -> tuple[Tensor | None, Tensor]:
 
 
 def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Tensor]:
-    """The sum is that of float64, rounded once; y is the norm of that sum and the skip, rounded once. Returns both.
+    """The sum is that of float64, rounded once, and the skip behind it; y is its norm, rounded once. Returns both.
 
     `slack` counts roundings of the arithmetic, which is float32 for 16 bits.
     """
@@ -87,7 +89,9 @@ def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Ten
     work = slack * torch.finfo(FLOAT if given.x.dtype.itemsize == 2 else given.x.dtype).eps
     added, largest = in_float64(given)
     assert total.is_contiguous(memory_format=LAYOUTS[given.x.is_contiguous()])
-    assert ((total.cpu() - added).abs() <= unit * added.abs() + work * largest).all()
+    own = given.x.shape[1]
+    assert ((total[:, :own].cpu() - added).abs() <= unit * added.abs() + work * largest).all()
+    assert total.shape[1] == own if given.skip is None else torch.equal(total[:, own:].cpu(), given.skip)
     *affine, groups, eps = given.norm
     wide = [None if each is None else each.double() for each in affine]
     expected = layers.group_norm_silu(total.cpu().double(), *wide, groups, eps, given.silu)
@@ -114,6 +118,12 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Chunks of 16 pixels, or of three times as many."""
     tile = _tiles.SlabTile(8, 0, 16, request.param, 1, True)
     monkeypatch.setattr(_tiles, "slabs", lambda *layer: [tile])
+
+
+# Every seventh, which shares no factor with the numbers of dtypes, layouts and variants.
+@pytest.mark.parametrize("case", cases("sum_norm_silu")[::7], ids=str)
+def test_the_op_on_this_engine_is_the_specification(case):
+    assert_agrees(case, run(case), sums.sum_norm_silu)
 
 
 @pytest.mark.parametrize("dtype", [HALF, BFLOAT], ids=str)
