@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Instructions for an element where a thread has at least 32 of them, by (all that may be added is added, there is a skip): of a skip
+# Instructions for an element where a thread has at least 32 of them, by (all that may be added is, there is a skip). Of a skip
 # both ways of reading stand there, and a program goes one. A processor issues 128 a cycle: at 22, an H200 computes 1.3 elements
 # while its memory moves one in bfloat16.
 BUDGET = {(False, False): 22, (False, True): 24, (True, False): 30, (True, True): 36}
