@@ -89,9 +89,8 @@ def assert_right(given: Inputs, slack: float = 64.0) -> tuple[Tensor | None, Ten
     work = slack * torch.finfo(FLOAT if given.x.dtype.itemsize == 2 else given.x.dtype).eps
     added, largest = in_float64(given)
     assert total.is_contiguous(memory_format=LAYOUTS[given.x.is_contiguous()])
-    own = given.x.shape[1]
-    assert ((total[:, :own].cpu() - added).abs() <= unit * added.abs() + work * largest).all()
-    assert total.shape[1] == own if given.skip is None else torch.equal(total[:, own:].cpu(), given.skip)
+    assert ((total.cpu() - added).abs() <= unit * added.abs() + work * largest).all()
+    assert given.skip is None or torch.equal(total[:, given.x.shape[1] :].cpu(), given.skip)
     *affine, groups, eps = given.norm
     wide = [None if each is None else each.double() for each in affine]
     expected = layers.group_norm_silu(total.cpu().double(), *wide, groups, eps, given.silu)
