@@ -23,6 +23,8 @@ ANY_FLOAT = (
     "conv3x3",
     "sum_norm_silu",
     "residual_sum",
+    "affine_relu",
+    "affine_relu_backward",
 )
 
 

@@ -151,7 +151,8 @@ class Classifier(nn.Module):
         *self._trunk, self._head = layers
         post_activation = config.architecture != "wide_resnet"
         self.folds: Folds = (("conv1", "bn1"),) if post_activation else ()
-        self.rectified: Folds = (("conv1", "activation"),) if post_activation and config.activation == "relu" else ()
+        rectified: Folds = (("conv1" if post_activation else "bn1", "activation"),)
+        self.rectified = rectified if config.activation == "relu" else ()
         self._folding = Folding()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

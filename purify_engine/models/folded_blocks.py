@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import ChannelAffine, FrozenConv3x3, FrozenConvolution
+from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Unsummed
+from purify_engine.ops import switches
 
 
 class PostActivation(nn.Module):
@@ -49,7 +50,10 @@ def _added(one: Tensor, other: Tensor) -> Tensor:
 
 
 class PreActivation(nn.Module):
-    """affine map, ReLU, conv, ReLU, conv, plus the shortcut of what the first ReLU gives; plus x where there is none."""
+    """affine map, ReLU, conv, ReLU, conv, plus the shortcut of what the first ReLU gives; plus x where there is none.
+
+    Where one pass adds up, maps and rectifies, the last sum is left to the block that follows.
+    """
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -57,15 +61,18 @@ class PreActivation(nn.Module):
         self.conv1: FrozenConv3x3 | FrozenConvolution = block.conv1
         self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module | None = block.convShortcut
+        self._rectified = AffineRelu(self.affine)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Unsummed) -> Tensor | Unsummed:
+        if isinstance(x, Unsummed) or switches.runs("affine_relu", x):
+            total, h = self._rectified.summed(x)
+            return Unsummed(self.conv2(self.conv1.with_relu(h)), total if self.shortcut is None else self.shortcut(h))
+        if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
+            h = F.relu(self.affine(x))
+            return self.conv2(self.conv1.with_relu(h), residual=x if self.shortcut is None else self.shortcut(h))
         if self.shortcut is not None:
             h = F.relu(self.affine(x))
-            if ops.conv_relu_is_fused(h, self.conv1.weight, self.conv1.bias):
-                return self.conv2(self.conv1.with_relu(h), residual=self.shortcut(h))
             return _relu_conv(self.conv1(h), self.conv2, residual=self.shortcut(h))
-        if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
-            return self.conv2(self.conv1.with_relu(F.relu(self.affine(x))), residual=x)
         h = ops.relu_conv3x3(x, self.conv1.weight, self.conv1.bias, self.affine.slope, self.affine.offset)
         return _relu_conv(h, self.conv2, residual=x)
 

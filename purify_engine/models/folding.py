@@ -6,8 +6,10 @@ PyTorch differentiates batch norm twice by taking it apart; a guide's exact grad
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
@@ -29,6 +31,32 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.offset[:, None, None], x, self.slope[:, None, None])
+
+
+class Unsummed(NamedTuple):
+    """What a block leaves to the pass that reads it: residual + x."""
+
+    x: Tensor
+    residual: Tensor
+
+
+class AffineRelu(nn.Module):
+    """The ReLU of an affine map of every channel; what a block has left unsummed is summed in the same pass."""
+
+    def __init__(self, affine: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(affine, ChannelAffine)
+        self.affine = affine
+
+    def forward(self, x: Tensor | Unsummed) -> Tensor:
+        fused = isinstance(x, Unsummed) or switches.runs("affine_relu", x)
+        return self.summed(x)[1] if fused else F.relu(self.affine(x))
+
+    def summed(self, x: Tensor | Unsummed) -> tuple[Tensor, Tensor]:
+        """(the sum, the ReLU of its map) in one pass."""
+        if not isinstance(x, Unsummed):
+            return x, ops.affine_relu(x, self.affine.slope, self.affine.offset)[1]
+        return ops.affine_relu(x.x, self.affine.slope, self.affine.offset, x.residual)
 
 
 class FrozenConv3x3(nn.Module):
@@ -99,7 +127,7 @@ def folded(network: nn.Module) -> nn.Module:
     """A copy of `network`, in evaluation mode, whose batch norms are merged into convolutions or turned into `ChannelAffine`.
 
     A module says by `folds` which of its convolutions feed which of its norms and nothing else: pairs of names; by `rectified`
-    which of them feed which ReLU then; and by `fused` what runs in its place after that.
+    which convolution or norm feeds which ReLU then; and by `fused` what runs in its place after that.
     """
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(network).eval().requires_grad_(False)
@@ -116,7 +144,7 @@ def folded(network: nn.Module) -> nn.Module:
                     setattr(module, name, _as_op(child))
         for module in list(twin.modules()):
             for conv, relu in getattr(module, "rectified", ()):
-                module.set_submodule(conv, WithRelu(module.get_submodule(conv)))
+                module.set_submodule(conv, _with_relu(module.get_submodule(conv)))
                 module.set_submodule(relu, nn.Identity())
         for module in list(twin.modules()):
             for name, child in list(module.named_children()):
@@ -124,6 +152,10 @@ def folded(network: nn.Module) -> nn.Module:
                 if callable(fused):
                     setattr(module, name, fused())
     return twin
+
+
+def _with_relu(module: nn.Module) -> nn.Module:
+    return AffineRelu(module) if isinstance(module, ChannelAffine) else WithRelu(module)
 
 
 def _memory_format(parameter: Tensor) -> torch.memory_format:

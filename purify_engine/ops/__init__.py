@@ -18,6 +18,7 @@ from purify_engine.ops._extension import (
 )
 from purify_engine.ops._packed import PackedWeights, TensorVersions, is_frozen
 from purify_engine.ops._registry import ENGINES, INTERPRETED, OPS, ORDER, Judge, Launcher, Op, backend, forced
+from purify_engine.ops.affine_relu import affine_relu, affine_relu_backward
 from purify_engine.ops.attention import attention, attention_backward
 from purify_engine.ops.conv2d import conv1x1, conv2d
 from purify_engine.ops.conv3x3 import conv3x3, conv3x3_backward, memory_format
@@ -45,6 +46,8 @@ __all__ = [
     "PackedWeights",
     "TensorVersions",
     "addressed",
+    "affine_relu",
+    "affine_relu_backward",
     "attention",
     "attention_backward",
     "backend",

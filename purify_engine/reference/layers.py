@@ -195,6 +195,22 @@ def relu_conv3x3_backward(
     return in_layout_of(x, behind_relu(conv3x3_backward(grad_out, weight), x, slope, offset))
 
 
+def affine_relu(x: Images, slope: Tensor, offset: Tensor, residual: Images | None = None) -> tuple[Images, Images]:
+    """(sum, relu(slope sum + offset)), sum = residual + x: between two blocks of a residual classifier, its batch norm a line.
+
+    `slope` and `offset` are [C]. Both are stored as x is. Without a residual, the sum is x, and an empty tensor stands for it.
+    """
+    total = x if residual is None else in_layout_of(x, residual.to(x.dtype) + x)
+    y = in_layout_of(x, F.relu(on_line(total, slope, offset)))
+    return x.new_empty(0) if residual is None else total, y
+
+
+def affine_relu_backward(grad_y: Images, y: Images, slope: Tensor, grad_sum: Images | None = None) -> Images:
+    """The gradient of `affine_relu` to x, stored as y is, its second result. Differentiable itself."""
+    grad = torch.where(y <= 0, 0, grad_y) * _per_channel(slope, grad_y.dtype)
+    return in_layout_of(y, grad if grad_sum is None else grad_sum.to(grad.dtype) + grad)
+
+
 def on_line(x: Images, slope: Tensor | None, offset: Tensor | None) -> Images:
     """slope x + offset in every channel; x itself without them."""
     if slope is None or offset is None:

@@ -212,6 +212,18 @@ def _relu_conv3x3_backward(case: Case) -> tuple[Any, ...]:
     return grad_out, x, weight, slope, offset
 
 
+def _affine_relu(case: Case) -> tuple[Any, ...]:
+    generator = case.generator()
+    x, residual = (case.floats(generator) for _ in range(2))
+    slope, offset = (case.floats(generator, x.shape[1:2]) for _ in range(2))
+    return x, slope, offset, residual if "residual" in case.variant else None
+
+
+def _affine_relu_backward(case: Case) -> tuple[Any, ...]:
+    y, slope, _, grad_sum = _affine_relu(case)
+    return case.floats(case.generator().manual_seed(1)), y.relu(), slope, grad_sum
+
+
 def _to_images(case: Case) -> tuple[Any, ...]:
     return case.floats(case.generator()), {"uint8": torch.uint8, "float16": torch.float16}.get(case.variant, case.dtype)
 
@@ -231,6 +243,8 @@ _BUILDERS = {
     "conv3x3_backward": _conv3x3_backward,
     "relu_conv3x3": _relu_conv3x3,
     "relu_conv3x3_backward": _relu_conv3x3_backward,
+    "affine_relu": _affine_relu,
+    "affine_relu_backward": _affine_relu_backward,
     "to_images": _to_images,
 }
 _TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand among the arguments
@@ -263,8 +277,9 @@ def cases(op: str) -> list[Case]:
     if op == "conv3x3_backward":
         ways = product(CONV_SHAPES, DTYPES, LAYOUTS, ("plain", "up"))
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
-    if op.startswith("relu_conv3x3"):
-        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, RELU_VARIANTS)
+    if op.startswith(("relu_conv3x3", "affine_relu")):
+        kinds = RELU_VARIANTS if op.startswith("relu_conv3x3") else ("plain", "residual")
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, kinds)
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
     if op in ("sum_norm_silu", "residual_sum"):
         kinds = SUM_VARIANTS if op == "sum_norm_silu" else RESIDUAL_VARIANTS

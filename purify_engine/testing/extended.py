@@ -93,6 +93,18 @@ def sum_norm_silu(x: Any, residual: Any, bias: Any, temb: Any, skip: Any, *norm:
     return total if write_sum else np.empty(0, np.longdouble), y
 
 
+def affine_relu(x: Any, slope: Any, offset: Any, residual: Any = None) -> tuple[Extended, ...]:
+    """(sum, y), the sum empty where there is no residual."""
+    total = _total(x, residual, None, None, None, 1)
+    return np.empty(0, np.longdouble) if residual is None else total, np.maximum(_rows(slope) * total + _rows(offset), 0)
+
+
+def affine_relu_backward(grad_y: Any, y: Any, slope: Any, grad_sum: Any = None) -> Extended:
+    """The gradient to the sum."""
+    through = np.where(extended(y) > 0, extended(grad_y), 0) * _rows(slope)
+    return _total(through, grad_sum, None, None, None, 1)
+
+
 def _total(x: Any, residual: Any, bias: Any, temb: Any, skip: Any, gain: float) -> Extended:
     total = extended(x) + _rows(bias) + _rows(temb) + (0 if residual is None else extended(residual))
     total = np.longdouble(gain) * total

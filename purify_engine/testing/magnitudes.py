@@ -186,6 +186,16 @@ def relu_conv3x3_backward(
     return (_of_few(size if slope is None else size * _size(slope)[:, None, None]),)
 
 
+def affine_relu(x: Images, slope: Tensor, offset: Tensor, residual: Images | None = None) -> Magnitudes:
+    total = _size(x) + (0 if residual is None else _size(residual))
+    y = _of_few(_size(slope)[:, None, None] * total + _size(offset)[:, None, None])
+    return None if residual is None else _of_few(total), y
+
+
+def affine_relu_backward(grad_y: Images, y: Images, slope: Tensor, grad_sum: Images | None = None) -> Magnitudes:
+    return (_of_few(_size(grad_y) * _size(slope)[:, None, None] + (0 if grad_sum is None else _size(grad_sum))),)
+
+
 class _Norm(NamedTuple):
     """A group norm taken apart, float64: rstd [B, G, 1, 1, 1], the rest broadcasts over [B, C, H, W].
 
@@ -284,5 +294,7 @@ _OF: dict[str, Callable[..., Magnitudes]] = {
         conv3x3_backward,
         relu_conv3x3,
         relu_conv3x3_backward,
+        affine_relu,
+        affine_relu_backward,
     )
 }

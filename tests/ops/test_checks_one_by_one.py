@@ -28,6 +28,8 @@ GOOD = {
     "relu_conv3x3_backward": Case("relu_conv3x3_backward", (2, 4, 3, 5), variant="line"),
     "sum_norm_silu": Case("sum_norm_silu", (2, 4, 3, 5), variant="residual-bias-temb-skip-scale-shift-gain", num_groups=2),
     "residual_sum": Case("residual_sum", (2, 4, 3, 5), variant="residual-bias-gain"),
+    "affine_relu": Case("affine_relu", (2, 4, 3, 5), variant="residual"),
+    "affine_relu_backward": Case("affine_relu_backward", (2, 4, 3, 5), variant="residual"),
     "to_images": Case("to_images", (2, 3, 4, 6)),
 }
 
@@ -210,6 +212,26 @@ BAD: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"shift": floats(2, 4)}, "shift"),
         ({"num_groups": 4}, "num_groups"),
         ({"num_groups": 0}, "num_groups"),
+    ],
+    "affine_relu": [
+        ({"x": ints(2, 4, 3, 5)}, "x"),
+        ({"x": floats(2, 4, 15)}, "x"),
+        ({"slope": floats(5)}, "slope"),
+        ({"slope": ints(4)}, "slope"),
+        ({"offset": floats(5)}, "offset"),
+        ({"offset": ints(4)}, "offset"),
+        ({"residual": floats(2, 4, 5, 3)}, "residual"),
+        ({"residual": ints(2, 4, 3, 5)}, "residual"),
+    ],
+    "affine_relu_backward": [
+        ({"y": ints(2, 4, 3, 5)}, "y"),
+        ({"y": floats(2, 4, 15)}, "y"),
+        ({"grad_y": floats(2, 4, 5, 3)}, "grad_y"),
+        ({"grad_y": ints(2, 4, 3, 5)}, "grad_y"),
+        ({"slope": floats(5)}, "slope"),
+        ({"slope": ints(4)}, "slope"),
+        ({"grad_sum": floats(2, 4, 5, 3)}, "grad_sum"),
+        ({"grad_sum": ints(2, 4, 3, 5)}, "grad_sum"),
     ],
     "to_images": [({"x": ints(2, 3, 4, 6)}, "x"), ({"dtype": torch.int32}, "dtype"), ({"dtype": torch.int8}, "dtype")],
 }

@@ -33,6 +33,8 @@ WHOLE = {
     "conv3x3_backward": Case("conv3x3_backward", (2, 16, 8, 8)),
     "relu_conv3x3": Case("relu_conv3x3", (2, 16, 8, 8), variant="line-bias-residual"),
     "relu_conv3x3_backward": Case("relu_conv3x3_backward", (2, 16, 8, 8), variant="line-bias-residual"),
+    "affine_relu": Case("affine_relu", (2, 16, 8, 8), variant="residual"),
+    "affine_relu_backward": Case("affine_relu_backward", (2, 16, 8, 8), variant="residual"),
 }
 TINY = {op: dataclasses.replace(case, shape=(1, 1, 1, 3), num_groups=1) for op, case in WHOLE.items()} | {
     "philox_normal": Case("philox_normal", (1, 3), keywords={"dtype": torch.float32}),
@@ -100,6 +102,8 @@ FAULTS = {
     "sum_norm_silu-scale": ("sum_norm_silu", 7, lambda scale: scale * GREATER),
     "conv3x3-gain": ("conv3x3", 11, lambda gain: gain * GREATER),
     "conv3x3-residual": ("conv3x3", 8, lambda residual: residual * GREATER_4),
+    "affine_relu-slope": ("affine_relu", 1, lambda slope: slope * GREATER_4),
+    "affine_relu_backward-slope": ("affine_relu_backward", 2, lambda slope: slope * GREATER_4),
     "relu_conv3x3-offset": ("relu_conv3x3", 4, lambda offset: offset * GREATER_4),
 }
 MISSING = {
@@ -116,6 +120,8 @@ MISSING = {
     "sum_norm_silu-shift": ("sum_norm_silu", 8, lambda shift: None),
     "conv3x3-bias": ("conv3x3", 2, lambda bias: None),
     "conv3x3-residual": ("conv3x3", 8, lambda residual: None),
+    "affine_relu-residual": ("affine_relu", 3, lambda residual: 0 * residual),
+    "affine_relu_backward-sum": ("affine_relu_backward", 3, lambda grad_sum: None),
     "relu_conv3x3-bias": ("relu_conv3x3", 2, lambda bias: None),
 }
 
