@@ -278,8 +278,8 @@ def cases(op: str) -> list[Case]:
         ways = product(CONV_SHAPES, DTYPES, LAYOUTS, ("plain", "up"))
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
     if op.startswith(("relu_conv3x3", "affine_relu")):
-        kinds = RELU_VARIANTS if op.startswith("relu_conv3x3") else ("plain", "residual")
-        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, kinds)
+        parts: tuple[str, ...] = RELU_VARIANTS if op.startswith("relu_conv3x3") else ("plain", "residual")
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, parts)
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
     if op in ("sum_norm_silu", "residual_sum"):
         kinds = SUM_VARIANTS if op == "sum_norm_silu" else RESIDUAL_VARIANTS
