@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ._conv3x3_wins import WINS
+
 PROCESSORS = 128  # multiprocessors of a large GPU, to the next power of two: fewer programs leave some idle
 
 
@@ -238,8 +240,8 @@ class ConvTile(NamedTuple):
 
 
 # (pixels of the result, channels, output channels, compute capability) -> the tile with which our convolution is faster than
-# cuDNN's and the norm's own kernel. Filled by measurement alone (`python -m bench tune-conv3x3`); cuDNN runs the others.
-CONV3X3_WINS: dict[tuple[int, int, int, tuple[int, int]], ConvTile] = {}
+# cuDNN's. Filled by measurement alone (`python -m bench tune-conv3x3 --write`); cuDNN runs the others.
+CONV3X3_WINS: dict[tuple[int, int, int, tuple[int, int]], ConvTile] = {problem: ConvTile(*tile) for problem, tile in WINS.items()}
 
 
 def conv3x3(pixels: int, channels: int, out_channels: int, capability: tuple[int, int]) -> ConvTile:

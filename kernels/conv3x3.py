@@ -220,8 +220,8 @@ def declines(x: Tensor) -> str | None:
 
 
 def wins(x: Tensor, weight: Tensor, upsample: bool) -> bool:
-    """Whether `_tiles.CONV3X3_WINS` lists the shape: it was measured to be faster than cuDNN."""
-    return _problem(x, weight, upsample) in _tiles.CONV3X3_WINS
+    """Whether `_tiles.CONV3X3_WINS` lists the shape: it was measured to be faster than cuDNN. Upsampling was not measured."""
+    return not upsample and _problem(x, weight, upsample) in _tiles.CONV3X3_WINS
 
 
 def _problem(x: Tensor, weight: Tensor, upsample: bool) -> tuple[int, int, int, tuple[int, int]]:

@@ -1,113 +1,194 @@
-"""Which tile of our 3x3 convolution is fastest on this GPU, and whether it beats cuDNN with the norm's own kernel before it.
+"""Which tile of our 3x3 convolution is fastest on this GPU for a few images, and whether it beats cuDNN.
 
-    python -m bench tune-conv3x3 [--network ddpm-cifar10] [--batch 64]     appends to bench/results/tiles-MACHINE.jsonl
+    python -m bench tune-conv3x3 [--network ddpm-cifar10] [--batch 1 4] [--seconds 60] [--write]
 
-Every shape of the networks as a residual block runs it (norm, bias, time embedding), cold, all tiles and cuDNN in turn. A
-tile that is plainly wrong is a failed check. Prints the lines of `_tiles.CONV3X3_WINS` for the shapes where ours wins by more
-than both spreads.
+appends to bench/results/tiles-MACHINE.jsonl; `--write` then makes kernels/_conv3x3_wins.py from all such files, on any machine.
+Every shape of the networks by itself, as a U-Net runs it whose norms add what surrounds a convolution: launches of a CUDA graph,
+one after the other, each by weights of its own, which together do not fit into the L2 cache. The tiles are compiled on all cores
+beforehand. One that is plainly wrong is a failed check; ours wins where it is faster by more than both spreads.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.core.comparison import Variant, compare, sound, within
-from bench.core.run import Run, begin, parser
+from bench.core.run import RESULTS, Run, begin, parser
+from bench.runs.precompile import compile_for, compile_one
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
+from bench.subjects.launches import Compiled, noted
 from bench.subjects.op_case import tiles_listed
 from purify_engine import ops
-from purify_engine.benchmark.harness import CudaClock, Timing, interleaved, wall_clock
+from purify_engine.benchmark.harness import CudaClock, Timing, interleaved, read_records, wall_clock
 from purify_engine.kernels import _tiles
 from purify_engine.reference import layers
 
-BATCHES = {"adm-imagenet256": (1, 8)}  # the others:
-CIFAR_BATCHES = (1, 64, 256)
+NETWORKS = ("ddpm-cifar10",)
+BATCHES = (1, 4)
 CUDNN = "cuDNN"
-SECONDS = 1.0  # a shape, all tiles together
+SECONDS = 0.4  # a shape, all tiles together
 OURS = 2  # times as far from float64 as cuDNN
+COLD = 2**26  # bytes of weights that a graph reads: more than an L2 cache holds
+ASSUMED = (9, 0)
+TABLE = Path(_tiles.__file__).with_name("_conv3x3_wins.py")
 
 Problem = tuple[int, int, int, tuple[int, int]]  # the arguments of `_tiles.conv3x3`
-Arguments = tuple[Any, ...]  # of the op: x, weight, bias, the norm's two, no scale and shift, the embedding
+Arguments = tuple[Any, ...]  # of the op: x, weight
+Way = _tiles.ConvTile | str
+
+
+class Shape(NamedTuple):
+    """A small tile: enough steps are under way at a time to fetch 64 to 96 kB, as a processor's share of the memory takes."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+SMALL = (Shape(16, 16, 128, 4, 8), Shape(16, 32, 128, 4, 6), Shape(32, 32, 128, 4, 5), Shape(16, 64, 128, 4, 5),
+         Shape(32, 64, 128, 4, 4), Shape(64, 64, 64, 4, 6), Shape(64, 128, 64, 8, 4))  # fmt: skip
 
 
 def main(words: list[str]) -> int:
     options = parser("tune-conv3x3", __doc__)
-    options.add_argument("--network", nargs="+", choices=CONVOLUTIONS, help="only these")
-    options.add_argument("--batch", nargs="+", type=int, help="only these")
+    options.add_argument("--network", nargs="+", choices=CONVOLUTIONS, default=NETWORKS, help="only these")
+    options.add_argument("--batch", nargs="+", type=int, default=BATCHES, help="only these")
+    options.add_argument("--write", action="store_true", help="make the table from all results; alone where there is no GPU")
     run, chosen = begin("tiles", options, words)
-    torch.backends.cudnn.benchmark = True
-    won = []
-    for network, batch, conv in shapes(run, chosen):
-        if run.seconds_left < 0:
-            run.note(f"{network} {conv}, batch {batch}", "not measured: no time left")
-            continue
-        won += measured(run, network, batch, conv)
-    print("\n".join(["CONV3X3_WINS = {", *(f"    {problem}: {tile}," for problem, tile in won), "}"]), flush=True)
+    if run.device.type == "cuda" or run.toy:
+        measure_all(run, chosen)
+    if chosen.write:
+        TABLE.write_text(table(read_records(sorted((chosen.results or RESULTS).glob("tiles-*.jsonl")))))
     return run.close()
+
+
+def measure_all(run: Run, chosen: Any) -> None:
+    different = dict[Problem, tuple[str, int, Convolution]]()
+    for network, batch, conv in shapes(run, chosen):  # four images of eight pixels a side are one of sixteen
+        different.setdefault(problem_of(run, batch, conv), (network, batch, conv))
+    todo = list(different.values())
+    if run.device.type == "cuda":
+        precompile(run, todo)
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        for network, batch, conv in todo:
+            if run.seconds_left < 0:
+                run.note(f"{network} {tuple(conv)}, batch {batch}", "not measured: no time left")
+            else:
+                measured(run, network, batch, conv)
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def shapes(run: Run, chosen: Any) -> Iterator[tuple[str, int, Convolution]]:
     """What the kernel takes: unstrided ones of the U-Nets, wide enough for the matrix units."""
-    for network, convs in (TOY if run.toy else CONVOLUTIONS).items():
-        if chosen.network is None or network in chosen.network:
-            for batch in chosen.batch or ((1,) if run.toy else BATCHES.get(network, CIFAR_BATCHES)):
-                for conv in convs:
-                    if conv.stride == 1 and min(conv.channels, conv.out_channels) >= (8 if run.toy else 16):
-                        yield network, batch, conv
+    for network, convs in TOY.items() if run.toy else [(name, CONVOLUTIONS[name]) for name in chosen.network]:
+        for batch in (1,) if run.toy else chosen.batch:
+            for conv in convs:
+                if conv.stride == 1 and min(conv.channels, conv.out_channels) >= (8 if run.toy else 16):
+                    yield network, batch, conv
 
 
 def tiles(run: Run, problem: Problem) -> list[_tiles.ConvTile]:
-    """The guess of `_tiles`, and every other that fits into shared memory, wastes no half of its rows and splits few terms."""
+    """The guess of `_tiles`, and small tiles: whole where they are many, with their terms split where that occupies the GPU."""
     guess = _tiles.conv3x3(*problem)
     if run.toy:
         return [guess, guess._replace(block_m=guess.block_m // 2)]
-    pixels, channels, out_channels, capability = problem
+    pixels, channels, out_channels, _ = problem
     candidates = [guess]
-    for rows, columns, depth, takes_norm, stages in product((64, 128), (64, 128, 256), (32, 64), (False, True), (3, 4)):
-        programs = _tiles.cdiv(pixels, rows) * _tiles.cdiv(out_channels, columns)
-        splits = max(1, min(_tiles.cdiv(_tiles.PROCESSORS, programs), 9 * _tiles.cdiv(channels, depth) // 8))
-        fits = 2 * stages * (rows + columns) * depth <= _tiles.shared_memory(capability)
-        if fits and pixels > rows // 2 and out_channels > columns // 2:
-            warps = 8 if rows * columns > 128 * 64 else 4
-            candidates.append(_tiles.ConvTile(rows, columns, depth, splits, takes_norm, warps, stages))
+    for rows, columns, depth, warps, stages in SMALL:
+        programs, steps = _tiles.cdiv(pixels, rows) * _tiles.cdiv(out_channels, columns), 9 * _tiles.cdiv(channels, depth)
+        tile = _tiles.ConvTile(rows, columns, depth, 1, False, warps, stages)
+        if rows > max(16, pixels) or programs > 4 * _tiles.PROCESSORS:
+            continue
+        if programs >= _tiles.PROCESSORS // 8:
+            candidates.append(tile)
+        if programs <= _tiles.PROCESSORS // 2:
+            splits = _tiles.power_of_two(max(2, min(_tiles.PROCESSORS // programs, steps // 2)) + 1) // 2
+            candidates.append(tile._replace(splits=splits))
     return list(dict.fromkeys(candidates))
 
 
-def measured(run: Run, network: str, batch: int, conv: Convolution) -> list[tuple[Problem, _tiles.ConvTile]]:
-    """Time all tiles of one shape beside cuDNN; [(problem, tile)] where ours wins, else nothing."""
-    capability = torch.cuda.get_device_capability() if run.device.type == "cuda" else (9, 0)
-    problem = (batch * conv.size**2, conv.channels, conv.out_channels, capability)
+def precompile(run: Run, todo: list[tuple[str, int, Convolution]]) -> None:
+    """Compile every tile, on all cores at once."""
+    found, capability = dict[Compiled, None](), ASSUMED
+    with noted(run.device, lambda launched: found.setdefault(launched)):
+        for _, batch, conv in todo:
+            arguments, problem = arguments_of(run, batch, conv), problem_of(run, batch, conv)
+            capability = problem[-1]
+            for tile in tiles(run, problem):
+                with_tile(problem, tile, arguments, {})()
+    processes, fresh = min(os.cpu_count() or 1, len(found)), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, fresh, initializer=compile_for, initargs=(capability,)) as pool:
+        faults = [fault for fault in pool.map(compile_one, found) if fault]
+    run.check("precompile", not faults, "; first ".join([f"{len(found)} of tiles", *faults[:1]]))
+
+
+def problem_of(run: Run, batch: int, conv: Convolution) -> Problem:
+    capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
+    return batch * conv.size**2, conv.channels, conv.out_channels, capability
+
+
+def measured(run: Run, network: str, batch: int, conv: Convolution) -> None:
+    """Time all tiles of one shape beside cuDNN, and write down the fastest."""
+    problem, arguments = problem_of(run, batch, conv), arguments_of(run, batch, conv)
     label = f"{network} {tuple(conv)}, batch {batch}"
     with torch.no_grad():
-        agreeing = sound(run, label, variants(run, problem, arguments_of(run, batch, conv)))
-    calls = {way: variant.call for way, variant in agreeing.items()}
-    clock = CudaClock(cold=True, queued=True) if run.device.type == "cuda" else wall_clock
-    timings: dict[Any, Timing] = interleaved(calls, clock, seconds=0 if run.toy else SECONDS, least=1 if run.toy else 5)
-    cudnn_timing = timings.pop(CUDNN, None)
-    if not timings or cudnn_timing is None:
-        return []  # why is in the lines
+        agreeing = sound(run, label, variants(run, problem, arguments))
+        timings = timed(run, {way: variant.call for way, variant in agreeing.items()}, arguments[1])
+    cudnn = timings.pop(CUDNN, None)
+    if not timings or cudnn is None:
+        return  # why is in the lines
     best = min(timings, key=lambda tile: timings[tile].median)
-    best_timing = timings[best]
-    wins = cudnn_timing.median - best_timing.median > best_timing.spread + cudnn_timing.spread
+    mine = timings[best]
+    wins = cudnn.median - mine.median > mine.spread + cudnn.spread
     facts = {"network": network, "batch": batch, "conv": list(conv), "problem": problem, "tile": best._asdict(), "wins": wins}
-    text = f"{network} {tuple(conv)}, batch {batch}: {cudnn_timing.median / best_timing.median:.2f} × cuDNN with {best}"
-    run.figure(text, kind="tile", **facts, cudnn=cudnn_timing.record(), **best_timing.record())
-    return [(problem, best)] if wins else []
+    medians = [[list(tile), timing.median] for tile, timing in timings.items()]
+    text = f"{label}: {1e6 * mine.median:.2f} us, {cudnn.median / mine.median:.2f} × cuDNN, by {best}"
+    run.figure(text, kind="tile", **facts, medians=medians, cudnn=cudnn.record(), **mine.record())
+
+
+def timed(run: Run, calls: dict[Any, Callable[..., object]], weight: Tensor) -> dict[Any, Timing]:
+    """Seconds a call: on a GPU within a graph of many, by weights that no cache holds all of."""
+    if run.device.type != "cuda":
+        return interleaved(calls, wall_clock, seconds=0 if run.toy else SECONDS, least=1 if run.toy else 5)
+    copies = [weight.clone() for _ in range(max(8, COLD // (weight.numel() * weight.element_size())))]
+    replays = {way: captured([partial(call, copy) for copy in copies]) for way, call in calls.items()}
+    clock = CudaClock(cold=False, queued=True, device=run.device)
+    return interleaved(replays, lambda replay: clock(replay) / len(copies), seconds=SECONDS, least=7)
+
+
+def captured(calls: list[Callable[[], object]]) -> Callable[[], None]:
+    """The calls, one after the other, as a CUDA graph."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        for call in calls:
+            call()
+    return graph.replay
 
 
 def variants(run: Run, problem: Problem, arguments: Arguments) -> dict[Any, Callable[[], Variant]]:
     """cuDNN and ours by every tile, each compared with float64."""
-    around: dict[str, Any] = {"num_groups": 8 if run.toy else 32}
-    calls: dict[Any, Callable[[], Tensor]] = {CUDNN: partial(by_cudnn, arguments, around)}
+    around: dict[str, Any] = {}
+    calls: dict[Any, Callable[..., Tensor]] = {CUDNN: cudnn_by(arguments, around)}
     calls |= {tile: with_tile(problem, tile, arguments, around) for tile in tiles(run, problem)}
-    wide: Any = [None if each is None else each.double() for each in arguments]
-    truth, honest = layers.conv3x3(*wide, **around), calls[CUDNN]()
+    truth, honest = layers.conv3x3(*(each.double() for each in arguments)), calls[CUDNN]()
 
     def variant(call: Callable[[], Tensor]) -> Variant:
         return Variant(call, lambda: compare(call(), honest, truth, within(OURS)))
@@ -115,32 +196,49 @@ def variants(run: Run, problem: Problem, arguments: Arguments) -> dict[Any, Call
     return {way: partial(variant, call) for way, call in calls.items()}
 
 
+def cudnn_by(arguments: Arguments, around: dict[str, Any]) -> Callable[..., Tensor]:
+    """A call of PyTorch's convolution, by another weight if one is given."""
+    return lambda weight=None: by_cudnn((arguments[0], arguments[1] if weight is None else weight), around)
+
+
 def by_cudnn(arguments: Arguments, around: dict[str, Any]) -> Tensor:
-    """PyTorch's convolution, with the norm's own kernel before it."""
+    """PyTorch's convolution."""
     with ops.backend("torch"):
-        return torch.ops.purify.conv3x3(*arguments, **around)
+        return ops.conv3x3(*arguments, **around)
 
 
 def arguments_of(run: Run, batch: int, conv: Convolution) -> Arguments:
-    """x, weight, bias, the norm's weight and bias, no scale and shift, the embedding: random data in the networks' precision."""
-    on_gpu = run.device.type == "cuda"
-    dtype, layout = torch.bfloat16 if on_gpu else torch.float16, torch.channels_last
+    """x and weight: random data in the networks' precision."""
+    dtype, layout = torch.bfloat16 if run.device.type == "cuda" else torch.float16, torch.channels_last
     draw = torch.Generator(run.device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device=run.device, dtype=dtype, generator=draw)
+        return torch.randn(shape, device=run.device, dtype=dtype, generator=draw).to(memory_format=layout)
 
-    x = normal(batch, conv.channels, conv.size, conv.size).to(memory_format=layout)
-    weight = (normal(conv.out_channels, conv.channels, 3, 3) / (9 * conv.channels) ** 0.5).to(memory_format=layout)
-    norm = 1 + 0.1 * normal(conv.channels), 0.1 * normal(conv.channels)
-    return x, weight, normal(conv.out_channels), *norm, None, None, normal(1, conv.out_channels)
+    weight = normal(conv.out_channels, conv.channels, 3, 3) / (9 * conv.channels) ** 0.5
+    return normal(batch, conv.channels, conv.size, conv.size), weight
 
 
-def with_tile(problem: Problem, tile: _tiles.ConvTile, arguments: Arguments, around: dict[str, Any]) -> Callable[[], Tensor]:
-    """A call of our kernel with this tile and no other."""
+def with_tile(problem: Problem, tile: _tiles.ConvTile, arguments: Arguments, around: dict[str, Any]) -> Callable[..., Tensor]:
+    """A call of our kernel with this tile and no other, by another weight if one is given."""
 
-    def call() -> Tensor:
+    def call(weight: Tensor | None = None) -> Tensor:
         with tiles_listed({problem: tile}), ops.backend("triton"):
-            return torch.ops.purify.conv3x3(*arguments, **around)
+            return ops.conv3x3(arguments[0], arguments[1] if weight is None else weight, **around)
 
     return call
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The module that `_tiles` reads: the last tile of every problem, where it won."""
+    last = {(*record["problem"][:3], tuple(record["problem"][3])): record for record in records if record["kind"] == "tile"}
+    rows = sorted((problem, tuple(record["tile"].values())) for problem, record in last.items() if record["wins"])
+    lines = [
+        '"""Written by `python -m bench tune-conv3x3 --write` from bench/results: cold weights, launches of a CUDA graph."""',
+        "",
+        "# (pixels of the result, channels, out_channels, compute capability) -> the fields of `_tiles.ConvTile`",
+        "WINS: dict[tuple[int, int, int, tuple[int, int]], tuple[int, int, int, int, bool, int, int]] = {",
+        *(f"    {problem}: {tile}," for problem, tile in rows),
+        "}",
+    ]
+    return "\n".join([*lines, ""])

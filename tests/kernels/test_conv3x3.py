@@ -11,6 +11,7 @@ from torch import Tensor
 from purify_engine import ops
 from purify_engine.kernels import _outputs, _tiles, conv3x3
 from purify_engine.kernels._tiles import ConvTile
+from purify_engine.ops import switches
 from purify_engine.reference import layers
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case
@@ -134,14 +135,18 @@ def test_other_precisions_are_left_to_the_next_engine(dtype):
 
 
 def test_it_runs_unforced_only_where_it_was_measured_to_win(monkeypatch):
-    x, weight, *_, upsample = map(moved, Case("conv3x3", (1, 20, 2, 2), HALF, variant="bias-up").arguments())
-    declines, around = ops.OPS["conv3x3"].engines["triton"].declines, ops.Around(upsample=upsample)
-    assert "cuDNN" in declines(x, weight, None, around)
+    x, weight, *_ = map(moved, Case("conv3x3", (1, 20, 4, 4), HALF, variant="plain").arguments())
+    declines, around = ops.OPS["conv3x3"].engines["triton"].declines, ops.Around()
     tile = ConvTile(16, 32, 32, 1, takes_norm=False, num_warps=4, num_stages=3)
-    monkeypatch.setitem(_tiles.CONV3X3_WINS, (16, 20, 40, conv3x3.capability(x)), tile)
-    assert declines(x, weight, None, around) is None
-    assert "cuDNN" in declines(x, weight, None, ops.Around())  # fewer pixels
-    assert "PyTorch differentiates" in declines(x.clone().requires_grad_(), weight, None, around)
+    with switches.anywhere(), switches.switched(split_k=True):
+        assert "cuDNN" in declines(x, weight, None, around)
+        monkeypatch.setitem(_tiles.CONV3X3_WINS, (16, 20, len(weight), conv3x3.capability(x)), tile)
+        assert declines(x, weight, None, around) is None
+        assert "cuDNN" in declines(x[:, :, :2], weight, None, around)  # fewer pixels
+        assert "cuDNN" in declines(x[:, :, :2, :2], weight, None, ops.Around(upsample=True))  # as many, but not what was measured
+        assert "PyTorch differentiates" in declines(x.clone().requires_grad_(), weight, None, around)
+        with switches.switched(split_k=False):
+            assert "cuDNN" in declines(x, weight, None, around)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)], ids=str)

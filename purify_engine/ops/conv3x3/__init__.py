@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine.config import require
-from purify_engine.ops import _check, _extension, _gradient, _layout, resampling
+from purify_engine.ops import _check, _extension, _gradient, _layout, resampling, switches
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._registry import Launcher, Op, call, define, forced, is_recorded, parts_of_torch
 from purify_engine.ops._triton import kernel, triton
@@ -142,7 +142,7 @@ def _declines_triton(x: Tensor, weight: Tensor, norm: Norm | None, around: Aroun
     if forced() != "triton":
         if is_recorded((x, weight, *(norm or ()), *around)):
             return "PyTorch differentiates its own convolution, with nothing computed twice"
-        if not kernel("conv3x3", "wins")(x, weight, around.upsample):
+        if not (switches.runs("split_k", x) and kernel("conv3x3", "wins")(x, weight, around.upsample)):
             return "cuDNN is faster here, or was not compared"
     return kernel("conv3x3", "declines")(x)
 
