@@ -65,7 +65,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
             Step("graph", ("bench", "check-graph"), 75),
             Step("gradient", ("bench", "check-gradient"), 60),
         ),
-        (Step("switches", ("bench", "switches"), 120),),
+        (Step("switches", ("bench", "switches"), 150),),
         (Step("profile", ("bench", "profile"), 30),),
     ),
     "2": (

@@ -133,7 +133,7 @@ def test_steps_are_timed_without_a_gpu_beside_every_opponent(lines, committed, m
 
 
 def test_switches_are_timed_and_their_images_compared_without_a_gpu(lines, committed):
-    status, found = lines(switches.main, "--batch", "64", "1")
+    status, found = lines(switches.main)
     timed = {(line["measure"], line["variant"]) for line in found if line["kind"] == "switch"}
     assert status == 0 and timed >= {("whole", "all on"), ("whole", "all off")}
     assert timed >= {("single", "lean_norm off"), ("single", "split_k on")}
@@ -219,7 +219,7 @@ def test_a_failing_or_endless_step_is_said_and_fails(tmp_path, monkeypatch, caps
     monkeypatch.setattr(steps, "GRACE", 0.0)
     status, seconds = carried_out(Step("endless", ("endless",), 3), tmp_path)
     assert status == steps.TIMED_OUT and seconds < 30
-    assert "endless: out of time after 3 s" in capsys.readouterr().out
+    assert "endless: out of time" in capsys.readouterr().out
     assert carried_out(Step("failing", ("failing",), 30), tmp_path)[0] == 1
 
 

@@ -17,7 +17,9 @@ from bench.core.run import ROOT
 
 GRACE = 15.0  # seconds that a step is given to notice, by itself, that its time is over
 TIMED_OUT = 124
+PATIENCE = 4  # times the seconds in a dry run: on a machine whose speed is not the point
 CACHE = ROOT / "build" / "triton"  # of compiled kernels, unless TRITON_CACHE_DIR says where
+DRY = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # toys gain nothing by threads
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def carried_out(stage: Sequence[Step], results: Path, *, dry: bool) -> list[Outc
         while waiting:
             for step, begun in list(waiting.items()):
                 seconds = time.monotonic() - started
-                late = seconds > step.seconds + GRACE
+                late = seconds > limit(step, dry=dry) + GRACE
                 if late or all(process.poll() is not None for process in begun):
                     outcomes.append(Outcome(step, _ended(step, begun), seconds))
                     del waiting[step]
@@ -76,6 +78,11 @@ def carried_out(stage: Sequence[Step], results: Path, *, dry: bool) -> list[Outc
     return sorted(outcomes, key=lambda outcome: stage.index(outcome.step))
 
 
+def limit(step: Step, *, dry: bool) -> float:
+    """The seconds that a step is told to take at most."""
+    return PATIENCE * step.seconds if dry else step.seconds
+
+
 def _shards(step: Step, *, dry: bool) -> int:
     return 1 if dry else step.shards
 
@@ -83,8 +90,8 @@ def _shards(step: Step, *, dry: bool) -> int:
 def _begun(step: Step, results: Path, processes: int, *, dry: bool) -> list[subprocess.Popen[bytes]]:
     words = [sys.executable, "-m", *step.words, *(("--toy", "--device", "cpu") if dry else ())]
     if not step.tool:
-        words += ["--results", str(results), "--seconds", str(step.seconds)]
-    environment = {"TRITON_CACHE_DIR": str(CACHE), **os.environ, **({"TRITON_INTERPRET": "1"} if dry else {})}
+        words += ["--results", str(results), "--seconds", str(limit(step, dry=dry))]
+    environment = {"TRITON_CACHE_DIR": str(CACHE), **os.environ, **(DRY if dry else {})}
     if processes > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     shards = _shards(step, dry=dry)
@@ -99,6 +106,6 @@ def _ended(step: Step, begun: list[subprocess.Popen[bytes]]) -> int:
         process.kill()
         process.wait()
     if late:
-        print(f"{step.name}: out of time after {step.seconds + GRACE:.0f} s; what it had measured is kept", flush=True)
+        print(f"{step.name}: out of time; what it had measured is kept", flush=True)
         return TIMED_OUT
     return next((process.returncode for process in begun if process.returncode), 0)
