@@ -36,6 +36,7 @@ WHOLE = [
     Layer(16, 8, 4, 4, 2),  # 12 channels a group, of which one straddles both images
     Layer(16, 8, 3, 5, 2),  # pixels that fill no power of two
     Layer(64, 32, 1, 2, 8),
+    Layer(32, 16, 4, 4, 12),  # channels that are no power of two, in groups that are
     Layer(32, 0, 1, 1, 32),  # groups of one element
 ]
 
