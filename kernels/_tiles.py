@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 from ._conv3x3_wins import WINS
@@ -105,7 +106,8 @@ def slab(channels: int, own: int, pixels: int, num_groups: int) -> SlabTile | No
     return known if known in possible else next(iter(possible), None)
 
 
-def slabs(channels: int, own: int, pixels: int, num_groups: int) -> list[SlabTile]:
+@cache  # of every layer, in every step
+def slabs(channels: int, own: int, pixels: int, num_groups: int) -> tuple[SlabTile, ...]:
     """Tiles to choose from, the likely one first: 64 bytes of a pixel and 2048 elements where a program can hold them.
 
     Groups are cut into chunks where not even one of them fits.
@@ -116,7 +118,7 @@ def slabs(channels: int, own: int, pixels: int, num_groups: int) -> list[SlabTil
     # Two tiles are for groups that are no power of two: what is kept for their groups has as many places as the second has units.
     found = [tile for tile in found if not tile.second or width & (width - 1)]
     if not found:
-        return _chunks(channels, own, pixels, width & -width)
+        return tuple(_chunks(channels, own, pixels, width & -width))
 
     def likely(tile: SlabTile) -> tuple[int, bool, bool, int, bool]:
         size = tile.first + tile.second
@@ -124,7 +126,7 @@ def slabs(channels: int, own: int, pixels: int, num_groups: int) -> list[SlabTil
         misses = (elements > MOST_IN_SLAB // 2) + (elements < 2048) + (size < 32)
         return misses, size < 16, elements > MOST_IN_SLAB // 2, size, elements != 32 * tile.num_warps * _each(elements)
 
-    return sorted(found, key=likely)
+    return tuple(sorted(found, key=likely))
 
 
 def _each(elements: int) -> int:

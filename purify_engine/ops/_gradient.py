@@ -6,6 +6,7 @@ differentiable operations.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,12 @@ def by_op(backward_op: Op) -> Callable[[Op], None]:
         return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), *(None for _ in ctx.others)
 
     return lambda op: register(op, backward, setup_context)
+
+
+def of_known_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """An `autograd.Function`'s `forward` that says what it takes: PyTorch asks in every call, and Python would read it off anew."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 class Recomputed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from purify_engine.ops._registry import Declines, Launcher
@@ -21,6 +22,11 @@ def kernel(stem: str, name: str) -> Callable[..., Any]:
     """The host function `name` of `kernels/<stem>.py`, which is imported in the first call."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(f"purify_engine.kernels.{stem}"), name)(*args, **kwargs)
+        return getattr(_module(stem), name)(*args, **kwargs)
 
     return call
+
+
+@cache  # asking Python's own table of modules takes as long as a small kernel
+def _module(stem: str) -> Any:
+    return importlib.import_module(f"purify_engine.kernels.{stem}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine.ops import switches
+from purify_engine.ops._gradient import of_known_signature
 from purify_engine.ops._packed import is_frozen
 from purify_engine.ops._registry import order
 from purify_engine.ops.conv2d import conv2d
@@ -60,6 +61,7 @@ class _ConvRelu(torch.autograd.Function):
     """What is kept is the result: where it is 0, nothing passes. The filters are constants."""
 
     @staticmethod
+    @of_known_signature
     def forward(
         x: Images,
         weight: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around
+from purify_engine.ops._gradient import of_known_signature
 from purify_engine.ops._packed import PackedWeights, is_frozen
 from purify_engine.types import Images
 
@@ -62,6 +63,7 @@ class _Convolution(torch.autograd.Function):
     """Linear in x; the filters are constants."""
 
     @staticmethod
+    @of_known_signature
     def forward(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None) -> Images:
         return F.conv2d(x, weight, bias, padding=1)
 
