@@ -21,6 +21,8 @@ def _of_channel(values_ptr, first, element, pixels, CHANNELS: tl.constexpr, LAST
     # In 32 bits, from the program's own first channel on: neighbours read neighbours.
     along = ((first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)) % CHANNELS
     channel = along if LAST else element // pixels % CHANNELS
+    if LAST and CHANNELS % 8 == 0:  # eight neighbours do not wrap, and are read by one access
+        channel = tl.max_contiguous(tl.multiple_of(channel, 8), 8)
     return tl.load(values_ptr + channel).to(tl.float32)
 
 
