@@ -69,12 +69,16 @@ PARTS: dict[str, tuple[Stage, ...]] = {
         (Step("profile", ("bench", "profile"), 30),),
     ),
     "2": (
-        (Step("compiled", ("bench", "compiled"), 165),),
-        (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 55),),
-        (Step("whole", ("bench", "whole"), 35),),
-        (Step("adm", ("bench", "loop", "--network", "adm-imagenet256", "--batch", "8", "--variant", *EAGER[:2]), 40),),
+        (
+            Step("build", ("setup", "build_ext", "--inplace"), 60, tool=True),
+            Step("precompile", ("bench", "precompile"), 75),
+            Step("compiled", ("bench", "compiled"), 180),
+        ),
+        (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 65),),
+        (Step("whole", ("bench", "whole"), 30),),
+        (Step("adm", ("bench", "loop", "--network", "adm-imagenet256", "--batch", "8", "--variant", *EAGER[:2]), 30),),
         (Step("cold", ("bench", "cold-start"), 30),),
-        (Step("fp8", ("bench", "fp8"), 30),),
+        (Step("fp8", ("bench", "fp8"), 25),),
     ),
 }  # fmt: skip
 BY_NAME: dict[str, Stage] = {

@@ -23,12 +23,15 @@ from purify_engine.purifier import GuidedPurifier
 from purify_engine.types import Images
 
 NAME = "torch.compile"
-# Changes to a mode's own options. Of max-autotune: convolutions stay cuDNN's, which chooses by timing, as in every variant here.
-# With Triton's among the candidates, and each pointwise kernel tuned by coordinate descent, a batch compiles for minutes.
+# Changes to a mode's own options. Of max-autotune: convolutions stay cuDNN's, which chooses by timing, as in every variant here,
+# and the few small matrix products of the time embedding cuBLAS's. With Triton's among the candidates, and each pointwise kernel
+# tuned by coordinate descent, a batch compiles for minutes.
 MODES: dict[str, dict[str, Any]] = {
-    "max-autotune": {"coordinate_descent_tuning": False, "max_autotune_conv_backends": "ATEN"},
+    "max-autotune": {
+        "coordinate_descent_tuning": False, "max_autotune_conv_backends": "ATEN", "max_autotune_gemm_backends": "ATEN"
+    },
     "reduce-overhead": {},
-}
+}  # fmt: skip
 
 
 def options_of(mode: str) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def told(run: Run, found: dict[str, Any], batch: int, steps: int, compiled: int)
     text = f"cold start, batch {batch}: {wait:.2f} s ({parts}), {compiled} kernels compiled in it, {found['execution']}"
     about = {"network": "ddpm-cifar10", "guide": "resnet18", "batch": batch, "steps": steps}
     run.figure(text, kind="cold start", **about, wait=wait, compiled=compiled, **found)
+    run.headline(f"s from a cold process to {batch} images, {compiled} kernels compiled in it", round(wait, 2))
 
 
 def compiled_kernels() -> int:

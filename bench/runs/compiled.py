@@ -20,7 +20,7 @@ from bench.core.run import ROOT, Run, begin, parser
 from bench.opponents.compiled import MODES, NAME
 
 BATCHES = (64, 1, 256)  # the most telling first
-GRACE = 15.0  # seconds to write the last lines in, before a process is ended
+GRACE = 10.0  # seconds to write the last lines in, before a process is ended
 CACHE = ROOT / "build" / "inductor"
 
 
@@ -42,7 +42,7 @@ def start(run: Run, batch: int, mode: str, turns: Path, processes: int) -> subpr
     what = ["--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", str(batch), "--steps", "2" if run.toy else "10"]
     variants = ["--variant", f"{NAME} {mode}", "engine graph"]
     where = ["--device", str(run.device), "--results", str(run.records.path.parent), "--turns", str(turns)]
-    limits = ["--seconds", str(run.seconds_left - GRACE), *(["--toy"] if run.toy else [])]
+    limits = ["--seconds", str(run.seconds_left), *(["--toy"] if run.toy else [])]
     workers = max(2, 2 * (os.cpu_count() or 2) // processes)
     own = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE), "TORCHINDUCTOR_COMPILE_THREADS": str(workers), "PYTHONUNBUFFERED": "1"}
     words: Sequence[str] = [sys.executable, "-m", "bench", "loop", *what, *variants, *where, *limits]
@@ -53,7 +53,7 @@ def awaited(run: Run, case: tuple[int, str], process: subprocess.Popen[bytes]) -
     """The exit status of a process that is ended where the time is over, and a line that says so."""
     batch, mode = case
     try:
-        return process.wait(timeout=max(run.seconds_left, 0.1))
+        return process.wait(timeout=max(run.seconds_left + GRACE, 0.1))
     except subprocess.TimeoutExpired:
         run.note(f"{NAME} {mode}, batch {batch}", "not measured: it was ended when the time of all was over")
         return 0

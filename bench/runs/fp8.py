@@ -77,6 +77,7 @@ def measure(run: Run, shape: Shape, batch: int) -> None:
         facts = {**shape._asdict(), "batch": batch, "flops": flops}
         text = f"{label}: {name} {1e6 * timing.median:.1f} µs, {flops / timing.median / 1e12:.3g} TFLOP/s"
         run.figure(text, kind="fp8", case=f"{shape}, batch {batch}", variant=name, **facts, **timing.record())
+        run.headline(f"{label}: {name}, TFLOP/s", round(flops / timing.median / 1e12, 1))
 
 
 def in_bf16(x: Tensor, weight: Tensor) -> Variant:
