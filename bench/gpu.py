@@ -62,7 +62,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
             Step("ops", ("bench", "check-ops", "--few-kernels"), 60, shards=8),
             Step("cuda", ("pytest", "-q", "-p", "no:cacheprovider", "tests/ops/test_cuda_on_gpu.py"), 60, tool=True),
             Step("guide", (*GUIDE, "not slower"), 60, tool=True),
-            Step("graph", ("bench", "check-graph"), 75),
+            Step("graph", ("bench", "check-graph"), 75, shards=4),
             Step("gradient", ("bench", "check-gradient"), 60),
         ),
         (Step("switches", ("bench", "switches"), 150),),
