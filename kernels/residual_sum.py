@@ -25,9 +25,11 @@ def _residual_sum_kernel(
     inside = element < numel
     total = tl.load(x_ptr + element, mask=inside)
     if bias_ptr is not None:
-        # In 32 bits, from the program's own first channel on: neighbours read neighbours, 16 bytes at a time.
+        # In 32 bits, from the program's own first channel on: neighbours read neighbours.
         along = ((first % CHANNELS).to(tl.int32) + tl.arange(0, BLOCK)) % CHANNELS
         channel = along if LAST else element // pixels % CHANNELS
+        if LAST and CHANNELS % 8 == 0:  # eight neighbours do not wrap, and are read by one access
+            channel = tl.max_contiguous(tl.multiple_of(channel, 8), 8)
         bias = _images.rounded(tl.load(bias_ptr + channel), DTYPE)
         total = (total.to(tl.float32) + bias.to(tl.float32)).to(DTYPE)
     if residual_ptr is not None:
