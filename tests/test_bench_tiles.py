@@ -57,21 +57,20 @@ def test_a_tile_is_no_larger_than_its_problem_and_leaves_every_program_steps(pro
 def test_on_a_gpu_a_graph_is_timed_of_launches_by_weights_that_no_cache_holds(monkeypatch):
     recorded, seen = [], []
 
-    class Stream:
-        def wait_stream(self, other):
+    class Graph:
+        def capture_begin(self):
+            self.before = len(seen)
+
+        def capture_end(self):
+            recorded.append(len(seen) - self.before)
+
+        def replay(self):
             pass
 
-    @contextlib.contextmanager
-    def graph(made, stream):
-        before = len(seen)
-        yield
-        recorded.append(len(seen) - before)
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    for name in ("Stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
-    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(conv3x3_tiles, "CudaClock", lambda **how: lambda call: 2.0**20)
     monkeypatch.setattr(conv3x3_tiles, "SECONDS", 0)
     run = SimpleNamespace(toy=False, device=SimpleNamespace(type="cuda"))

@@ -171,15 +171,18 @@ def timed(run: Run, calls: dict[Any, Callable[..., object]], weight: Tensor) -> 
 
 
 def captured(calls: list[Callable[[], object]]) -> Callable[[], None]:
-    """The calls, one after the other, as a CUDA graph."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    """The calls, one after the other, as a CUDA graph. (`torch.cuda.graph` collects garbage first: longer than all else here.)"""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.synchronize()
         calls[0]()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph, stream=stream):
-        for call in calls:
-            call()
+        torch.cuda.synchronize()
+        graph.capture_begin()
+        try:
+            for call in calls:
+                call()
+        finally:
+            graph.capture_end()
     return graph.replay
 
 
