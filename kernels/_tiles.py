@@ -147,12 +147,12 @@ def _whole(size: int, pixels: int) -> list[SlabTile]:
 def _chunks(channels: int, own: int, pixels: int, unit: int) -> list[SlabTile]:
     """Tiles of 128 bytes a pixel where the channels have a power of two as large, and 32 elements a thread; then others."""
     found = []
-    ways = ((64, 8192, 64), (128, 8192, 64), (64, 16384, 64), (64, 8192, 128), (32, 8192, 64), (8, 2048, 64))
+    ways = ((64, 8192, 64), (128, 8192, 64), (64, 16384, 64), (64, 8192, 128), (32, 8192, 64), (8, 4096, 64))
     for size, elements, most in ways:
         common = channels | own | size
         first = max(common & -common, unit)
         if channels % first == 0 and own % first == 0:
-            rows = max(1, elements // first)
+            rows = min(max(1, elements // first), power_of_two(pixels))
             blocks = power_of_two(cdiv(pixels, rows * most))
             found.append(SlabTile(first, 0, rows, blocks, max(1, min(16, first * rows // 1024)), True))
     return list(dict.fromkeys(found))
