@@ -116,7 +116,8 @@ def slabs(channels: int, own: int, pixels: int, num_groups: int) -> tuple[SlabTi
     found = [tile for groups in range(1, num_groups + 1) if num_groups % groups == 0 for tile in _whole(groups * width, pixels)]
     found = [tile for tile in found if own % (tile.first + tile.second) in (0, tile.first)]
     # Two tiles are for groups that are no power of two: what is kept for their groups has as many places as the second has units.
-    found = [tile for tile in found if not tile.second or width & (width - 1)]
+    unit = width & -width
+    found = [tile for tile in found if not tile.second or (tile.first + tile.second) // width == tile.second // unit]
     if not found:
         return tuple(_chunks(channels, own, pixels, width & -width))
 

@@ -34,6 +34,7 @@ class Layer(NamedTuple):
 WHOLE = [
     Layer(32, 0, 4, 4, 4),
     Layer(16, 8, 4, 4, 2),  # 12 channels a group, of which one straddles both images
+    Layer(36, 0, 2, 2, 3),  # 36 channels are 32 and 4, and three groups
     Layer(16, 8, 3, 5, 2),  # pixels that fill no power of two
     Layer(64, 32, 1, 2, 8),
     Layer(32, 16, 4, 4, 12),  # channels that are no power of two, in groups that are
