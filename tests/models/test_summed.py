@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from purify_engine.models import summed
+from purify_engine.engine.cpu_capture import CpuCapture
+from purify_engine.engine.guide import NoGuide
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.replay import Replay
+from purify_engine.models import UNet, published, summed
+from purify_engine.models.blocks import Downsample, GroupNormSiLU, Upsample
+from purify_engine.models.denoiser import Denoiser
 from purify_engine.ops import switches
+from tests.engine.test_replay import images, looped, noise, plan
 from tests.models.networks import FAMILIES, noisy_images, small_unet
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -46,3 +55,89 @@ def test_it_is_taken_where_nothing_is_recorded_and_nobody_looks_on(family):
                 assert not summed.is_taken(x, unet)
             with switches.switched(sum_in_norm=False):
                 assert not summed.is_taken(x, unet)
+
+
+@families
+@pytest.mark.parametrize("batch", [1, 3])
+def test_images_do_not_meet_and_one_embedding_serves_them_all(family, batch):
+    unet, x = small_unet(family), noisy_images(batch)
+    with torch.no_grad(), switches.anywhere():
+        rows = unet.embeddings(torch.tensor([5.0]))
+        together = unet.decode(x, rows)
+        each = unet.decode(x, tuple(row.expand(batch, -1) for row in rows))
+        alone = torch.cat([unet.decode(x[i : i + 1], rows) for i in range(batch)])
+    assert (together - each).abs().max() < 1e-12
+    assert (together - alone).abs().max() < 1e-12
+
+
+def test_a_hook_or_a_layer_of_anothers_takes_the_walk_of_layers():
+    class Louder(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *given, **around):
+            return 2 * self.layer(*given, **around)
+
+    unet, x, t = small_unet(), noisy_images(), torch.tensor([7.0])
+    with torch.no_grad(), switches.anywhere():
+        plain = unet(x, t)
+        seen = []
+        handle = unet.encoder[0].block.conv1.register_forward_hook(lambda *given: seen.append(given))
+        assert not summed.is_taken(x, unet)
+        unet(x, t)
+        assert len(seen) == 1
+        handle.remove()
+        assert summed.is_taken(x, unet)
+        unet.middle[0].block.conv2 = Louder(unet.middle[0].block.conv2)
+        assert not summed.is_taken(x, unet)
+        assert (unet(x, t) - plain).abs().max() > 1e-3
+
+
+@families
+def test_a_recording_of_it_equals_the_loop_to_the_bit(family):
+    model = Denoiser(small_unet(family).float().requires_grad_(False))
+    process = ReverseProcess(plan(3), model, NoGuide(), noise(2))
+    with switches.anywhere():
+        expected = looped(process, images(2))
+        replay = Replay(CpuCapture())
+        for _ in range(2):
+            assert torch.equal(replay.run(process, images(2)), expected)
+
+
+# What still stands between the layers: the time embedding's own operations are not in `decode`.
+PASSES = {"add", "add_", "mul", "mul_", "cat", "copy_", "_to_copy", "clone", "constant_pad_nd", "silu", "native_group_norm"}
+
+
+@pytest.mark.parametrize("network", ["DDPM_CIFAR10", "DDPMPP_CIFAR10", "IMPROVED_CIFAR10", "ADM_IMAGENET256"])
+def test_no_image_passes_for_a_sum_alone(network):
+    """On tensors without numbers: an op, a convolution or a product at a time, and nothing between them."""
+    config = getattr(published, network)
+    with torch.device("meta"):
+        unet = UNet(config).eval().to(torch.bfloat16).requires_grad_(False)
+        x, t = torch.empty(2, config.in_channels, config.image_size, config.image_size, dtype=torch.bfloat16), torch.empty(1)
+    norms = sum(isinstance(module, GroupNormSiLU) for module in unet.modules())
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in unet.modules())
+    resamplers = sum(isinstance(module, Upsample | Downsample) for module in unet.modules())
+    with torch.no_grad(), switches.anywhere():
+        rows = unet.embeddings(t)
+        unet.decode(x, rows)  # filters that are kept are made
+        with Calls() as calls:
+            unet.decode(x, rows)
+    names = [name.split("::")[-1] for name in calls.names]
+    assert not PASSES & set(names)
+    assert names.count("sum_norm_silu") == norms
+    assert names.count("residual_sum") == resamplers
+    assert sum(names.count(name) for name in ("conv3x3", "convolution", "mm", "addmm")) == convolutions
+
+
+class Calls(TorchDispatchMode):
+    """The names of all operations, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
