@@ -43,7 +43,7 @@ def by_op(backward_op: Op) -> Callable[[Op], None]:
 
 
 def of_known_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """An `autograd.Function`'s `forward` that says what it takes: PyTorch asks in every call, and Python would read it off anew."""
+    """An `autograd.Function`'s `forward` that says what it takes: PyTorch asks in every call, and Python would read it anew."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
 

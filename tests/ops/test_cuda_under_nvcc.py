@@ -44,7 +44,7 @@ def test_no_kernel_keeps_anything_on_the_stack(source, build, tmp_path):
 
 @pytest.mark.parametrize("source", ["philox.cu", "q_sample.cu", "guided_step.cu"])
 def test_noise_and_sums_in_float32_are_rounded_operation_by_operation(source, build, tmp_path):
-    """As in the kernels in Triton, whose bits they equal; products of two numbers are fused nowhere but where that is spelt out."""
+    """As in the kernels in Triton, whose bits they equal; products are fused nowhere but where that is spelt out."""
     command = [build.find_nvcc(), *build.NVCC_FLAGS, "-arch=compute_80", "-ptx", ROOT / "csrc" / "cuda" / source]
     done = subprocess.run([*command, "-o", tmp_path / "kernels.ptx"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
