@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.core.run import RESULTS, ROOT
-from bench.report import cpu, digits, gpu, growth_chart, tables
+from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, tables
 
 BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
@@ -23,8 +23,8 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     **digits.FIGURES,
     **tables.FIGURES,
     **cpu.FIGURES,
-    "gpu-targets": gpu.gpu_targets,
-    "speed-gpu": gpu.speed,
+    **gpu.FIGURES,
+    **gpu_tables.FIGURES,
 }
 # Files that are drawn whole; nothing is written where nothing was measured
 DRAWINGS: dict[Path, Callable[[Path], str]] = {ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth}

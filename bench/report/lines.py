@@ -79,8 +79,12 @@ class Machine:
     def says(self, run: str | None = None) -> str:
         """The machine's name and the day of a run, the latest by default, with the commit that was measured where it is known."""
         when = run or self.records[-1]["run"]
-        commits = [card.get("commit") for card in self.of(kind="machine", run=when)]
-        return f"{self.name}, {when[:10]}" + (f", commit {commits[0]}" if any(commits) else "")
+        commit = self.commit(when)
+        return f"{self.name}, {when[:10]}" + (f", commit {commit}" if commit else "")
+
+    def commit(self, run: str) -> str | None:
+        """The commit that a run measured, where it is known."""
+        return next((card.get("commit") for card in self.of(kind="machine", run=run)), None)
 
 
 def machines(results: Path) -> list[Machine]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from bench.report.lines import Interval, Machine
 from purify_engine.markdown import table
 
+TIMES = ("ms", "s")  # of which fewer are better
+
 
 @dataclass(frozen=True)
 class Target:
-    """`must`, and `stretch`. `unit`: × as fast, % of a rate, or ms, of which fewer are better."""
+    """`must`, and `stretch`. `unit`: × as fast, % of a rate, or one of `TIMES`."""
 
     says: str
     must: float
@@ -41,10 +43,10 @@ class Target:
 
     def _ends(self, interval: Interval) -> tuple[float, float]:
         """The worst and the best that the interval allows."""
-        return (interval.high, interval.low) if self.unit == "ms" else (interval.low, interval.high)
+        return (interval.high, interval.low) if self.unit in TIMES else (interval.low, interval.high)
 
     def _reached(self, value: float, goal: float) -> bool:
-        return value <= goal if self.unit == "ms" else value >= goal
+        return value <= goal if self.unit in TIMES else value >= goal
 
 
 def shown(value: float, unit: str) -> str:
