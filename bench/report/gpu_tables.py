@@ -130,7 +130,7 @@ def kernels(machine: Machine) -> str:
     cases = list(dict.fromkeys((line["network"], line["guide"], line["batch"]) for line in lines))
     cells = {(line["group"], (line["network"], line["guide"], line["batch"])): line for line in lines}
     rows = []
-    for group in dict.fromkeys(line["group"] for line in lines):
+    for group in sorted(dict.fromkeys(line["group"] for line in lines), key=lambda group: group == "all"):  # which comes last
         found = (cells.get((group, case)) for case in cases)
         rows.append((group, *("–" if line is None else f"{line['launches']:.0f}: {1e3 * line['seconds']:.3g}" for line in found)))
     header = ("launches: ms a step", *(f"{network} + {guide}, batch {batch}" for network, guide, batch in cases))
