@@ -249,6 +249,8 @@ class _Norm:
         # Channels side by side, images as far apart as they are: scale and shift are often two halves of one tensor.
         self.affine = [given if given is None or given.stride(-1) == 1 else given.contiguous() for given in affine]
         self.moments = self.pairs(images, num_groups, self.chunks) if self.chunks > 1 else None
+        # Of small groups terms cancel to the last digit, in groups of one element all of them: an unrounded product stays behind.
+        self.fp_fusion = channels // num_groups * self.pixels >= _tiles.SMALL_GROUP
 
     def pairs(self, *shape: int) -> Tensor:
         """Two numbers each about parts of x."""
@@ -278,7 +280,7 @@ class _Norm:
             **self.cut,
             **self.norm,
         }
-        return Launch(kernel, self.programs, arguments, self.num_warps)
+        return Launch(kernel, self.programs, arguments, self.num_warps, fp_fusion=self.fp_fusion)
 
     def parameters(self, grads: list[Tensor | None], sums: Tensor) -> Launch:
         """The kernel that makes the gradients of weight, bias, scale and shift of the sums over pixels."""
@@ -346,6 +348,7 @@ def variants() -> list[Variant]:
             x = torch.empty(2, channels, size, size, dtype=torch.bfloat16, device="meta")
             found += _both(x.contiguous(memory_format=torch.channels_last), modulated)
         found += _both(torch.empty(2, *shapes[0], shapes[0][1], device="meta"), modulated)
+    found += [variant for dtype in (torch.float32, torch.float64) for variant in _of_single_elements(dtype)]
     return list({str(variant): variant for variant in found}.values())
 
 
@@ -357,3 +360,10 @@ def _both(x: Tensor, modulated: bool) -> list[Variant]:
     return [launch.variant("group_norm_silu") for launch in forward] + [
         launch.variant("group_norm_silu_backward") for launch in backward
     ]
+
+
+def _of_single_elements(dtype: torch.dtype) -> list[Variant]:
+    """Groups of one element, whose gradient is 0."""
+    x, line = torch.empty(1, 1, 1, 1, dtype=dtype, device="meta"), torch.empty(1, dtype=dtype, device="meta")
+    launches = _backward(x, [line, line, None, None], x, x, (line, line, None, None), 1, 1e-5, silu=False)
+    return [launch.variant("group_norm_silu_backward") for launch in launches if launch.kernel is _backward_kernel]

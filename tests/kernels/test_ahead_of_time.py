@@ -51,6 +51,14 @@ def test_noise_and_the_sums_around_it_are_rounded_operation_by_operation(reports
     assert not any("sqrt" in approximation for report in found for approximation in report["approximations"])
 
 
+def test_the_gradient_of_a_norm_of_single_elements_fuses_no_product_which_would_leave_its_rounding_behind(reports):
+    found = [report for report in reports if report["kernel"] == "_backward_kernel" and report["capability"] == [9, 0]]
+    single = [report["fused"] for report in found if "'WIDTH': 1," in report["variant"]]
+    assert len(single) == 2
+    assert not any(single)
+    assert all(report["fused"] for report in found if "'WIDTH': 1," not in report["variant"])
+
+
 def test_attention_in_float32_takes_no_exponential_or_logarithm_of_the_gpu_which_are_wrong_by_two_units(reports):
     kernels = {"_attention_kernel", "_attention_queries_kernel", "_attention_keys_kernel"}
     found = [report for report in reports if report["kernel"] in kernels]
