@@ -54,16 +54,20 @@ class Unsummed(NamedTuple):
 
 
 def is_taken(x: Images, network: nn.Module) -> bool:
-    """Whether the network's norms add up what they read of `x`: it is switched on, nothing is recorded, and nobody looks on."""
-    if not switches.runs("sum_in_norm", x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    """Whether the network's norms add up what they read of `x`: it is switched on, no parameter trains, and nobody looks on."""
+    if not switches.runs("sum_in_norm", x) or torch.compiler.is_compiling():
         return False
-    return not (network.training or autocast.is_on(x.device.type)) and _is_as_built(network)
+    if network.training or autocast.is_on(x.device.type):
+        return False
+    watched = _watched.setdefault(network, Watched(network))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched.tensors()):
+        return False
+    return all(_is_as_built(module) for module in watched.modules()[1:])
 
 
-def _is_as_built(network: nn.Module) -> bool:
-    """Whether its modules are those that this file reads the parameters of, and no hook waits for one to be called."""
-    modules = _watched.setdefault(network, Watched(network)).modules()
-    return all(type(module) in _KNOWN and not (module._forward_hooks or module._forward_pre_hooks) for module in modules[1:])
+def _is_as_built(module: nn.Module) -> bool:
+    """Whether it is one that this file reads the parameters of, and no hook waits for it to be called."""
+    return type(module) in _KNOWN and not (module._forward_hooks or module._forward_pre_hooks)
 
 
 def convolved(conv: Conv3x3, x: Images, upsample: bool = False) -> Unsummed:
@@ -81,8 +85,11 @@ def normed(
     skip: Images | None = None,
     write_sum: bool = True,
 ) -> tuple[Images, Images]:
-    """(the sum with the skip's channels behind it, its norm and SiLU); the sum is empty without `write_sum`."""
-    of = norm.norm(scale, shift)
+    """(the sum with the skip's channels behind it, its norm and SiLU); the sum is empty without `write_sum`.
+
+    Where autograd may record, it is written all the same, since the gradient reads it.
+    """
+    of, write_sum = norm.norm(scale, shift), write_sum or torch.is_grad_enabled()
     return ops.sum_norm_silu(x.raw, x.residual, x.bias, temb, skip, *of, x.gain, norm.silu, write_sum)
 
 

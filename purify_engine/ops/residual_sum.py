@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from purify_engine.ops import _check, _gradient, switches
-from purify_engine.ops._registry import IN_PYTORCH, call, define, forced
+from purify_engine.ops._registry import IN_PYTORCH, Op, call, define, forced
 from purify_engine.ops._triton import kernel, triton
 from purify_engine.reference import sums as reference
 from purify_engine.types import Images
@@ -45,11 +47,28 @@ def _declines_triton(x: Tensor, bias: Tensor | None = None, residual: Tensor | N
     return "float64 is PyTorch's" if x.element_size() > 4 else None
 
 
+def _differentiate(op: Op) -> None:
+    """It is linear: the gradient, times the gain, is every summand's."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.dtypes = [None if each is None else each.dtype for each in (*inputs, None, None)[:3]]
+        ctx.gain = inputs[3] if len(inputs) > 3 else 1.0
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad if ctx.gain == 1 else ctx.gain * grad
+        wanted = _gradient.wanted(ctx, 4)
+        to_x, to_residual = (grad.to(ctx.dtypes[place]) if wanted[place] else None for place in (0, 2))
+        of_bias = grad.sum((0, 2, 3)).to(ctx.dtypes[1]) if wanted[1] else None
+        return (to_x, of_bias, to_residual, None)[: len(ctx.needs_input_grad)]
+
+    _gradient.register(op, backward, setup_context)
+
+
 RESIDUAL_SUM = define(
     "residual_sum(Tensor x, Tensor? bias=None, Tensor? residual=None, float gain=1.0) -> Tensor",
     reference.residual_sum,
     check=check,
-    gradient=_gradient.by_reference,
+    gradient=_differentiate,
     torch=IN_PYTORCH,
     cpp=_NO_CPP,
     cuda=_NO_CUDA,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from purify_engine.ops import _check, _gradient
@@ -12,7 +13,7 @@ from purify_engine.ops._layout import in_layout_of
 from purify_engine.ops._registry import Launcher, Op, call, define, parts_of_torch
 from purify_engine.ops._skip import joined
 from purify_engine.ops._triton import kernel, triton
-from purify_engine.ops.group_norm_silu import group_norm_silu
+from purify_engine.ops.group_norm_silu import GROUP_NORM_SILU_BACKWARD, group_norm_silu
 from purify_engine.reference import sums as reference
 from purify_engine.types import Images
 
@@ -93,9 +94,44 @@ def _sum_norm_silu_triton(x: Tensor, summands: Summands, norm: Norm, silu: bool,
 
 
 def _differentiate(op: Op) -> None:
-    """The gradient of its parts, recomputed from the inputs: the norm's has kernels."""
-    rule = _gradient.Recomputed(_of_flat_parts)
-    _gradient.register(op, rule.backward, rule.setup_context)
+    """Of the sum that was written, the norm's own gradient, an op; without it that of the parts, recomputed from the inputs."""
+    of_norm, generic = _gradient.dispatched(GROUP_NORM_SILU_BACKWARD), _gradient.Recomputed(_of_flat_parts)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, summands, norm, silu, ctx.is_kept = _bundle(*inputs)
+        if not ctx.is_kept:
+            return generic.setup_context(ctx, inputs, output)
+        ctx.set_materialize_grads(False)  # a sum that nothing else reads costs no zeros
+        ctx.dtypes, ctx.settings = (x.dtype, _dtype(summands.residual)), (norm.num_groups, norm.norm_eps, silu)
+        ctx.gain, ctx.own, ctx.count = summands.gain, x.shape[1], len(inputs)
+        return ctx.save_for_backward(output[0], *norm.tensors, summands.bias, summands.temb)
+
+    def backward(ctx: Any, grad_sum: Tensor | None, grad_y: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not ctx.is_kept:
+            assert grad_sum is not None and grad_y is not None
+            return generic.backward(ctx, grad_sum, grad_y)
+        total, *norm, bias, temb = ctx.saved_tensors
+        of_parameters: tuple[Tensor | None, ...] = (None,) * 4
+        if grad_y is not None:
+            through, *of_parameters = of_norm(grad_y, total, *norm, *ctx.settings)
+            grad_sum = through if grad_sum is None else grad_sum + through
+        if grad_sum is None:
+            return (None,) * len(ctx.needs_input_grad)
+        own, skip = (grad_sum, None) if ctx.own == total.shape[1] else (grad_sum[:, : ctx.own], grad_sum[:, ctx.own :])
+        own = own if ctx.gain == 1 else ctx.gain * own
+        wanted = _gradient.wanted(ctx, ctx.count)
+        of_bias = own.sum((0, 2, 3)).to(bias.dtype) if wanted[2] else None
+        of_temb = own.sum((2, 3)).sum_to_size(temb.shape).to(temb.dtype) if wanted[3] else None
+        to_x, to_residual = (own.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
+        found = to_x, to_residual, of_bias, of_temb, skip, *of_parameters
+        given = (grad if want else None for grad, want in zip(found, wanted, strict=False))
+        return (*given, *(None,) * (len(wanted) - len(found)))[: len(ctx.needs_input_grad)]
+
+    _gradient.register(op, backward, setup_context)
+
+
+def _dtype(tensor: Tensor | None) -> torch.dtype | None:
+    return None if tensor is None else tensor.dtype
 
 
 SUM_NORM_SILU = define(

@@ -41,12 +41,13 @@ def test_it_is_the_same_function(family, batch):
 
 
 @families
-def test_it_is_taken_where_nothing_is_recorded_and_nobody_looks_on(family):
+def test_it_is_taken_where_no_parameter_trains_and_nobody_looks_on(family):
     unet, x = small_unet(family), noisy_images()
     with torch.no_grad():
         assert not summed.is_taken(x, unet), "float64, and a CPU"
     with switches.anywhere():
-        assert not summed.is_taken(x, unet), "autograd may record"
+        assert not summed.is_taken(x, unet), "its parameters may train"
+        assert summed.is_taken(x, unet.requires_grad_(False))
         with torch.no_grad():
             assert summed.is_taken(x, unet)
             assert not summed.is_taken(x, unet.train())
@@ -68,6 +69,26 @@ def test_images_do_not_meet_and_one_embedding_serves_them_all(family, batch):
         alone = torch.cat([unet.decode(x[i : i + 1], rows) for i in range(batch)])
     assert (together - each).abs().max() < 1e-12
     assert (together - alone).abs().max() < 1e-12
+
+
+@families
+def test_its_gradient_is_that_of_the_walk_of_layers(family):
+    unet, x = small_unet(family).requires_grad_(False), noisy_images().requires_grad_()
+    rows = [row.detach().requires_grad_() for row in unet.embeddings(torch.tensor([40.0]))]
+    weights = torch.randn(unet.decode(x, tuple(rows)).shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def derivatives():
+        grads = torch.autograd.grad((weights * unet.decode(x, tuple(rows))).sum(), [x, *rows], create_graph=True)
+        seconds = torch.autograd.grad(sum(grad.square().sum() for grad in grads), [x, *rows])
+        return grads, seconds
+
+    expected = derivatives()
+    with switches.anywhere():
+        assert summed.is_taken(x, unet)
+        got = derivatives()
+    for one, other in zip(got, expected, strict=True):
+        for found, truth in zip(one, other, strict=True):
+            assert (found - truth).abs().max() < 1e-11 * max(1, truth.abs().max())
 
 
 def test_a_hook_or_a_layer_of_anothers_takes_the_walk_of_layers():
