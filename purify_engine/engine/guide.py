@@ -118,14 +118,33 @@ class AdversarialGuide(nn.Module):
     def grad(
         self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images:
+        if self.config.look_at == "xt" and not self.config.normalised:
+            return self._pull(x_t, target)
         marginal = plan.marginal(step)
         if self.config.look_at == "xt":
-            pull = input_gradient(lambda view: self.objective(view, target), x_t)
+            pull = self._pull(x_t, target)
         else:
             assert eps is not None
-            x_start = guidance.tweedie(x_t, eps, marginal)
-            pull = input_gradient(lambda view: self.objective(view, target), x_start) / marginal[0].to(x_t.dtype)
+            pull = self._pull(guidance.tweedie(x_t, eps, marginal), target) / marginal[0].to(x_t.dtype)
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
+
+    def _pull(self, x: Images, target: Target) -> Images:
+        if switches.runs("guide_ends", x):
+            return _gradient(lambda view, recorded: self._ends(view, target, recorded), x)
+        return input_gradient(lambda view: self.objective(view, target), x)
+
+    def _ends(self, x: Images, target: Target, recorded: bool) -> tuple[Images, Images]:
+        """The last maps of the network, and the gradient of G to them, written out: few passes over few numbers."""
+        network, config = self.network.frozen(), self.config
+        maps = network.last_maps(x)
+        wanted_features, label = target
+        pixels = maps.shape[2:].numel()
+        weights = config.label_weight / pixels, config.latent_weight / pixels
+        with torch.set_grad_enabled(recorded):
+            features, logits = network.read_off(maps)
+            hard = None if config.pseudo_label == "none" else label
+            grad = guidance.objective_gradient(features, logits, wanted_features, hard, network.head.weight, weights)
+            return maps, grad[:, :, None, None].expand_as(maps)
 
     def objective(self, x: Images, target: Target) -> Tensor:
         """G summed over the batch, at model-space images."""
@@ -142,8 +161,14 @@ def input_gradient(objective: Callable[[Images], Tensor], x: Images) -> Images:
 
     Never wrap this in torch.compile: it would drop the second-order term in silence, and robustness would look better than it is.
     """
+    return _gradient(lambda view, recorded: (objective(view), None), x)
+
+
+def _gradient(function: Callable[[Images, bool], tuple[Tensor, Tensor | None]], x: Images) -> Images:
+    """The same of what `function` gives, being told whether that is recorded: a tensor, and the objective's gradient to it."""
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         view = x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(objective(view), view, create_graph=recorded)
+        of, weights = function(view, recorded)
+        (grad,) = torch.autograd.grad(of, view, weights, create_graph=recorded)
     return grad

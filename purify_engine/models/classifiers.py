@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.folded_blocks import PostActivation, PreActivation
 from purify_engine.models.folding import Folding
+from purify_engine.ops import PackedWeights
 from purify_engine.types import Features, Images, Logits
+
+_lines = PackedWeights()
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 Folds = tuple[tuple[str, str], ...]  # the convolutions that feed a batch norm and nothing else (folding.py)
@@ -163,11 +166,38 @@ class Classifier(nn.Module):
 
     def features_and_logits(self, images: Images) -> tuple[Features, Logits]:
         """The penultimate features [B, F], after the global mean, and the logits [B, K] that they give."""
-        x = (images - self.mean) / self.std
+        return self.read_off(self._through((images - self.mean) / self.std))
+
+    def last_maps(self, x: Images) -> Images:
+        """What the global mean is taken of, [B, F, h, w]; x in [-1, 1] becomes a normalised image in one pass."""
+        slope, offset = self._line()
+        return self._through(torch.addcmul(offset, x, slope))
+
+    def read_off(self, maps: Images) -> tuple[Features, Logits]:
+        """Features and logits of the last maps."""
+        features = maps.mean(dim=(2, 3))
+        return features, self.head(features)
+
+    @property
+    def head(self) -> nn.Linear:
+        """What makes logits of features."""
+        return cast(nn.Linear, self.get_submodule(self._head))
+
+    def _through(self, x: Images) -> Images:
         for name in self._trunk:
             x = self.get_submodule(name)(x)
-        features = x.mean(dim=(2, 3))
-        return features, self.get_submodule(self._head)(features)
+        return x
+
+    def _line(self) -> tuple[Tensor, Tensor]:
+        """The slope and the offset of every channel, of an image in [-1, 1] to a normalised one."""
+
+        def packed() -> Tensor:
+            with torch.inference_mode(False), torch.no_grad():
+                mean, std = self.mean.double(), self.std.double()
+                return torch.stack([0.5 / std, (0.5 - mean) / std]).to(self.mean.dtype)
+
+        slope, offset = _lines.of(self.mean, "line", packed)
+        return slope, offset
 
     def frozen(self) -> Classifier:
         """The same function with its batch norms folded away; this network itself where a parameter may want a gradient."""

@@ -16,6 +16,8 @@ from purify_engine import ops
 from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Unsummed
 from purify_engine.ops import switches
 
+_biases = ops.PackedWeights()
+
 
 class PostActivation(nn.Module):
     """conv, ReLU, conv, plus the shortcut, ReLU. Where a ReLU costs no pass behind a convolution, nor does a shortcut's bias."""
@@ -25,7 +27,6 @@ class PostActivation(nn.Module):
         self.conv1: FrozenConv3x3 | FrozenConvolution = block.conv1
         self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module = block.shortcut
-        self._biases = ops.PackedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
         if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
@@ -40,7 +41,7 @@ class PostActivation(nn.Module):
         bias, more = self.conv2.bias, getattr(one, "bias", None)
         if not isinstance(one, FrozenConvolution) or bias is None or more is None:
             return self.shortcut(x), bias
-        total = self._biases.of(more, "total", lambda: _added(bias, more))
+        total = _biases.of(more, "total", lambda: _added(bias, more))
         return ops.conv2d(x, one.weight, None, one.stride, one.padding), total
 
 

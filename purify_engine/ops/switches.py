@@ -46,6 +46,7 @@ SWITCHES = {
     "conv_relu": Switch("fast", "cuDNN adds bias and residual and applies the ReLU after a convolution", "guide"),
     "turned_filters": Switch("fast", "the gradient of a 3x3 convolution is one by turned filters", "guide, exact gradient"),
     "affine_relu": Switch("fast", "residual sum, folded batch norm and ReLU are one pass", "guide: WideResNet"),
+    "guide_ends": Switch("fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends"),
     "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels"),
     "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net", default=False),
 }

@@ -21,6 +21,23 @@ def latent_objective(features: Features, target: Features) -> Tensor:
     return -(features - target).square().sum()
 
 
+def objective_gradient(
+    features: Features, logits: Logits, target: Features, label: Tensor | None, weight: Tensor, weights: tuple[float, float]
+) -> Features:
+    """The gradient of w_y E10 + w_d E11 to the features [B, F], by hand; `weights` = (w_y, w_d), `weight` [K, F] the logits'.
+
+    w_y (label - p) weight - 2 w_d (features - target), `label` a distribution or None. A probability near 1 is subtracted from a
+    label in float32 at least: in 16 bits nothing would be left.
+    """
+    of_label, of_features = weights
+    apart = features - target
+    if label is None:
+        return -2 * of_features * apart
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    to_logits = (label - logits.to(wide).softmax(dim=1)).to(logits.dtype)
+    return torch.addmm(apart, to_logits, weight, beta=-2 * of_features, alpha=of_label)
+
+
 def pixel_gradient(x_t: Images, target_t: Images) -> Images:
     """Gradient of -||x_t - x'_t||^2, the distance to the equally noised input, by hand (E12; Wang et al. 2022, GDMP)."""
     return -2 * (x_t - target_t)

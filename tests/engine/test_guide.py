@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +14,7 @@ from purify_engine.config import GuidanceConfig, ScheduleConfig
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide, input_gradient
 from purify_engine.engine.plan import write_plan
 from purify_engine.ops import switches
+from purify_engine.reference import guidance
 from purify_engine.reference.philox import derive_seed
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.types import NoiseKey
@@ -190,3 +193,37 @@ def test_a_pixel_step_brings_nothing_from_the_host_and_derives_no_seed():
     with Born() as born:
         derive_seed(key, 2**33)
     assert not born.hosts and born.count == counts[0] - counts[1] > 100
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("look_at", ["xt", "x0"])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_pull_with_its_ends_written_out_is_the_same_to_the_second_order(name, look_at, normalised):
+    """To the image, to the features and, along what a label can change by, to the label: its probabilities add up to 1."""
+    one = guide(**OPTIONS[name], look_at=look_at, normalised=normalised, norm_eps=1e-3)
+    of_label = torch.randn(2, NETWORK.config.num_classes, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    found = []
+    for fused in (False, True):
+        x, features, logits = (part.clone().requires_grad_() for part in (X_T, one.target(INPUT)[0], of_label))
+        target = features, logits.softmax(1)
+        with switches.anywhere() if fused else nullcontext():
+            pull = one.grad(x, EPS, target, PLAN, STEP, NOISE)
+            with torch.no_grad():
+                plain = one.grad(x, EPS, target, PLAN, STEP, NOISE)
+        seconds = torch.autograd.grad(pull.sin().sum(), (x, features, logits), allow_unused=True, materialize_grads=True)
+        torch.testing.assert_close(plain, pull, rtol=1e-12, atol=1e-14)
+        assert not plain.requires_grad
+        found.append((pull, *seconds))
+    for truth, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_a_certain_label_leaves_its_pull_in_16_bits():
+    """1 - p of a p that rounds to 1 in 16 bits: what the gradient of log p is made of."""
+    logits = torch.tensor([[9.0, 0.0, 0.0]])
+    label, apart = torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1, 3)
+    truth = guidance.objective_gradient(apart, logits, apart, label, torch.eye(3), (1.0, 1.0))
+    low = [part.bfloat16() for part in (apart, logits, apart, label, torch.eye(3))]
+    got = guidance.objective_gradient(*low, (1.0, 1.0))
+    assert truth[0, 0] > 1e-4
+    torch.testing.assert_close(got.float(), truth, rtol=2**-7, atol=0)
