@@ -11,6 +11,7 @@ graph      captured graphs against the loop, bit for bit
 gradient   the exact gradient against the CPU's
 switches   guided steps with every faster way on, with all off, and with each one off; the final images and verdicts compared
 profile    where a step's time goes, by groups of kernels
+passes     norms and sums of large images beside a copy's rate
 
 Part 2, opponents, six minutes at most:
 compiled   guided steps under each of torch.compile's modes, beside ours
@@ -50,6 +51,7 @@ Stage = tuple[Step, ...]
 
 GUIDE = ("pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/ops/test_guide_on_gpu.py", "-k")
 LOOP = "bench", "loop", "--network", "ddpm-cifar10", "--guide", "resnet18"
+PASSES = "group_norm_silu", "sum_norm_silu", "residual_sum"
 EAGER = "engine graph", "eager bf16 channels_last", "eager fp32", "naive loop", "diffusers"
 
 PARTS: dict[str, tuple[Stage, ...]] = {
@@ -67,6 +69,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
         ),
         (Step("switches", ("bench", "switches"), 150),),
         (Step("profile", ("bench", "profile"), 30),),
+        (Step("passes", ("bench", "ops", "--op", *PASSES, "--bytes", "100e6", "--cache", "cold"), 30),),
     ),
     "2": (
         (

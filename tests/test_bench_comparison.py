@@ -9,6 +9,7 @@ import torch
 from bench.core.comparison import AbsentError, Finding, Variant, compare, difference, nearer_than, sound, within
 from bench.core.run import begin, parser
 from bench.runs import loop, ops
+from bench.subjects.op_case import OpCase
 from bench.subjects.purification import Comparison, engine, images_for
 from bench.tuning import conv3x3_tiles, winograd_ways
 from purify_engine.benchmark.eager_baseline import BASELINES
@@ -16,6 +17,7 @@ from purify_engine.benchmark.harness import read_records
 from purify_engine.benchmark.networks import TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.config import PurifierConfig
 from purify_engine.ops import OPS, Launcher
+from purify_engine.testing.cases import Case
 
 TRUTH = torch.tensor([3.0, 4.0], dtype=torch.float64)
 
@@ -185,3 +187,16 @@ def test_a_wrong_way_to_convolve_is_not_timed_and_cannot_win(run, monkeypatch):
     winograd_ways.measure(run, "avx2", 1, conv)
     (told,) = lines(run, "cpu-tile")
     assert told["best"] is None and set(told["medians"]) == {"direct"} and run.failed
+
+
+def test_the_error_of_several_results_is_the_largest_and_an_empty_one_has_none():
+    case = Case("sum_norm_silu", (1, 32, 16, 16), variant="bias-temb-only", num_groups=8)
+    found = OpCase(case, torch.device("cpu")).finding("reference", within(2))
+    assert not found.fault and 0 < found.error < 1e-5
+
+
+def test_large_passes_are_asked_for_by_what_they_move(tmp_path):
+    words = ["--op", "residual_sum", "to_images", "--bytes", "1e12", "--device", "cpu", "--results", str(tmp_path)]
+    assert ops.main(words) == 0
+    (path,) = tmp_path.glob("ops-*.jsonl")
+    assert {line["kind"] for line in read_records([path])} == {"machine", "ceilings"}

@@ -1,6 +1,6 @@
 """Times every op on every engine that this device has, on shapes of the benchmarked networks.
 
-    python -m bench ops [--op conv3x3]     appends to bench/results/ops-MACHINE.jsonl
+    python -m bench ops [--op conv3x3] [--bytes 64e6] [--cache cold]     appends to bench/results/ops-MACHINE.jsonl
 
 A line a case, engine and state of the cache: median and spread in seconds, and how near it comes to the roofline, the larger
 of the bytes it must move over the copy's rate and its FLOPs over the matrix product's, both measured in the same run. On a
@@ -30,29 +30,34 @@ OURS = 2  # times as far from float64 as the specification in the same precision
 
 def main(words: list[str]) -> int:
     options = parser("ops", __doc__)
-    options.add_argument("--op", help="only this op")
+    options.add_argument("--op", nargs="+", help="only these ops")
+    options.add_argument("--bytes", type=float, default=0, help="only cases that move at least so many")
+    options.add_argument("--cache", nargs="+", choices=("cold", "warm"), help="only in this state of the cache")
     run, chosen = begin("ops", options, words)
     torch.backends.cudnn.benchmark = True
     rates = ceilings(run.device, toy=run.toy)
     run.figure("  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()), kind="ceilings", **rates)
     for case in timed_cases(run.device, toy=run.toy):
-        if chosen.op not in (None, case.op):
+        if (chosen.op and case.op not in chosen.op) or (bytes_moved(case) < chosen.bytes and not run.toy):
             continue
         if run.seconds_left < 0:
             run.note(f"{case.op} {case}", "not measured: no time left")
             continue
-        measure(run, case, rates)
+        measure(run, case, rates, chosen.cache)
     return run.close()
 
 
-def measure(run: Run, case: Case, rates: dict[str, float]) -> None:
+def measure(run: Run, case: Case, rates: dict[str, float], states: list[str] | None = None) -> None:
     """Compare every engine with float64, then time all that agree in turn, with the cache cold and warm."""
     name, subject = f"{case.op} {case}", OpCase(case, run.device)
     with torch.no_grad():
         agreeing = sound(run, name, {engine: partial(variant, subject, engine) for engine in chosen_engines(run, subject)})
         moves, work = bytes_moved(case), flops(case)
         least = max(moves / rates["copy"], work / rates.get(f"matmul {_name(case.dtype)}", rates["matmul float32"]))
-        for cache, clock in clocks(run.device, queued=True).items():
+        known = clocks(run.device, queued=True)
+        for cache, clock in known.items():
+            if states and cache not in states and len(known) > 1:  # a CPU's is always warm
+                continue
             calls = {engine: agreed.call for engine, agreed in agreeing.items()}
             timings = interleaved(calls, clock, seconds=0 if run.toy else SECONDS, least=2 if run.toy else 10)
             for engine, timing in timings.items():

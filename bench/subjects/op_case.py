@@ -79,7 +79,7 @@ class OpCase:
         """Compare every result of an engine: values by `judge`, integers exactly, and dtype, shape and strides."""
         results = zip(as_tuple(self.call(engine)), self.honest, strict=True)
         findings = [self._finding(place, *pair, judge) for place, pair in enumerate(results)]
-        return next((finding for finding in findings if finding.fault), findings[0])
+        return next((finding for finding in findings if finding.fault), max(findings, key=lambda finding: finding.error))
 
     def _finding(self, place: int, got: Tensor, honest: Tensor, judge: Judge) -> Finding:
         if (got.dtype, got.shape) != (honest.dtype, honest.shape):

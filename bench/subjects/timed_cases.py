@@ -62,6 +62,9 @@ def _cifar() -> Iterator[Case]:
         for channels, size in ((128, 32), (256, 16)):
             yield Case("group_norm_silu", (batch, channels, size, size), **network)
             yield Case("group_norm_silu_backward", (batch, channels, size, size), **network)
+            for added in ("bias-temb-only", "residual-bias", "skip"):  # second norms, first norms, the decoder
+                yield Case("sum_norm_silu", (batch, channels, size, size), variant=added, **network)
+            yield Case("residual_sum", (batch, channels, size, size), variant="residual-bias", **network)
         for channels, size in ((128, 32), (256, 16), (256, 8), (256, 4)):
             yield Case("conv3x3", (batch, channels, size, size), variant="norm-bias-residual", **network)
         yield Case("attention", (batch, 1, 256, 256), torch.bfloat16)
