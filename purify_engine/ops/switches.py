@@ -48,7 +48,7 @@ SWITCHES = {
     "affine_relu": Switch("fast", "residual sum, folded batch norm and ReLU are one pass", "guide: WideResNet"),
     "guide_ends": Switch("fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends"),
     "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels"),
-    "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net", default=False),
+    "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net, by a measured table"),
 }
 
 

@@ -115,7 +115,6 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
         "shared": kernel.metadata.shared,
         "types": sorted({kind for kind in variant.signature.values() if kind.startswith("*")}),
         "approximations": sorted(set(re.findall(r"\b(?:ex2|lg2|sin|cos|tanh|r?sqrt)\.approx", kernel.asm["ptx"]))),
-        "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),
         "contracted": len(re.findall(r"\b[FD]FMA2?\b", code)),
         "fused": len(re.findall(r"\bfma\.", kernel.asm["ptx"])),  # before divisions and roots are spelt out
         "seconds": round(time.perf_counter() - began, 1),

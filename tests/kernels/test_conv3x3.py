@@ -151,10 +151,18 @@ def test_it_runs_unforced_only_where_it_was_measured_to_win(monkeypatch):
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0)], ids=str)
 @pytest.mark.parametrize(("channels", "out_channels"), [(3, 128), (128, 3), (96, 192), (256, 256), (2048, 1024)])
-def test_guessed_tiles_fit_the_gpu_and_the_problem(channels, out_channels, capability):
+def test_guessed_tiles_fit_the_gpu_and_the_problem(channels, out_channels, capability, monkeypatch):
+    monkeypatch.setattr(_tiles, "CONV3X3_WINS", {})  # what was measured is no guess
     for pixels in (1, 16, 1024, 2**14, 2**24):
         tile = _tiles.conv3x3(pixels, channels, out_channels, capability)
         operands = 2 * (tile.block_m + tile.block_n) * tile.block_c * tile.num_stages
         assert operands <= _tiles.shared_memory(capability)
         assert tile.block_n < 2 * max(out_channels, 16)
         assert tile.splits == 1 or 9 * channels >= 8 * tile.block_c * tile.splits
+
+
+def test_measured_tiles_fit_the_gpu_and_the_problem():
+    assert _tiles.CONV3X3_WINS
+    for (_, channels, out_channels, capability), tile in _tiles.CONV3X3_WINS.items():
+        assert 2 * (tile.block_m + tile.block_n) * tile.block_c * tile.num_stages <= _tiles.shared_memory(capability)
+        assert tile.block_n <= out_channels and 9 * channels >= tile.block_c * tile.splits
