@@ -16,9 +16,9 @@ from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
-from purify_engine.engine.loop import Loop, OnStepEnd
+from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
-from purify_engine.engine.process import Executor, ReverseProcess
+from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
@@ -102,7 +102,7 @@ class GuidedPurifier(nn.Module):
 
         Noise: with `ids` (int64 [B]) every image has its own by id, whatever its batch; `draw=k` names the k-th independent draw;
         without either, `config.noise` decides: "fresh" takes the next draw at every call, "fixed" always the same one.
-        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient.
+        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient; on GPUs a graph's, copied.
         Raises ValueError where `images` are not what the networks read, TypeError where they are not floats.
         """
         self._check(images)
@@ -129,9 +129,9 @@ class GuidedPurifier(nn.Module):
         if torch.is_grad_enabled():
             surrogate = self.plan(x.dtype, self.config.surrogate_steps)
             return self._executed(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
-        if on_step_end is not None:  # it wants to see every step
+        if on_step_end is not None and (self.execution_reason is not None or not self._replay.tells_every_step(x.device)):
             return Loop().run(process, x, on_step_end)
-        return self._executed(lambda executor: executor.run(process, x))
+        return self._executed(lambda executor: executor.run(process, x, on_step_end))
 
     def _executed(self, work: Callable[[Executor], Images]) -> Images:
         """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""

@@ -25,6 +25,7 @@ class Capture(Protocol):
 
     most_graphs: int | None  # that are kept for one purifier, the last ones used
     refused: str | None  # why work could not be recorded, where that shows only later; it then runs as it is
+    fails_at_once: bool  # whether what cannot be recorded raises in the call that was to record it
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]: ...
 
@@ -49,7 +50,8 @@ class CudaCapture:
     """
 
     most_graphs: int | None = None
-    refused: str | None = None  # it raises at once
+    refused: str | None = None
+    fails_at_once: bool = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from purify_engine.engine.guide import Target
-from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.process import OnStepEnd, ReverseProcess
 from purify_engine.types import Images
-
-OnStepEnd = Callable[[int, float, Images], None]
 
 
 class Loop:

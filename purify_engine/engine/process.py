@@ -12,6 +12,7 @@ from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.types import Images, NoiseKey, Step
 
+OnStepEnd = Callable[[int, float, Images], None]
 One = TypeVar("One")
 Other = TypeVar("Other")
 
@@ -91,8 +92,8 @@ class ReverseProcess(NamedTuple):
 class Executor(Protocol):
     """Runs a reverse process: the loop (loop.py), or captured graphs of its steps (replay.py)."""
 
-    def run(self, process: ReverseProcess, x: Images) -> Images:
-        """Diffuse `x` in [-1, 1] to t*, then walk back to 0 under guidance."""
+    def run(self, process: ReverseProcess, x: Images, on_step_end: OnStepEnd | None = None) -> Images:
+        """Diffuse `x` in [-1, 1] to t*, then walk back to 0 under guidance; `on_step_end(step, t, x_t)` sees every image."""
         ...
 
     def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:

@@ -22,7 +22,7 @@ from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureErro
 from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.guide import Target
 from purify_engine.engine.plan import ReversePlan
-from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.process import OnStepEnd, ReverseProcess
 from purify_engine.models.derived import Watched
 from purify_engine.ops import autocast
 from purify_engine.types import Images, NoiseKey
@@ -47,17 +47,35 @@ class Replay:
         self._graphs: dict[Any, _Graph] = {}
         self._captured_of = _Networks()
         self._turn = threading.RLock()
+        self._calls = 0  # of graphs: a callback of one may have made others
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Replay, self._given, whole_plan=self.whole_plan), ()
 
-    def run(self, process: ReverseProcess, x: Images) -> Images:
-        """`Loop.run` without recording a gradient; x [B, C, H, W] in [-1, 1]."""
+    def run(self, process: ReverseProcess, x: Images, on_step_end: OnStepEnd | None = None) -> Images:
+        """`Loop.run` without recording a gradient; x [B, C, H, W] in [-1, 1]. `on_step_end` is given copies."""
         with self._turn, torch.no_grad():
             batch, process, x = len(x), self._padded_noise(process), self._padded(x)
             target = process.guide.target(x)
             x_t, _ = process.start(x)
-            return self._walked(_PlanGraph if self.whole_plan else _StepGraph, process, x_t, target)[:batch].clone()
+            if on_step_end is None:
+                return self._walked(_PlanGraph if self.whole_plan else _StepGraph, process, x_t, target)[:batch].clone()
+            times = process.plan.times.tolist()
+            after = partial(self._tell, lambda step, x: on_step_end(step, times[step], x[:batch].clone()), process, target)
+            return self._walked(_StepGraph, process, x_t, target, after=after)[:batch].clone()
+
+    def tells_every_step(self, device: torch.device) -> bool:
+        """Whether `run` may be given `on_step_end`: not where a failure shows after steps that it has seen already."""
+        return self._capture(device).fails_at_once
+
+    def _tell(
+        self, told: Callable[[int, Images], None], process: ReverseProcess, target: Target, step: int, graph: _Graph
+    ) -> None:
+        x_t, calls = graph.x_t.clone(), self._calls
+        told(step, x_t)
+        if self._calls != calls:  # it called the purifier, which shares the graph's tensors
+            graph.load(process, x_t, target)
+            graph.step.fill_(step + 1)
 
     def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:
         """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]. `adjoint` is to follow."""
@@ -69,14 +87,22 @@ class Replay:
             return x[:batch].clone(), [seen[:batch] for seen in visited]
 
     def _walked(
-        self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target, visited: list[Images] | None = None
+        self,
+        kind: type[_Graph],
+        process: ReverseProcess,
+        x_t: Images,
+        target: Target,
+        visited: list[Images] | None = None,
+        after: Callable[[int, _Graph], None] | None = None,
     ) -> Images:
         graph = self._graph(kind, process, x_t, target)
         graph.load(process, x_t, target)
-        for _ in range(1 if kind is _PlanGraph else len(process.plan)):
+        for step in range(1 if kind is _PlanGraph else len(process.plan)):
             if visited is not None:
                 visited.append(graph.x_t.clone())
             graph.replay()
+            if after is not None:
+                after(step, graph)
         if (reason := self._capture(x_t.device).refused) is not None:
             raise CaptureError(reason)
         return graph.x_t
@@ -107,6 +133,7 @@ class Replay:
 
     def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
         """The graph of `kind` for such images, captured where there is none yet."""
+        self._calls += 1
         if autocast.is_on(x_t.device.type):
             raise CaptureError(AUTOCAST)
         if not self._captured_of.are(process):

@@ -6,14 +6,13 @@ differentiable operations.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from purify_engine.ops import autocast
+from purify_engine.ops import _bypass, autocast
 from purify_engine.ops._registry import Op
 
 Grads = tuple[Tensor | None, ...]
@@ -42,10 +41,14 @@ def by_op(backward_op: Op) -> Callable[[Op], None]:
     return lambda op: register(op, backward, setup_context)
 
 
-def of_known_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """An `autograd.Function`'s `forward` that says what it takes: PyTorch asks in every call, and Python would read it anew."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
+class Rule(torch.autograd.Function):
+    """A rule that is given all arguments. PyTorch's own `apply` binds defaults, by a signature that it reads off every time."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if _bypass.is_transformed():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 class Recomputed:

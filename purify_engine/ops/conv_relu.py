@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purify_engine.ops import switches
-from purify_engine.ops._gradient import of_known_signature
+from purify_engine.ops._gradient import Rule
 from purify_engine.ops._packed import is_frozen
 from purify_engine.ops._registry import order
 from purify_engine.ops.conv2d import conv2d
@@ -57,11 +57,10 @@ def conv_relu_is_fused(x: Images, weight: Tensor, bias: Tensor | None = None, re
     return one_dtype and is_frozen([weight]) and "torch" in order(x.device.type)
 
 
-class _ConvRelu(torch.autograd.Function):
+class _ConvRelu(Rule):
     """What is kept is the result: where it is 0, nothing passes. The filters are constants."""
 
     @staticmethod
-    @of_known_signature
     def forward(
         x: Images,
         weight: Tensor,

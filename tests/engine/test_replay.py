@@ -44,6 +44,7 @@ class FakeCapture:
     """Warms up as CUDA graphs do, and replays by running the work again. Counts both."""
 
     most_graphs = refused = None
+    fails_at_once = True
     bucket = staticmethod(bucket_of)
 
     def __init__(self):
@@ -305,7 +306,47 @@ def test_a_purifier_replays_graphs_and_gives_the_same_images(pretend):
     assert pretend.replays == 9  # three more steps, and three back
     seen = []
     graphs(x, callback_on_step_end=lambda *step: seen.append(step))
-    assert len(seen) == 3 and pretend.replays == 9
+    assert len(seen) == 3 and pretend.replays == 12
+
+
+def told(model, x, then=lambda x_t: None):
+    """What a callback is given, and the result; `then` is what else it does."""
+    seen = []
+
+    def on_step_end(step, t, x_t):
+        seen.append((step, t, x_t.clone()))
+        then(x_t)
+
+    return seen, model(x, draw=1, callback_on_step_end=on_step_end)
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_a_callback_sees_the_same_steps_of_a_replay_as_of_the_loop(batch, pretend):
+    x = images(batch).add(1).div(2)
+    padded = torch.cat([x, x[:1]])[:4]
+    graphs, loop = purifier(), purifier()
+    loop._replay.refused = "for comparison"
+    (seen, out), (expected, whole) = told(graphs, x), told(loop, padded)
+    assert pretend.replays == 3 and torch.equal(out, graphs(x, draw=1))
+    assert [(step, t) for step, t, _ in seen] == [(step, t) for step, t, _ in expected] and len(seen) == 3
+    if batch == 4:  # else the loop's fourth image has an id of its own, and no other noise
+        assert torch.equal(out, whole)
+    assert all(torch.equal(x_t, other[:batch]) for (_, _, x_t), (_, _, other) in zip(seen, expected, strict=True))
+
+
+def test_a_callback_may_call_the_purifier_and_change_what_it_is_given(pretend):
+    model, x = purifier(), images(4).add(1).div(2)
+    expected, out = told(model, x)
+    seen, again = told(model, x, lambda x_t: (x_t.zero_(), model(images(4, seed=8).abs(), draw=7)))
+    assert torch.equal(again, out)
+    assert all(torch.equal(x_t, other) for (_, _, x_t), (_, _, other) in zip(seen, expected, strict=True))
+    assert pretend.replays > 6
+
+
+def test_a_callback_is_told_by_the_loop_where_a_recording_may_fail_later(pretend):
+    pretend.fails_at_once = False
+    seen, _ = told(purifier(), images(4).add(1).div(2))
+    assert len(seen) == 3 and pretend.replays == 0
 
 
 def test_a_purifier_sees_that_its_guide_was_replaced(pretend):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around
-from purify_engine.ops._gradient import of_known_signature
+from purify_engine.ops._gradient import Rule
 from purify_engine.ops._packed import PackedWeights, is_frozen
 from purify_engine.types import Images
 
@@ -59,11 +59,10 @@ def convolved(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None = N
     return _Convolution.apply(x, weight, turned, None if bias is None else bias.to(x.dtype))
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(Rule):
     """Linear in x; the filters are constants."""
 
     @staticmethod
-    @of_known_signature
     def forward(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None) -> Images:
         return F.conv2d(x, weight, bias, padding=1)
 
