@@ -67,6 +67,8 @@ def _cifar() -> Iterator[Case]:
             yield Case("residual_sum", (batch, channels, size, size), variant="residual-bias", **network)
         for channels, size in ((128, 32), (256, 16), (256, 8), (256, 4)):
             yield Case("conv3x3", (batch, channels, size, size), variant="norm-bias-residual", **network)
+        for op in ("affine_relu", "affine_relu_backward"):  # of WRN-28-10, its guide
+            yield Case(op, (batch, 160, 32, 32), torch.bfloat16, "channels_last", "residual")
         yield Case("attention", (batch, 1, 256, 256), torch.bfloat16)
         yield Case("attention_backward", (batch, 1, 256, 256), torch.bfloat16)
 
