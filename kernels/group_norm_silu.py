@@ -1,4 +1,4 @@
-"""purify::group_norm_silu and its gradient on GPUs. Specification: purify_engine/reference/layers.py.
+"""purify::group_norm_silu, its gradient and sum_norm_silu's on GPUs. Specification: purify_engine/reference/.
 
 x is walked as it lies, NCHW or channels_last, by tiles of channels and pixels (`_norm.py`). Where a tile holds its groups whole,
 one launch reads x and writes y once: 4 bytes an element in bfloat16, and 6 backward. Else a group is cut into chunks, one a
@@ -125,13 +125,16 @@ def _sums_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad_x_ptr, sums_ptr, parts_ptr, grad_out_ptr, x_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, moments_ptr,
+    grad_x_ptr, sums_ptr, parts_ptr, grad_out_ptr, grad_sum_ptr, x_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, moments_ptr,
     scale_stride, shift_stride, pixels,
     NUM_GROUPS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     BLOCKS: tl.constexpr, LAST: tl.constexpr, WIDE: tl.constexpr, CHUNKS: tl.constexpr, NORM_EPS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
-    """grad_x, and those sums over all of a channel: [B, C, 2]. Where there are chunks, `parts` is what `_sums_kernel` left."""
+    """grad_x plus grad_sum, and those sums over all of a channel where they are wanted: [B, C, 2].
+
+    Where there are chunks, `parts` is what `_sums_kernel` left.
+    """
     CHUNK: tl.constexpr = BLOCKS * PIXELS
     ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
     image, start, chunk, group, channel, exists, origin = _norm.begin(
@@ -164,8 +167,11 @@ def _backward_kernel(
             tilt = _norm.over_groups(weight * of_normed, PADDED, GROUPS) / (WIDTH * pixels)
         # Selected, the product stays rounded: a group of one element has no gradient, a fused multiply-add would leave it one.
         towards = tl.where(inside, weight[:, None] * grad, 0.0) - level[:, None]
-        tl.store(grad_x_ptr + start + at, rstd[:, None] * (towards - centred * (rstd * tilt)[:, None]), mask=inside)
-        if block == 0:
+        grad_x = rstd[:, None] * (towards - centred * (rstd * tilt)[:, None])
+        if grad_sum_ptr is not None:
+            grad_x += tl.load(grad_sum_ptr + start + at, mask=inside, other=0.0).to(ACC)
+        tl.store(grad_x_ptr + start + at, grad_x, mask=inside)
+        if block == 0 and sums_ptr is not None:
             sums = sums_ptr + 2 * (image * (NUM_GROUPS * WIDTH) + channel)
             tl.store(sums, of_grad, mask=exists & (chunk == 0))
             tl.store(sums + 1, of_normed, mask=exists & (chunk == 0))
@@ -232,6 +238,17 @@ def group_norm_silu_backward(
     else:
         grads = [None if grad is None else grad.zero_() for grad in grads]  # sums over nothing
     return grad_x, *(x.new_empty(0) if grad is None else grad for grad in grads)  # type: ignore[return-value]
+
+
+def sum_norm_silu_backward(grad_y: Tensor, total: Tensor, norm: Norm, grad_sum: Tensor | None, silu: bool = True) -> Tensor:
+    """`reference.sums.sum_norm_silu_backward`, in one launch or in three."""
+    *affine, num_groups, norm_eps = norm
+    total, last = _images.readable(total)
+    grad = _outputs.empty(total.shape, total.dtype, total.device, channels_last=last)
+    if grad.numel():
+        for launch in _backward(grad, None, grad_y, total, tuple(affine), num_groups, norm_eps, silu, grad_sum):
+            launch.run()
+    return grad
 
 
 class _Norm:
@@ -317,23 +334,27 @@ def _forward(y: Tensor, x: Tensor, affine: Affine, num_groups: int, norm_eps: fl
 
 def _backward(
     grad_x: Tensor,
-    grads: list[Tensor | None],
+    grads: list[Tensor | None] | None,
     grad_out: Tensor,
     x: Tensor,
     affine: Affine,
     num_groups: int,
     norm_eps: float,
     silu: bool,
+    grad_sum: Tensor | None = None,
 ) -> list[Launch]:
+    """`grads` None: those of the parameters are not wanted."""
     norm = _Norm(x, affine, num_groups, norm_eps, silu, tensors=2)
     layout = torch.channels_last if norm.cut["LAST"] else torch.contiguous_format
     grad_out = grad_out.contiguous(memory_format=layout)
-    launches, parts, sums = norm.before(), None, norm.pairs(*x.shape[:2])
+    grad_sum = None if grad_sum is None else grad_sum.contiguous(memory_format=layout)
+    launches, parts, sums = norm.before(), None, None if grads is None else norm.pairs(*x.shape[:2])
     if norm.chunks > 1:
         parts = norm.pairs(*x.shape[:2], norm.chunks)
         launches.append(norm.launch(_sums_kernel, sums_ptr=parts, grad_out_ptr=grad_out))
-    last = norm.launch(_backward_kernel, grad_x_ptr=grad_x, sums_ptr=sums, parts_ptr=parts, grad_out_ptr=grad_out)
-    return [*launches, last, norm.parameters(grads, sums)]
+    images = {"grad_x_ptr": grad_x, "grad_out_ptr": grad_out, "grad_sum_ptr": grad_sum}
+    launches.append(norm.launch(_backward_kernel, **images, sums_ptr=sums, parts_ptr=parts))
+    return launches if grads is None or sums is None else [*launches, norm.parameters(grads, sums)]
 
 
 # Channels and pixels a side, of layers of the published networks: DDPM on CIFAR-10 (whole groups), ADM at 256x256 (chunks).
@@ -357,6 +378,7 @@ def _both(x: Tensor, modulated: bool) -> list[Variant]:
     affine, grad = (*torch.empty(2, x.shape[1], device="meta"), *rows), torch.empty_like(x)
     forward = _forward(grad, x, affine, 32, 1e-5, True)
     backward = _backward(grad, list(affine), grad, x, affine, 32, 1e-5, True)
+    backward += _backward(grad, None, grad, x, affine, 32, 1e-5, True, grad)
     return [launch.variant("group_norm_silu") for launch in forward] + [
         launch.variant("group_norm_silu_backward") for launch in backward
     ]

@@ -29,7 +29,7 @@ from purify_engine.ops.noise import philox, philox_normal
 from purify_engine.ops.process import guided_step, q_sample
 from purify_engine.ops.resampling import downsampled
 from purify_engine.ops.residual_sum import residual_sum
-from purify_engine.ops.sum_norm_silu import sum_norm_silu
+from purify_engine.ops.sum_norm_silu import sum_norm_silu, sum_norm_silu_backward
 from purify_engine.ops.to_images import to_images
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "residual_sum",
     "side_by_side",
     "sum_norm_silu",
+    "sum_norm_silu_backward",
     "switches",
     "through_dispatcher",
     "to_images",

@@ -1,4 +1,4 @@
-"""purify::sum_norm_silu: what is still to be added to a convolution's result, then GroupNorm and SiLU (docs/math.md E17)."""
+"""purify::sum_norm_silu and its gradient: what is still to be added to a convolution's result, then a norm (docs/math.md E17)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from purify_engine.ops._layout import in_layout_of
 from purify_engine.ops._registry import Launcher, Op, call, define, parts_of_torch
 from purify_engine.ops._skip import joined
 from purify_engine.ops._triton import kernel, triton
-from purify_engine.ops.group_norm_silu import GROUP_NORM_SILU_BACKWARD, group_norm_silu
+from purify_engine.ops.group_norm_silu import GROUP_NORM_SILU_BACKWARD, group_norm_silu, group_norm_silu_backward
 from purify_engine.reference import sums as reference
 from purify_engine.types import Images
 
@@ -93,9 +93,51 @@ def _sum_norm_silu_triton(x: Tensor, summands: Summands, norm: Norm, silu: bool,
     return (x.new_empty(0) if total is None else total), y
 
 
+def sum_norm_silu_backward(
+    grad_y: Images,
+    total: Images,
+    weight: Tensor,
+    norm_bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    grad_sum: Images | None,
+    num_groups: int,
+    norm_eps: float,
+    silu: bool = True,
+) -> Images:
+    """The gradient of `sum_norm_silu` to its sum `total`: through the norm, plus `grad_sum`, what reaches the sum itself.
+
+    All images are [B, C, H, W]. The result is stored as `total` is. Differentiable in every tensor, any number of times.
+    """
+    norm = weight, norm_bias, scale, shift
+    return call(SUM_NORM_SILU_BACKWARD, grad_y, total, *norm, grad_sum, num_groups, norm_eps, silu)
+
+
+def _bundle_backward(grad_y: Tensor, total: Tensor, *others: Any) -> tuple[Tensor, Tensor, Norm, Tensor | None, bool]:
+    """(grad_y, total, norm, grad_sum, silu)."""
+    weight, norm_bias, scale, shift, grad_sum, num_groups, norm_eps = others[:7]
+    silu = others[7] if len(others) > 7 else True
+    return grad_y, total, Norm(weight, norm_bias, scale, shift, num_groups, norm_eps), grad_sum, silu
+
+
+def _check_backward(grad_y: Tensor, total: Tensor, norm: Norm, grad_sum: Tensor | None, silu: bool) -> None:
+    _check.images("total", total)
+    _check.like("grad_y", grad_y, total, total.shape)
+    _check.like("grad_sum", grad_sum, total, total.shape)
+    _check.norm(total, total.shape[0], total.shape[1], norm, ("weight", "norm_bias"))
+
+
+def _backward_of_parts(grad_y: Tensor, total: Tensor, norm: Norm, grad_sum: Tensor | None, silu: bool) -> Tensor:
+    """The norm's own kernels, and PyTorch's sum."""
+    with parts_of_torch():
+        grad, *_ = group_norm_silu_backward(grad_y, total, *norm, silu=silu)
+    return grad if grad_sum is None else in_layout_of(total, grad + grad_sum.to(grad.dtype))
+
+
 def _differentiate(op: Op) -> None:
     """Of the sum that was written, the norm's own gradient, an op; without it that of the parts, recomputed from the inputs."""
-    of_norm, generic = _gradient.dispatched(GROUP_NORM_SILU_BACKWARD), _gradient.Recomputed(_of_flat_parts)
+    to_all, generic = _gradient.dispatched(GROUP_NORM_SILU_BACKWARD), _gradient.Recomputed(_of_flat_parts)
+    to_sum = _gradient.dispatched(SUM_NORM_SILU_BACKWARD)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, summands, norm, silu, ctx.is_kept = _bundle(*inputs)
@@ -111,15 +153,17 @@ def _differentiate(op: Op) -> None:
             assert grad_sum is not None and grad_y is not None
             return generic.backward(ctx, grad_sum, grad_y)
         total, *norm, bias, temb = ctx.saved_tensors
+        wanted = _gradient.wanted(ctx, ctx.count)
         of_parameters: tuple[Tensor | None, ...] = (None,) * 4
-        if grad_y is not None:
-            through, *of_parameters = of_norm(grad_y, total, *norm, *ctx.settings)
+        if grad_y is not None and any(wanted[5:9]):
+            through, *of_parameters = to_all(grad_y, total, *norm, *ctx.settings)
             grad_sum = through if grad_sum is None else grad_sum + through
+        elif grad_y is not None:
+            grad_sum = to_sum(grad_y, total, *norm, grad_sum, *ctx.settings)
         if grad_sum is None:
             return (None,) * len(ctx.needs_input_grad)
         own, skip = (grad_sum, None) if ctx.own == total.shape[1] else (grad_sum[:, : ctx.own], grad_sum[:, ctx.own :])
         own = own if ctx.gain == 1 else ctx.gain * own
-        wanted = _gradient.wanted(ctx, ctx.count)
         of_bias = own.sum((0, 2, 3)).to(bias.dtype) if wanted[2] else None
         of_temb = own.sum((2, 3)).sum_to_size(temb.shape).to(temb.dtype) if wanted[3] else None
         to_x, to_residual = (own.to(dtype) if want else None for dtype, want in zip(ctx.dtypes, wanted[:2], strict=True))
@@ -133,6 +177,19 @@ def _differentiate(op: Op) -> None:
 def _dtype(tensor: Tensor | None) -> torch.dtype | None:
     return None if tensor is None else tensor.dtype
 
+
+SUM_NORM_SILU_BACKWARD = define(
+    "sum_norm_silu_backward(Tensor grad_y, Tensor total, Tensor weight, Tensor norm_bias, Tensor? scale, Tensor? shift,"
+    " Tensor? grad_sum, int num_groups, float norm_eps, bool silu=True) -> Tensor",
+    reference.sum_norm_silu_backward,
+    bundle=_bundle_backward,
+    check=_check_backward,
+    gradient=_gradient.by_reference,
+    torch=Launcher(_backward_of_parts),
+    cpp=_PARTS_ARE_AS_FAST,
+    cuda=_NO_CUDA,
+    triton=triton(kernel("group_norm_silu", "sum_norm_silu_backward")),
+)
 
 SUM_NORM_SILU = define(
     "sum_norm_silu(Tensor x, Tensor? residual, Tensor? bias, Tensor? temb, Tensor? skip, Tensor weight, Tensor norm_bias,"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from purify_engine.reference.layers import group_norm_silu, in_layout_of
+from purify_engine.reference.layers import group_norm_silu, group_norm_silu_backward, in_layout_of
 from purify_engine.types import Images
 
 
@@ -43,6 +43,26 @@ def sum_norm_silu(
     total = in_layout_of(x, total if skip is None else torch.cat([total, skip.to(x.dtype)], dim=1))
     y = group_norm_silu(total, weight, norm_bias, scale, shift, num_groups, norm_eps, silu)
     return (apart_from(x, total) if write_sum else x.new_empty(0)), in_layout_of(x, y)
+
+
+def sum_norm_silu_backward(
+    grad_y: Images,
+    total: Images,
+    weight: Tensor,
+    norm_bias: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    grad_sum: Images | None,
+    num_groups: int,
+    norm_eps: float,
+    silu: bool = True,
+) -> Images:
+    """The gradient of `sum_norm_silu` to its sum: through the norm at `total`, plus what reaches the sum itself.
+
+    All three images [B, C, H, W]; the result is stored as `total` is. Differentiable itself.
+    """
+    grad, *_ = group_norm_silu_backward(grad_y, total, weight, norm_bias, scale, shift, num_groups, norm_eps, silu)
+    return grad if grad_sum is None else in_layout_of(total, grad + grad_sum.to(grad.dtype))
 
 
 def summed(x: Images, bias: Tensor | None, temb: Tensor | None, residual: Images | None, gain: float) -> Images:

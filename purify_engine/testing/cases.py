@@ -19,7 +19,6 @@ from purify_engine.testing.shapes import (
     NORM_SHAPES,
     NUMELS,
     RELU_VARIANTS,
-    RESIDUAL_VARIANTS,
     SHAPES,
     SUM_VARIANTS,
     Layout,
@@ -156,6 +155,13 @@ def _sum_norm_silu(case: Case) -> tuple[Any, ...]:
     return x, residual, bias, temb, skip, *norm, *settings
 
 
+def _sum_norm_silu_backward(case: Case) -> tuple[Any, ...]:
+    generator = case.generator().manual_seed(1)
+    grad_sum = case.floats(generator) if "residual" in case.variant else None
+    x, *norm, num_groups, norm_eps, silu = _group_norm_silu(case)
+    return case.floats(generator), x, *norm, grad_sum, num_groups, norm_eps, silu
+
+
 def _residual_sum(case: Case) -> tuple[Any, ...]:
     x, residual, bias, *_ = _sum_norm_silu(case)
     return x, bias, residual, 0.5**0.5 if "gain" in case.variant else 1.0
@@ -236,6 +242,7 @@ _BUILDERS = {
     "group_norm_silu": _group_norm_silu,
     "group_norm_silu_backward": _group_norm_silu_backward,
     "sum_norm_silu": _sum_norm_silu,
+    "sum_norm_silu_backward": _sum_norm_silu_backward,
     "residual_sum": _residual_sum,
     "attention": _attention,
     "attention_backward": _attention_backward,
@@ -281,9 +288,8 @@ def cases(op: str) -> list[Case]:
         parts: tuple[str, ...] = RELU_VARIANTS if op.startswith("relu_conv3x3") else ("plain", "residual")
         ways = product(CONV_SHAPES, DTYPES, LAYOUTS, parts)
         return [Case(op, shape, dtype, layout, variant) for (shape, _), dtype, layout, variant in ways]
-    if op in ("sum_norm_silu", "residual_sum"):
-        kinds = SUM_VARIANTS if op == "sum_norm_silu" else RESIDUAL_VARIANTS
-        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, kinds)
+    if op in SUM_VARIANTS:
+        ways = product(CONV_SHAPES, DTYPES, LAYOUTS, SUM_VARIANTS[op])
         return [Case(op, shape, dtype, layout, variant, groups) for (shape, groups), dtype, layout, variant in ways]
     if op == "to_images":
         return [Case(op, *rest) for rest in product(SHAPES, DTYPES, LAYOUTS, ("plain", "float16", "uint8"))]

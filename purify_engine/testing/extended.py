@@ -105,6 +105,13 @@ def affine_relu_backward(grad_y: Any, y: Any, slope: Any, grad_sum: Any = None) 
     return _total(through, grad_sum, None, None, None, 1)
 
 
+def sum_norm_silu_backward(grad_y: Any, total: Any, *others: Any) -> Extended:
+    """The gradient to the sum."""
+    weight, norm_bias, scale, shift, grad_sum, num_groups, norm_eps, silu = others
+    grad, *_ = group_norm_silu_backward(grad_y, total, weight, norm_bias, scale, shift, num_groups, norm_eps, silu)
+    return grad if grad_sum is None else grad + extended(grad_sum)
+
+
 def _total(x: Any, residual: Any, bias: Any, temb: Any, skip: Any, gain: float) -> Extended:
     total = extended(x) + _rows(bias) + _rows(temb) + (0 if residual is None else extended(residual))
     total = np.longdouble(gain) * total

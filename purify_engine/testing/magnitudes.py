@@ -13,21 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from purify_engine.reference import layers, sums
+from purify_engine.reference import layers
 from purify_engine.reference.philox import philox
+from purify_engine.testing.norm_magnitudes import (
+    Magnitudes,
+    group_norm_silu,
+    group_norm_silu_backward,
+    norm_sizes,
+    of_few,
+    residual_sum,
+    size_of,
+    sum_norm_silu,
+    sum_norm_silu_backward,
+)
 from purify_engine.types import Ids, Images, Key, Marginal, Rows, Step
-
-Magnitudes = tuple[np.ndarray | None, ...]
-
-# Of 200,000 guided steps of one element 0.8 % err by more than twice PyTorch's error and a rounding of the result. Of 67,000 of
-# three elements 4 do, of 50,000 of four none; at sixteen none needs more than 0.6 of what it is allowed.
-FEW = 16
 
 
 def magnitudes(op: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> Magnitudes | None:
@@ -36,14 +40,14 @@ def magnitudes(op: str, arguments: Sequence[Any], keywords: dict[str, Any]) -> M
 
 
 def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dtype) -> Magnitudes:
-    return (_of_few(_normals(key, ids, step, numel, dtype)),)
+    return (of_few(_normals(key, ids, step, numel, dtype)),)
 
 
 def q_sample(
     x_start: Images, marginal: Marginal, step: Step, key: Key, ids: Ids, *, net_dtype: torch.dtype | None = None
 ) -> Magnitudes:
     signal, sigma = marginal.abs()
-    return _with_copy(signal * _size(x_start) + sigma * _normals_like(x_start, step, key, ids), x_start, net_dtype)
+    return _with_copy(signal * size_of(x_start) + sigma * _normals_like(x_start, step, key, ids), x_start, net_dtype)
 
 
 def guided_step(
@@ -58,87 +62,22 @@ def guided_step(
     net_dtype: torch.dtype | None = None,
 ) -> Magnitudes:
     a, b, d, c = rows[step].abs()
-    terms = a * _size(x_t) + b * _size(eps) + c * _normals_like(x_t, step, key, ids)
-    return _with_copy(terms if grad is None else terms + d * _size(grad), x_t, net_dtype)
+    terms = a * size_of(x_t) + b * size_of(eps) + c * _normals_like(x_t, step, key, ids)
+    return _with_copy(terms if grad is None else terms + d * size_of(grad), x_t, net_dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Magnitudes:
     weights, queries = _uncertain_weights(q, k)
-    return (_of_few(weights @ _size(v), queries),)
+    return (of_few(weights @ size_of(v), queries),)
 
 
 def attention_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Magnitudes:
     weights, queries = _uncertain_weights(q, k)
-    grad = _size(grad_out)
-    towards = grad @ _size(v).transpose(-2, -1)
+    grad = size_of(grad_out)
+    towards = grad @ size_of(v).transpose(-2, -1)
     scores = weights * (towards + (weights * towards).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
-    grads = scores @ _size(k), scores.transpose(-2, -1) @ _size(q), weights.transpose(-2, -1) @ grad
-    return tuple(_of_few(size, queries) for size in grads)
-
-
-def group_norm_silu(
-    x: Images,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    num_groups: int,
-    norm_eps: float,
-    silu: bool = True,
-) -> Magnitudes:
-    return (_of_few(_norm(x, weight, bias, scale, shift, num_groups, norm_eps).activated(silu)),)
-
-
-def group_norm_silu_backward(
-    grad_out: Images,
-    x: Images,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    num_groups: int,
-    norm_eps: float,
-    silu: bool = True,
-) -> Magnitudes:
-    """What is left of a group of n has n - 2 degrees of freedom. In the sums over pixels, errors add up as their squares do."""
-    norm = _norm(x, weight, bias, scale, shift, num_groups, norm_eps)
-    normed, grad = norm.normed.abs(), _size(grad_out) * norm.slope_of_silu() if silu else _size(grad_out)
-    through = norm.gain.abs() * grad
-    to_normed, by_group = (part.unflatten(1, (num_groups, -1)) for part in (norm.weight.abs() * through, normed))
-    level, tilt = (part.mean((2, 3, 4), keepdim=True) for part in (to_normed, to_normed * by_group))
-    grad_x = (norm.rstd * (to_normed + level + by_group * tilt)).flatten(1, 2)
-    sums = (through * normed, (0, 2, 3)), (through, (0, 2, 3)), (grad * norm.affine, (2, 3)), (grad, (2, 3))
-    per_channel = [_of_few(torch.linalg.vector_norm(part, dim=over)) for part, over in sums]
-    given = [True, True, scale is not None, shift is not None]
-    freedom = grad_x.numel() - 2 * norm.rstd.numel()
-    return _of_few(grad_x, freedom), *(size if there else None for size, there in zip(per_channel, given, strict=True))
-
-
-def residual_sum(x: Images, bias: Tensor | None = None, residual: Images | None = None, gain: float = 1.0) -> Magnitudes:
-    given: list[Any] = [None if part is None else _size(part) for part in (x, bias, None, residual)]
-    return (_of_few(_total(given, gain)),)
-
-
-def sum_norm_silu(x: Images, residual: Any, bias: Any, temb: Any, skip: Any, *norm: Any) -> Magnitudes:
-    """Of the sum, and of y: its own roundings, and those of the sum, which the norm takes for spread. The skip has none."""
-    weight, norm_bias, scale, shift, num_groups, norm_eps, gain, silu, write_sum = norm
-    sizes: list[Any] = [None if part is None else _size(part) for part in (x, bias, temb, residual)]
-    exact: list[Any] = [None if part is None else part.double() for part in (x, bias, temb, residual)]
-    terms, total = _total(sizes, gain), _total(exact, gain)
-    if skip is not None:
-        total = torch.cat([total, skip.double()], dim=1)
-        terms = torch.cat([terms, torch.zeros_like(skip, dtype=torch.float64)], dim=1)
-    taken = _norm(total, weight, norm_bias, scale, shift, num_groups, norm_eps)
-    to_normed, by_group = (part.abs().unflatten(1, (num_groups, -1)) for part in (terms, taken.normed))
-    level, tilt = (part.mean((2, 3, 4), keepdim=True) for part in (to_normed, to_normed * by_group))
-    through = (taken.rstd * (to_normed + level + by_group * tilt)).flatten(1, 2) * (taken.weight * taken.gain).abs()
-    size = taken.activated(silu) + (1.1 if silu else 1) * through
-    return (_of_few(terms) if write_sum else None), _of_few(size)
-
-
-def _total(summands: list[Any], gain: float) -> Tensor:
-    x, bias, temb, residual = summands
-    return sums.summed(x, bias, temb, residual, gain)
+    grads = scores @ size_of(k), scores.transpose(-2, -1) @ size_of(q), weights.transpose(-2, -1) @ grad
+    return tuple(of_few(size, queries) for size in grads)
 
 
 def conv3x3(
@@ -156,15 +95,15 @@ def conv3x3(
     gain: float = 1.0,
     upsample: bool = False,
 ) -> Magnitudes:
-    h = _size(x)
+    h = size_of(x)
     if norm_weight is not None and norm_bias is not None:
-        h = _norm(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps).activated(True)
-    plus, embedded, skip = (None if part is None else _size(part) for part in (bias, temb, residual))
-    return (_of_few(layers.convolved(h, _size(weight), plus, embedded, skip, gain, upsample)),)
+        h = norm_sizes(x, norm_weight, norm_bias, scale, shift, num_groups, norm_eps).activated(True)
+    plus, embedded, skip = (None if part is None else size_of(part) for part in (bias, temb, residual))
+    return (of_few(layers.convolved(h, size_of(weight), plus, embedded, skip, gain, upsample)),)
 
 
 def conv3x3_backward(grad_out: Images, weight: Tensor, upsample: bool = False) -> Magnitudes:
-    return (_of_few(layers.conv3x3_backward(_size(grad_out), _size(weight), upsample)),)
+    return (of_few(layers.conv3x3_backward(size_of(grad_out), size_of(weight), upsample)),)
 
 
 def relu_conv3x3(
@@ -175,63 +114,25 @@ def relu_conv3x3(
     offset: Tensor | None = None,
     residual: Images | None = None,
 ) -> Magnitudes:
-    given = [None if part is None else _size(part) for part in (x, weight, bias, slope, offset, residual)]
-    return (_of_few(layers.relu_conv3x3(*given)),)  # type: ignore[arg-type]
+    given = [None if part is None else size_of(part) for part in (x, weight, bias, slope, offset, residual)]
+    return (of_few(layers.relu_conv3x3(*given)),)  # type: ignore[arg-type]
 
 
 def relu_conv3x3_backward(
     grad_out: Images, x: Images, weight: Tensor, slope: Tensor | None = None, offset: Tensor | None = None
 ) -> Magnitudes:
-    size = layers.conv3x3_backward(_size(grad_out), _size(weight))
-    return (_of_few(size if slope is None else size * _size(slope)[:, None, None]),)
+    size = layers.conv3x3_backward(size_of(grad_out), size_of(weight))
+    return (of_few(size if slope is None else size * size_of(slope)[:, None, None]),)
 
 
 def affine_relu(x: Images, slope: Tensor, offset: Tensor, residual: Images | None = None) -> Magnitudes:
-    total = _size(x) + (0 if residual is None else _size(residual))
-    y = _of_few(_size(slope)[:, None, None] * total + _size(offset)[:, None, None])
-    return None if residual is None else _of_few(total), y
+    total = size_of(x) + (0 if residual is None else size_of(residual))
+    y = of_few(size_of(slope)[:, None, None] * total + size_of(offset)[:, None, None])
+    return None if residual is None else of_few(total), y
 
 
 def affine_relu_backward(grad_y: Images, y: Images, slope: Tensor, grad_sum: Images | None = None) -> Magnitudes:
-    return (_of_few(_size(grad_y) * _size(slope)[:, None, None] + (0 if grad_sum is None else _size(grad_sum))),)
-
-
-class _Norm(NamedTuple):
-    """A group norm taken apart, float64: rstd [B, G, 1, 1, 1], the rest broadcasts over [B, C, H, W].
-
-    `affine` and `terms` are sums of absolute values: of what y is before the gain, and of what y is.
-    """
-
-    rstd: Tensor
-    normed: Tensor
-    weight: Tensor
-    gain: Tensor
-    y: Tensor
-    affine: Tensor
-    terms: Tensor
-
-    def slope_of_silu(self) -> Tensor:
-        """gate (1 + y (1 - gate)), which is 0 near y = -1.28; its own slope is 1/2 at most."""
-        gate = torch.sigmoid(self.y)
-        return gate * (1 + self.y.abs() * (1 - gate)) + self.terms / 2
-
-    def activated(self, silu: bool) -> Tensor:
-        """The result; the slope of SiLU is 1.1 at most."""
-        return 1.1 * self.terms + self.y.abs() if silu else self.terms
-
-
-def _norm(x: Images, weight: Tensor, bias: Tensor, scale: Any, shift: Any, num_groups: int, norm_eps: float) -> _Norm:
-    groups = x.double().unflatten(1, (num_groups, -1))
-    centred = groups - groups.mean((2, 3, 4), keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean((2, 3, 4), keepdim=True) + norm_eps)
-    normed = (centred * rstd).flatten(1, 2)
-    nothing = torch.zeros((), dtype=torch.float64, device=x.device)
-    slope, offset, gain, plus = (
-        nothing if part is None else part.double()[..., None, None] for part in (weight, bias, scale, shift)
-    )
-    gain, affine = 1 + gain, (slope * normed).abs() + offset.abs()
-    y = gain * (slope * normed + offset) + plus
-    return _Norm(rstd, normed, slope, gain, y, affine, gain.abs() * affine + plus.abs())
+    return (of_few(size_of(grad_y) * size_of(slope)[:, None, None] + (0 if grad_sum is None else size_of(grad_sum))),)
 
 
 def _uncertain_weights(q: Tensor, k: Tensor) -> tuple[Tensor, int]:
@@ -265,17 +166,8 @@ def _normals_like(x: Images, step: Step, key: Key, ids: Ids) -> Tensor:
 
 def _with_copy(terms: Tensor, x: Images, net_dtype: torch.dtype | None) -> Magnitudes:
     """Of a result and the networks' copy of it. Where that is less precise, its own rounding is all that counts."""
-    size = _of_few(terms)
+    size = of_few(terms)
     return size, size if net_dtype == x.dtype else None
-
-
-def _of_few(terms: Tensor, results: int | None = None) -> np.ndarray | None:
-    """The terms of results that are few; `results`: how many share no rounding, all by default."""
-    return terms.numpy() if (terms.numel() if results is None else results) < FEW else None
-
-
-def _size(tensor: Tensor) -> Tensor:
-    return tensor.double().abs()
 
 
 _OF: dict[str, Callable[..., Magnitudes]] = {
@@ -290,6 +182,7 @@ _OF: dict[str, Callable[..., Magnitudes]] = {
         group_norm_silu_backward,
         residual_sum,
         sum_norm_silu,
+        sum_norm_silu_backward,
         conv3x3,
         conv3x3_backward,
         relu_conv3x3,

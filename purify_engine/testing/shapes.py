@@ -60,13 +60,16 @@ CONV_VARIANTS = (
     "bias-up",
     "norm-bias-up-residual",
 )
-SUM_VARIANTS = (
-    "bias-temb-only",
-    "bias-shared-temb-scale-shift-only",
-    "residual-bias-gain",
-    "residual-bias-skip-scale-shift",
-    "bias-linear",
-    "skip-only",
-)
-RESIDUAL_VARIANTS = ("plain", "bias", "residual-bias", "residual-bias-gain", "residual")
+SUM_VARIANTS = {
+    "sum_norm_silu": (
+        "bias-temb-only",
+        "bias-shared-temb-scale-shift-only",
+        "residual-bias-gain",
+        "residual-bias-skip-scale-shift",
+        "bias-linear",
+        "skip-only",
+    ),
+    "sum_norm_silu_backward": ("plain", "residual", "residual-scale-shift", "residual-shift-linear"),
+    "residual_sum": ("plain", "bias", "residual-bias", "residual-bias-gain", "residual"),
+}
 RELU_VARIANTS = ("bias", "line", "line-bias-residual", "residual")

@@ -7,12 +7,12 @@ import torch
 
 from purify_engine import ops
 from purify_engine.kernels import _tiles
-from purify_engine.reference import layers
+from purify_engine.reference import layers, sums
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
 from tests.kernels.triton_runner import moved, run
 
-FORWARD, BACKWARD = "group_norm_silu", "group_norm_silu_backward"
+FORWARD, BACKWARD, OF_SUM = "group_norm_silu", "group_norm_silu_backward", "sum_norm_silu_backward"
 FLOAT, DOUBLE = torch.float32, torch.float64
 
 
@@ -63,6 +63,17 @@ MANY = Case(BACKWARD, (18, 4, 4, 4), FLOAT, "channels_last", "scale-shift", 1)
 @pytest.mark.parametrize("case", [*some(BACKWARD, 11), *padded(BACKWARD), MANY], ids=str)
 def test_gradient_matches_the_reference(case):
     assert_agrees(case, run(case), layers.group_norm_silu_backward)
+
+
+@pytest.mark.parametrize("case", some(OF_SUM, 11), ids=str)
+def test_gradient_of_a_sum_matches_the_reference(case):
+    assert_agrees(case, run(case), sums.sum_norm_silu_backward)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradient_of_a_sum_in_chunks_matches_the_reference(layout, cut):
+    case = Case(OF_SUM, (1, 12, 24, 24), FLOAT, layout, "residual-scale-shift", 2)
+    assert_agrees(case, run(case), sums.sum_norm_silu_backward)
 
 
 @pytest.mark.parametrize("case", large(FORWARD), ids=str)

@@ -30,6 +30,33 @@ def test_first_and_second_gradients_are_right(case):
     assert torch.autograd.gradgradcheck(results, case.differentiable())
 
 
+@pytest.mark.parametrize("case", cases("sum_norm_silu_backward"), ids=str)
+def test_gradient_matches_the_reference(case, each_instruction_set):
+    assert_matches_reference(case, ops.sum_norm_silu_backward, sums.sum_norm_silu_backward, "torch")
+
+
+@pytest.mark.parametrize("variant", ["plain", "residual-scale-shift"])
+def test_the_gradient_is_differentiable(variant):
+    case = Case("sum_norm_silu_backward", (2, 4, 1, 3), torch.float64, variant=variant, num_groups=2)
+    assert torch.autograd.gradcheck(ops.sum_norm_silu_backward, case.differentiable())
+    assert torch.autograd.gradgradcheck(ops.sum_norm_silu_backward, case.differentiable())
+    torch.library.opcheck(torch.ops.purify.sum_norm_silu_backward.default, case.differentiable())
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_its_gradient_to_frozen_parameters_is_that_to_all(case):
+    every, frozen = (list(each) for each in (case.differentiable(), case.differentiable()))
+    frozen[5:9] = [None if each is None else each.detach() for each in frozen[5:9]]
+
+    def gradients(arguments):
+        total, y = ops.sum_norm_silu(*arguments)
+        wanted = [each for each in arguments[:5] if each is not None]
+        return torch.autograd.grad((total * 0.3).sum() + y.sin().sum(), wanted)
+
+    for one, other in zip(gradients(every), gradients(frozen), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_registration_is_sound(case):
     torch.library.opcheck(torch.ops.purify.sum_norm_silu.default, case.differentiable())

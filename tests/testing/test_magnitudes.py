@@ -29,6 +29,7 @@ WHOLE = {
     "group_norm_silu_backward": Case("group_norm_silu_backward", (2, 32, 8, 8), variant="scale-shift", num_groups=8),
     "residual_sum": Case("residual_sum", (2, 16, 8, 8), variant="residual-bias-gain"),
     "sum_norm_silu": Case("sum_norm_silu", (2, 16, 8, 8), variant="residual-bias-temb-skip-scale-shift-gain", num_groups=8),
+    "sum_norm_silu_backward": Case("sum_norm_silu_backward", (2, 32, 8, 8), variant="residual-scale-shift", num_groups=8),
     "conv3x3": Case("conv3x3", (2, 16, 8, 8), variant="norm-scale-bias-residual-gain", num_groups=8),
     "conv3x3_backward": Case("conv3x3_backward", (2, 16, 8, 8)),
     "relu_conv3x3": Case("relu_conv3x3", (2, 16, 8, 8), variant="line-bias-residual"),
@@ -42,6 +43,7 @@ TINY = {op: dataclasses.replace(case, shape=(1, 1, 1, 3), num_groups=1) for op, 
     "attention_backward": Case("attention_backward", (1, 1, 5, 4)),
     "relu_conv3x3_backward": Case("relu_conv3x3_backward", (1, 2, 1, 3), variant="line-bias-residual"),
     "group_norm_silu_backward": Case("group_norm_silu_backward", (1, 6, 1, 2), variant="scale-shift", num_groups=2),
+    "sum_norm_silu_backward": Case("sum_norm_silu_backward", (1, 6, 1, 2), variant="residual-scale-shift", num_groups=2),
 }
 
 
@@ -114,6 +116,7 @@ MISSING = {
     "attention_backward-scale": ("attention_backward", 1, lambda q: q * q.shape[-1] ** 0.5),
     "group_norm_silu-shift": ("group_norm_silu", 4, lambda shift: None),
     "group_norm_silu_backward-silu": ("group_norm_silu_backward", 8, lambda silu: False),
+    "sum_norm_silu_backward-sum": ("sum_norm_silu_backward", 6, lambda grad_sum: None),
     "residual_sum-bias": ("residual_sum", 1, lambda bias: None),
     "sum_norm_silu-temb": ("sum_norm_silu", 3, lambda temb: None),
     "sum_norm_silu-gain": ("sum_norm_silu", 11, lambda gain: 1.0),
@@ -141,7 +144,13 @@ def test_a_term_that_is_missing_is_caught(fault, of):
         judge(of[op], place, change)
 
 # A norm's x and scale; a skip, which is read as it is.
-FIXED = {"group_norm_silu": (0, 3), "group_norm_silu_backward": (1, 4), "conv3x3": (0, 5), "sum_norm_silu": (4, 7)}
+FIXED = {
+    "group_norm_silu": (0, 3),
+    "group_norm_silu_backward": (1, 4),
+    "conv3x3": (0, 5),
+    "sum_norm_silu": (4, 7),
+    "sum_norm_silu_backward": (1, 4),
+}
 
 
 @pytest.mark.parametrize("op", [op for op in MEASURED if op != "philox_normal"])
