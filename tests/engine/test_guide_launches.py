@@ -25,7 +25,7 @@ LAUNCH_NOTHING = {"detach", "view", "t", "transpose", "expand", "unsqueeze", "un
 
 
 class Launches(TorchDispatchMode):
-    """Counts operations by name, ours being a kernel each; apart, biases of convolutions, which cuDNN leaves to a pass of their own."""
+    """Counts operations by name, ours being a kernel each; apart, biases of convolutions, for which cuDNN makes another pass."""
 
     def __init__(self):
         super().__init__()
