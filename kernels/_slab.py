@@ -93,12 +93,13 @@ def store(ptr, values, image, start, pixel, inside, PIXELS: tl.constexpr, CHANNE
 @triton.jit
 def rounded(values, DTYPE: tl.constexpr):
     """As they come back from memory. Two at a time: one by one is what ptxas makes of a plain conversion, at twice the time."""
-    if NATIVE and DTYPE.is_bf16():
+    PAIRS: tl.constexpr = NATIVE and values.numel > 1
+    if PAIRS and DTYPE.is_bf16():
         values = tl.inline_asm_elementwise(
             "{ .reg .b32 both; cvt.rn.bf16x2.f32 both, $3, $2; shl.b32 $0, both, 16; and.b32 $1, both, 0xffff0000; }",
             "=r,=r,r,r", [values], dtype=tl.float32, is_pure=True, pack=2,
         )  # fmt: skip
-    elif NATIVE and DTYPE.is_fp16():
+    elif PAIRS and DTYPE.is_fp16():
         values = tl.inline_asm_elementwise(
             "{ .reg .b32 both; .reg .b16 low, high; cvt.rn.f16x2.f32 both, $3, $2; mov.b32 {low, high}, both;"
             " cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
@@ -140,7 +141,7 @@ def pooled(
 ):  # fmt: skip
     """(mean, reciprocal standard deviation) [1, SIZE], from the moments of the chunks of every unit of a channel's group."""
     PARTS: tl.constexpr = WIDTH // UNIT
-    MANY: tl.constexpr = tl.cdiv(PIXELS, CHUNK)
+    MANY: tl.constexpr = (PIXELS + CHUNK - 1) // CHUNK
     first = (start // UNIT + tl.arange(0, SIZE // UNIT)) // PARTS * PARTS
     chunk = tl.arange(0, CHUNKS)[None, :]
     counts = UNIT * tl.maximum(tl.minimum(PIXELS - chunk * CHUNK, CHUNK), 0)

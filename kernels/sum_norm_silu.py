@@ -96,7 +96,7 @@ def _moments_kernel(
     total = _slab.far(sums, UNIT, NEAR)
     around = tl.maximum(_slab.far(squares, UNIT, NEAR) - total * total / count, 0.0)
     unit = image * (CHANNELS // UNIT) + start // UNIT + tl.arange(0, FIRST // UNIT)
-    at = moments_ptr + 2 * (unit * tl.cdiv(PIXELS, CHUNK) + chunk)
+    at = moments_ptr + 2 * (unit * ((PIXELS + CHUNK - 1) // CHUNK) + chunk)
     tl.store(at, pivot + total / count)
     tl.store(at + 1, around)
 
@@ -127,7 +127,7 @@ def _apply_kernel(
 def _place(PIXELS: tl.constexpr, CHANNELS: tl.constexpr, FIRST: tl.constexpr, CHUNK: tl.constexpr):
     """(image, chunk, first channel) of a program; neighbours in memory are neighbours in time."""
     slabs: tl.constexpr = CHANNELS // FIRST
-    chunks: tl.constexpr = tl.cdiv(PIXELS, CHUNK)
+    chunks: tl.constexpr = (PIXELS + CHUNK - 1) // CHUNK
     rest = tl.program_id(0) // slabs
     return (rest // chunks).to(tl.int64), rest % chunks, tl.program_id(0) % slabs * FIRST
 
@@ -285,11 +285,12 @@ def variants() -> list[Variant]:
     for layers, modulated in zip(_LAYERS, (False, True), strict=True):
         for own, others, side in layers:
             for adds in (False, True):
-                found += [launch.variant("sum_norm_silu") for launch in _layer(own, others, side, modulated, adds)]
+                found += [launch.variant("sum_norm_silu") for launch in _layer(own, others, side, 32, modulated, adds)]
+    found += [launch.variant("sum_norm_silu") for launch in _layer(1, 0, 1, 1, modulated=False, adds=True)]  # one element
     return list({str(variant): variant for variant in found}.values())
 
 
-def _layer(own: int, others: int, side: int, modulated: bool, adds: bool) -> list[Launch]:
+def _layer(own: int, others: int, side: int, groups: int, modulated: bool, adds: bool) -> list[Launch]:
     """What a layer launches; `adds` a residual, a bias and a time embedding, and writes the sum."""
 
     def images(channels: int) -> Tensor:
@@ -299,9 +300,9 @@ def _layer(own: int, others: int, side: int, modulated: bool, adds: bool) -> lis
     channels = own + others
     rows = torch.empty(2, 2 * channels, dtype=torch.bfloat16, device="meta").chunk(2, dim=1) if modulated else (None, None)
     line = torch.empty(2, channels, dtype=torch.bfloat16, device="meta")
-    norm, x, skip = (*line, *rows, 32, 1e-5), images(own), images(others) if others else None
+    norm, x, skip = (*line, *rows, groups, 1e-5), images(own), images(others) if others else None
     parts = Parts(x, x, line[0, :own], line[:, :own], 1.0, skip) if adds else Parts(x, skip=skip)
-    tile = _tiles.slab(channels, own, side**2, 32)
+    tile = _tiles.slab(channels, own, side**2, groups)
     assert tile is not None
     total = images(channels) if adds else None
     return _launches(images(channels), total, parts, norm, True, tile)
