@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._tiles import NoiseTile
+from ._tiles import NoiseTile, cdiv
 
 
 @triton.jit
@@ -36,4 +36,4 @@ def readable(x: Tensor) -> tuple[Tensor, bool]:
 
 def programs(images: int, numel: int, tile: NoiseTile) -> tuple[int]:
     """The grid that `tile` expects over images of `numel` elements."""
-    return (images * triton.cdiv(numel, 4 * tile.quads),)
+    return (images * cdiv(numel, 4 * tile.quads),)

@@ -29,6 +29,9 @@ class Launch(NamedTuple):
 
     def run(self) -> None:
         """Launch on the current stream of the device that holds the tensors."""
+        if not _are_several_gpus():  # the guard costs as long as a small kernel
+            self.kernel[self.programs](**self.arguments, **self.options)
+            return
         tensor = next(value for value in self.arguments.values() if isinstance(value, Tensor))
         with torch.cuda.device_of(tensor):  # Triton launches on the current device, whatever it is given
             self.kernel[self.programs](**self.arguments, **self.options)
@@ -61,6 +64,11 @@ def _type(name: str, value: Any, specialised: bool) -> str:
 def capability(tensor: Tensor) -> tuple[int, int]:
     """Compute capability of the GPU that holds a tensor, or `assumed`."""
     return _capability(tensor.device) if tensor.is_cuda else assumed
+
+
+@cache
+def _are_several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
 
 
 assumed = (9, 0)  # where there is no GPU: in the interpreter, which runs any tile, and where kernels are compiled ahead of time

@@ -101,7 +101,7 @@ def _backward(grad: Tensor, grad_y: Tensor, y: Tensor, slope: Tensor, grad_sum: 
 def _launch(kernel: object, tensors: dict[str, Tensor | None], x: Tensor, last: bool) -> Launch:
     tile = _tiles.elementwise()
     sizes = {"numel": x.numel(), "pixels": x.shape[2] * x.shape[3], "CHANNELS": x.shape[1], "LAST": last, "BLOCK": tile.block}
-    return Launch(kernel, (triton.cdiv(x.numel(), tile.block),), {**tensors, **sizes}, tile.num_warps)
+    return Launch(kernel, (_tiles.cdiv(x.numel(), tile.block),), {**tensors, **sizes}, tile.num_warps)
 
 
 def variants() -> list[Variant]:

@@ -261,7 +261,7 @@ def _problem(tile: _tiles.AttentionTile, **tensors: Tensor) -> dict[str, Any]:
 
 def _programs(rows: Tensor, tile: _tiles.AttentionTile) -> tuple[int]:
     batch, heads, tokens, _ = rows.shape
-    return (batch * heads * triton.cdiv(tokens, tile.block_m),)
+    return (batch * heads * _tiles.cdiv(tokens, tile.block_m),)
 
 
 # (heads of the batch, tokens, head_dim) of DDPM on CIFAR-10 at batch 64 and 1, and of ADM at 256x256.

@@ -202,7 +202,7 @@ def conv3x3(x: Tensor, weight: Tensor, norm: Norm | None, around: Around) -> Ten
     """`reference.layers.conv3x3` in 16 bits, any channels: [B, K, H, W] in channels_last. What is not channels_last is copied."""
     *_, upsample = around
     sizes = [size * (2 if upsample else 1) for size in x.shape[2:]]
-    out = _outputs.empty((len(x), len(weight), *sizes), x.dtype, x.device, channels_last=True)
+    out = _outputs.empty((x.shape[0], weight.shape[0], *sizes), x.dtype, x.device, channels_last=True)
     if out.numel():
         tile = _tiles.conv3x3(*_problem(x, weight, upsample))
         if norm is not None and not _takes_norm(tile, out):
@@ -227,7 +227,7 @@ def wins(x: Tensor, weight: Tensor, upsample: bool) -> bool:
 def _problem(x: Tensor, weight: Tensor, upsample: bool) -> tuple[int, int, int, tuple[int, int]]:
     """The arguments of `_tiles.conv3x3`: pixels of the result, channels, output channels, compute capability."""
     batch, channels, height, width = x.shape
-    return batch * height * width * (4 if upsample else 1), channels, len(weight), capability(x)
+    return batch * height * width * (4 if upsample else 1), channels, weight.shape[0], capability(x)
 
 
 def _takes_norm(tile: _tiles.ConvTile, out: Tensor) -> bool:

@@ -170,7 +170,7 @@ def sum_norm_silu(
         added, y = _one_by_one(parts, norm, silu)
         return (added if write_sum else None), y
     _, last = _images.readable(x)  # one pixel lies the same either way, and keeps its strides
-    shape = len(x), len(norm[0]), *x.shape[2:]
+    shape = x.shape[0], norm[0].shape[0], *x.shape[2:]
     y, total = _outputs.empty(shape, x.dtype, x.device, last), None
     if write_sum or (tile.cut and parts.adds):
         total = _outputs.empty(shape if write_sum else x.shape, x.dtype, x.device, last)
@@ -181,11 +181,13 @@ def sum_norm_silu(
 
 def _tile(parts: Parts, norm: Norm) -> _tiles.SlabTile | None:
     """How these images are cut; None where that cannot be done, or they are not such images."""
-    x, images = parts.x, [image for image in (parts.x, parts.residual, parts.skip) if image is not None]
-    fit = all(image.dtype == x.dtype and image.is_contiguous(memory_format=torch.channels_last) for image in images)
-    if x.dtype.itemsize != 2 or not fit or not x.numel() or capability(x) < (8, 0) or x[0].numel() >= 2**30:
+    x = parts.x
+    for image in (x, parts.residual, parts.skip):
+        if image is not None and (image.dtype != x.dtype or not image.is_contiguous(memory_format=torch.channels_last)):
+            return None
+    if x.dtype.itemsize != 2 or not x.numel() or capability(x) < (8, 0) or x.shape[1:].numel() >= 2**30:
         return None
-    return _tiles.slab(len(norm[0]), x.shape[1], x.shape[2:].numel(), norm[4])
+    return _tiles.slab(norm[0].shape[0], x.shape[1], x.shape[2:].numel(), norm[4])
 
 
 def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
@@ -269,7 +271,7 @@ def _side_by_side(rows: Tensor) -> Tensor:
 
 def _stride(rows: Tensor | None) -> int:
     """How far apart two images' rows are; one row is every image's."""
-    return 0 if rows is None or len(rows) == 1 else rows.stride(0)
+    return 0 if rows is None or rows.shape[0] == 1 else rows.stride(0)
 
 
 # Channels of x and of the skip, and pixels a side: layers of DDPM on CIFAR-10 (whole groups) and of ADM at 256x256 (chunks).

@@ -28,6 +28,7 @@ PRIVATE = (
 )
 
 _PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_NUMBERS = frozenset({type(None), bool, int, float})  # what is no tensor, and most of the other arguments
 
 
 class _Thread(threading.local):
@@ -56,9 +57,13 @@ def is_allowed(values: Iterable[object]) -> bool:
     """Whether a call on these values may go past the dispatcher: it is not forbidden, and nothing wants to see it."""
     recording = torch.is_grad_enabled()
     for value in values:
-        if isinstance(value, Tensor) and (not is_plain(value) or (recording and value.requires_grad)):
+        kind = type(value)  # not by `is_plain`: this is asked for every argument of every op
+        if kind in _PLAIN:
+            if recording and value.requires_grad:  # type: ignore[attr-defined]
+                return False
+        elif kind not in _NUMBERS and isinstance(value, Tensor):
             return False
-    return not (is_forbidden() or is_observed())
+    return not (_thread.forbidden or is_observed())
 
 
 def is_observed() -> bool:

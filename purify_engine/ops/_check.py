@@ -25,7 +25,8 @@ def like(name: str, tensor: Tensor | None, x: Tensor, shape: Sequence[int]) -> N
         return
     if not tensor.is_floating_point() or tensor.shape != shape:
         refuse(name, f"float {list(shape)}", tensor)
-    same_device(name, tensor, x)
+    if tensor.device != x.device:
+        same_device(name, tensor, x)
 
 
 def same_device(name: str, tensor: Tensor, x: Tensor) -> None:

@@ -47,8 +47,11 @@ class PackedWeights:
 
 def is_frozen(tensors: Iterable[Tensor]) -> bool:
     """Whether something may be derived from them and kept: no gradient is wanted, and every change is counted."""
-    return not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors)
+    for tensor in tensors:  # no generator: this is asked for every frozen convolution
+        if tensor.requires_grad or tensor.is_inference():
+            return False
+    return True
 
 
 def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors)
+    return tuple([(t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors])

@@ -18,6 +18,7 @@ def triton(run: Callable[..., Any], declines: Declines | None = None) -> Launche
     return _NOT_INSTALLED if importlib.util.find_spec("triton") is None else Launcher(run, declines)
 
 
+@cache
 def kernel(stem: str, name: str) -> Callable[..., Any]:
     """The host function `name` of `kernels/<stem>.py`, which is imported in the first call."""
 
