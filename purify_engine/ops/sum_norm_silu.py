@@ -17,7 +17,7 @@ from purify_engine.ops.group_norm_silu import GROUP_NORM_SILU_BACKWARD, group_no
 from purify_engine.reference import sums as reference
 from purify_engine.types import Images
 
-_PARTS_ARE_AS_FAST = "networks on CPUs have the sum from their convolution; its parts have kernels"
+_PARTS_ARE_AS_FAST = "networks on CPUs have the sum from their convolution, and its parts have kernels"
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; this one is Triton's, or its parts"
 _DEFAULTS: tuple[Any, ...] = (1.0, True, True)  # gain, silu, write_sum
 
