@@ -126,7 +126,9 @@ def images(machine: Machine) -> str:
 
 def kernels(machine: Machine) -> str:
     """Where a step goes: launches and milliseconds by groups of kernels, of each batch."""
-    lines = machine.latest("network", "guide", "batch", "group", kind="profile")
+    every = machine.latest("network", "guide", "batch", "group", kind="profile")
+    last = {(line["network"], line["guide"], line["batch"]): line["run"] for line in sorted(every, key=lambda line: line["run"])}
+    lines = [line for line in every if line["run"] == last[line["network"], line["guide"], line["batch"]]]  # of one run a case
     cases = list(dict.fromkeys((line["network"], line["guide"], line["batch"]) for line in lines))
     cells = {(line["group"], (line["network"], line["guide"], line["batch"])): line for line in lines}
     rows = []
