@@ -36,4 +36,7 @@ class NoiseKey(NamedTuple):
 
     key: Key
     ids: Ids
-    guide_key: Key | None = None  # the seed of the guide's own noise, where it was derived beforehand
+
+
+class GuideNoise(NoiseKey):
+    """The noise of a guide's own: its key was derived from that of the process."""

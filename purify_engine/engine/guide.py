@@ -19,7 +19,7 @@ from purify_engine.models.classifiers import Classifier
 from purify_engine.ops import switches
 from purify_engine.reference import guidance
 from purify_engine.reference.philox import derive_seed
-from purify_engine.types import Images, NoiseKey, Step
+from purify_engine.types import GuideNoise, Images, NoiseKey, Step
 
 Target = tuple[Tensor, ...]
 
@@ -71,14 +71,14 @@ class PixelGuide:
     def target(self, x: Images) -> Target:
         return (x,)
 
-    def derive(self, noise: NoiseKey) -> NoiseKey:
-        """`noise` and the seed of this guide's own: derived once a call, since it takes more than a hundred tiny kernels."""
-        return noise._replace(guide_key=derive_seed(noise.key, PIXEL_NOISE)) if switches.is_on("pixel_key") else noise
+    def derive(self, noise: NoiseKey) -> GuideNoise | None:
+        """This guide's own noise: derived once a call, since it takes more than a hundred tiny kernels. None: in every step."""
+        return GuideNoise(derive_seed(noise.key, PIXEL_NOISE), noise.ids) if switches.is_on("pixel_key") else None
 
     def grad(
         self, x_t: Images, eps: Images | None, target: Target, plan: ReversePlan, step: Step, noise: NoiseKey
     ) -> Images:
-        key = derive_seed(noise.key, PIXEL_NOISE) if noise.guide_key is None else noise.guide_key
+        key = noise.key if isinstance(noise, GuideNoise) else derive_seed(noise.key, PIXEL_NOISE)
         # At least as precise as `q_sample` computes and as the target is, whatever the networks' precision.
         noised_in = torch.promote_types(torch.promote_types(x_t.dtype, target[0].dtype), torch.float32)
         target_t, _ = ops.q_sample(target[0].to(noised_in), plan.marginal(step), step, key, noise.ids)

@@ -10,7 +10,7 @@ import torch
 from purify_engine import ops
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.plan import ReversePlan
-from purify_engine.types import Images, NoiseKey, Step
+from purify_engine.types import GuideNoise, Images, NoiseKey, Step
 
 OnStepEnd = Callable[[int, float, Images], None]
 One = TypeVar("One")
@@ -45,27 +45,29 @@ class ReverseProcess(NamedTuple):
     guide: Guide
     noise: NoiseKey
     follow_guide: bool = True  # whether the gradient follows the guide's pull
+    guide_noise: GuideNoise | None = None  # what `derived` prepared; a guide derives its own in every step where this is None
 
     def derived(self) -> ReverseProcess:
         """The same process; what its guide derives from the seed is derived here, once a call, and not in every step."""
         derive = getattr(self.guide, "derive", None)
-        return self if derive is None else self._replace(noise=derive(self.noise))
+        return self if derive is None else self._replace(guide_noise=derive(self.noise))
 
     def start(self, x: Images) -> tuple[Images, Images]:
         """`x` in [-1, 1] noised to t*: (x_t, x_net)."""
         plan = self.plan
-        return ops.q_sample(x, plan.start, plan.forward_step, *self.noise[:2], net_dtype=plan.net_dtype)
+        return ops.q_sample(x, plan.start, plan.forward_step, *self.noise, net_dtype=plan.net_dtype)
 
     def step(
         self, x_t: Images, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn
     ) -> tuple[Images, Images]:
         """One guided reverse step (docs/math.md E7): the next (x_t, x_net)."""
         eps, grad = self.predict(x_net, target, step, both)
-        return ops.guided_step(x_t, eps, grad, self.plan.rows, step, *self.noise[:2], net_dtype=self.plan.net_dtype)
+        return ops.guided_step(x_t, eps, grad, self.plan.rows, step, *self.noise, net_dtype=self.plan.net_dtype)
 
     def predict(self, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn) -> tuple[Images, Images | None]:
         """(eps, grad G) at one step; `both` runs the two networks where the guide does not read eps."""
-        plan, model, guide, noise, _ = self
+        plan, model, guide = self[:3]
+        noise = self.noise if self.guide_noise is None else self.guide_noise
         if guide.reads_eps:
             eps = model(x_net, plan, step)
             return eps, guide.grad(x_net, eps, target, plan, step, noise)

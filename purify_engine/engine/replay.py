@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import OnStepEnd, ReverseProcess
 from purify_engine.models.derived import Watched
 from purify_engine.ops import autocast
-from purify_engine.types import Images, NoiseKey
+from purify_engine.types import GuideNoise, Images, NoiseKey
 
 AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
 GRAPHS_ON = ("cuda", "cpu")
@@ -186,7 +186,10 @@ class _Graph:
         self.capacity = len(plan)
         self.x_t, self.step = x_t.clone(), torch.zeros((), dtype=torch.int64, device=x_t.device)
         self.target = tuple(part.clone() for part in target)
-        self.process = process._replace(plan=plan, noise=NoiseKey(*_cloned(process.noise)))
+        own = process.guide_noise
+        guide_noise = None if own is None else GuideNoise(*(part.clone() for part in own))
+        noise = NoiseKey(*(part.clone() for part in process.noise))
+        self.process = process._replace(plan=plan, noise=noise, guide_noise=guide_noise)
         self._prepare = getattr(process.model, "prepare", lambda plan: None)
         self._prepare(plan)
         self._plan: ReversePlan | None = None  # whose tables these are
@@ -203,9 +206,8 @@ class _Graph:
                 getattr(self.process.plan, name)[: len(process.plan)].copy_(getattr(process.plan, name))
             self._prepare(self.process.plan)
             self._plan = process.plan
-        for own, given in zip((*self.target, *self.process.noise), (*target, *process.noise), strict=True):
-            if own is not None and given is not None:
-                own.copy_(given)
+        for own, given in zip((*self.target, *_drawn_from(self.process)), (*target, *_drawn_from(process)), strict=True):
+            own.copy_(given)
         self.x_t.copy_(x_t)
         self.step.zero_()
 
@@ -275,8 +277,8 @@ class _AdjointGraph(_Graph):
             total.add_(pull)
 
 
-def _cloned(parts: Iterable[Tensor | None]) -> list[Any]:
-    return [None if part is None else part.clone() for part in parts]
+def _drawn_from(process: ReverseProcess) -> tuple[Tensor, ...]:
+    return *process.noise, *(process.guide_noise or ())
 
 
 def _with_capacity(plan: ReversePlan) -> ReversePlan:
