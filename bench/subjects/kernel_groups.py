@@ -7,7 +7,7 @@ import re
 # The first that is found in a name decides. PyTorch has two kernels for additions: of whole tensors, and with one that is
 # broadcast (a convolution's bias), which takes twice the time.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("norm", r"sum_norm|_whole_kernel|_apply_kernel|^_(backward|sums|parameters)_kernel|normali[sz]e|moments|group_norm|GroupNorm|RowwiseMoments"),
+    ("norm", r"sum_norm|^_(whole|apply|normalise|backward|sums|parameters)_kernel|moments|group_norm|GroupNorm|RowwiseMoments"),
     ("attention", r"attention|flash|fmha"),
     ("guided step and noise", r"guided_step|q_sample|philox|to_images"),
     ("our convolutions", r"conv3x3"),
