@@ -100,9 +100,13 @@ class AdversarialGuide(nn.Module):
 
     def target(self, x: Images) -> Target:
         """(features [B, F], label distribution [B, K]) of the un-noised input."""
-        dtype = next(self.network.parameters()).dtype
-        features, logits = self.network.frozen().features_and_logits((x.to(dtype) + 1) / 2)
+        features, logits = self._seen(x)
         return features, self._label(logits)
+
+    def _seen(self, x: Images) -> tuple[Tensor, Tensor]:
+        """(features, logits) of model-space images, in the precision of the network."""
+        images = (x.to(next(self.network.parameters()).dtype) + 1) / 2
+        return self.network.frozen().features_and_logits(images)
 
     def _label(self, logits: Tensor) -> Tensor:
         soft = logits.softmax(dim=1)
@@ -147,8 +151,8 @@ class AdversarialGuide(nn.Module):
             return maps, grad[:, :, None, None].expand_as(maps)
 
     def objective(self, x: Images, target: Target) -> Tensor:
-        """G summed over the batch, at model-space images."""
-        features, logits = self.network.frozen().features_and_logits((x + 1) / 2)
+        """G summed over the batch, at model-space images of any precision: the network reads them in its own."""
+        features, logits = self._seen(x)
         wanted_features, wanted_label = target
         value = self.config.latent_weight * guidance.latent_objective(features, wanted_features)
         if self.config.pseudo_label != "none":

@@ -19,10 +19,11 @@ class Loop:
         """
         process, target = process.derived(), process.guide.target(x)
         x_t, x_net = process.start(x)
+        times = [] if on_step_end is None else process.plan.times.tolist()  # read back once: a GPU is waited for
         for index, step in enumerate(process.plan.steps):
             x_t, x_net = process.step(x_t, x_net, target, step)
             if on_step_end is not None:
-                on_step_end(index, float(process.plan.times[index]), x_t)
+                on_step_end(index, times[index], x_t)
         return x_t
 
     def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:

@@ -66,6 +66,18 @@ def test_the_target_is_in_the_networks_dtype_whatever_the_images():
     assert all(part.dtype == torch.float64 for part in guide().target(INPUT.float()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("look_at", ["xt", "x0"])
+def test_the_pull_is_computed_in_the_networks_dtype_whatever_the_images(look_at, dtype):
+    """And comes back in that of the images, as their gradient does."""
+    asked, x_t, eps = guide(look_at=look_at), X_T.to(dtype), EPS.to(dtype)
+    found = asked.grad(x_t, eps, target := asked.target(INPUT), PLAN, STEP, NOISE)
+    if look_at == "xt":
+        expected = asked.grad(x_t.double(), None, target, PLAN, STEP, NOISE)
+        assert torch.equal(found, expected.to(dtype))
+    assert found.dtype == dtype and found.isfinite().all()
+
+
 @pytest.mark.parametrize("straight_through", [False, True])
 def test_a_straight_through_label_has_the_hard_ones_value_and_the_soft_ones_gradient(straight_through):
     x = INPUT.clone().requires_grad_()

@@ -1,0 +1,129 @@
+"""A purification on a GPU, without one: no tensor is born on the host inside it, no number comes back, no two devices meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+from unittest import mock
+
+import pytest
+import torch
+
+from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig
+from purify_engine.config.purification import GradientMode, Sampler
+from purify_engine.engine.plan import make_plan
+from purify_engine.kernels import _launch
+from purify_engine.models import Classifier, Denoiser, UNet
+from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
+from purify_engine.ops import switches
+from purify_engine.types import NoiseKey
+from tests.fake_gpu import GPU, Host, fake_gpu, moved, plan_there
+
+pytest.importorskip("triton")
+
+SMALL = {"image_size": 16, "base_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,)}
+FAMILIES = {
+    "DDPM": replace(DDPM_CIFAR10, **SMALL),
+    "DDPM++": replace(DDPMPP_CIFAR10, **SMALL),
+    "ADM": replace(ADM_IMAGENET256, **SMALL, num_head_channels=32),
+}
+NETWORKS = {
+    "ResNet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=16),
+    "WRN": ClassifierConfig(architecture="wide_resnet", depth=10, width=1),
+}
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+GUIDANCE = {
+    "none": {"kind": "none"},
+    "pixel": {"kind": "pixel"},
+    "xt": {},
+    "x0, normalised": {"look_at": "x0", "normalised": True},
+    "soft": {"pseudo_label": "soft"},
+}
+
+
+def purified(
+    config, family="DDPM", network="ResNet", dtype=torch.bfloat16, of_guide=None, images=torch.float32, with_gradient=False
+):
+    """What a whole call on a GPU does on the host, after a first one, which packs weights and fills tables; its launches."""
+    launches = []
+    with torch.device("meta"):
+        model, guide = Denoiser(UNet(FAMILIES[family])), Classifier(NETWORKS[network])
+    plans = {steps: make_plan(config, steps) for steps in (None, config.surrogate_steps)}
+    with (
+        fake_gpu() as mode,
+        mock.patch.object(_launch.Launch, "run", lambda launch: launches.append(launch.kernel.__name__)),
+        torch.set_grad_enabled(with_gradient),
+    ):
+        purifier = GuidedPurifier(moved(model, dtype), moved(guide, of_guide or dtype), config, execution="loop")
+        of_images = torch.promote_types(images, torch.float32)
+        there = {steps: plan_there(mode, plan, None if dtype == of_images else dtype) for steps, plan in plans.items()}
+        purifier.plan = lambda dtype, steps=None: there[steps]
+        x = torch.empty(2, 3, 16, 16, dtype=images, device=GPU).requires_grad_(with_gradient)
+        for _ in range(2):
+            launches.clear()
+            with Host() as host:
+                out = purifier._purify(x, NoiseKey(purifier._key(None, 1), purifier._ids(x, None)), None)
+                made = torch.autograd.grad(out.sum(), x) if with_gradient else (out,)
+        assert all((result.device.type, result.dtype, result.shape) == (GPU, x.dtype, x.shape) for result in (out, *made))
+    return host.found, launches
+
+
+def configured(guidance="xt", **options):
+    return PurifierConfig(t_star=30, num_steps=2, guidance=GuidanceConfig(scale=1.0, **GUIDANCE[guidance]), **options)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize(("family", "network"), [*((family, "ResNet") for family in FAMILIES), ("DDPM", "WRN")])
+def test_a_purification_asks_nothing_of_the_host(family, network, guidance):
+    found, launches = purified(configured(guidance, cycles=2), family, network)
+    assert not found
+    assert {"_guided_step_kernel", "_q_sample_kernel", "_to_images_kernel", "_attention_kernel"} <= set(launches)
+
+
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_no_sampler_asks_anything_of_the_host(sampler):
+    assert not purified(configured(sampler=sampler))[0]
+
+
+@pytest.mark.parametrize("guidance", ["none", "pixel", "xt", "x0, normalised"])
+@pytest.mark.parametrize("mode", get_args(GradientMode))
+def test_no_gradient_asks_anything_of_the_host(mode, guidance):
+    assert not purified(configured(guidance, gradient=mode), with_gradient=True)[0]
+
+
+@pytest.mark.parametrize("with_gradient", [False, True], ids=["value", "gradient"])
+@pytest.mark.parametrize("images", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_networks_and_images_may_be_of_any_floats(dtype, images, with_gradient):
+    """The result is of the images' own: `purified` holds it to that."""
+    for guidance in ("pixel", "x0, normalised"):
+        assert not purified(configured(guidance), dtype=dtype, images=images, with_gradient=with_gradient)[0]
+
+
+@pytest.mark.parametrize("of_guide", FLOATS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_two_networks_may_be_of_different_floats(dtype, of_guide):
+    assert not purified(configured("xt"), dtype=dtype, of_guide=of_guide, with_gradient=True)[0]
+
+
+@pytest.mark.parametrize("name", switches.SWITCHES)
+def test_no_switch_asks_anything_of_the_host(name):
+    for guidance in ("xt", "pixel"):
+        with switches.switched(**{name: not switches.SWITCHES[name].default}):
+            assert not purified(configured(guidance), network="WRN")[0]
+
+
+def test_what_is_born_on_the_host_or_asked_of_the_gpu_is_found():
+    with fake_gpu():
+        x = torch.zeros(3, device=GPU)
+        with Host() as host:
+            x + torch.tensor(1.0)
+        assert host.found
+        with Host() as host:
+            x + 1.0
+            torch.full_like(x, 2.0)
+        assert not host.found
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            float(x[0])
+        with pytest.raises(Exception, match="same device"):
+            x + torch.zeros(3)
