@@ -105,8 +105,10 @@ class AdversarialGuide(nn.Module):
 
     def _seen(self, x: Images) -> tuple[Tensor, Tensor]:
         """(features, logits) of model-space images, in the precision of the network."""
-        images = (x.to(next(self.network.parameters()).dtype) + 1) / 2
-        return self.network.frozen().features_and_logits(images)
+        return self.network.frozen().features_and_logits((self._read(x) + 1) / 2)
+
+    def _read(self, x: Images) -> Images:
+        return x.to(next(self.network.parameters()).dtype)
 
     def _label(self, logits: Tensor) -> Tensor:
         soft = logits.softmax(dim=1)
@@ -133,14 +135,14 @@ class AdversarialGuide(nn.Module):
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
 
     def _pull(self, x: Images, target: Target) -> Images:
-        if switches.runs("guide_ends", x):
+        if switches.runs("guide_ends", target[0]):  # whose precision is the network's
             return _gradient(lambda view, recorded: self._ends(view, target, recorded), x)
         return input_gradient(lambda view: self.objective(view, target), x)
 
     def _ends(self, x: Images, target: Target, recorded: bool) -> tuple[Images, Images]:
         """The last maps of the network, and the gradient of G to them, written out: few passes over few numbers."""
         network, config = self.network.frozen(), self.config
-        maps = network.last_maps(x)
+        maps = network.last_maps(self._read(x))
         wanted_features, label = target
         pixels = maps.shape[2:].numel()
         weights = config.label_weight / pixels, config.latent_weight / pixels
