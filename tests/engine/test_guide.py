@@ -188,7 +188,8 @@ class Born(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
-        if any(tensor.device.type == "cpu" for tensor in tensors):
+        born = function.overloadpacket.__name__ in ("lift_fresh", "lift", "scalar_tensor")  # of a number, by way of the host
+        if born or any(tensor.device.type == "cpu" for tensor in tensors):
             self.hosts.append(function)
         self.count += 1
         return result
