@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -188,24 +189,36 @@ class Born(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, torch.Tensor)]
-        born = function.overloadpacket.__name__ in ("lift_fresh", "lift", "scalar_tensor")  # of a number, by way of the host
-        if born or any(tensor.device.type == "cpu" for tensor in tensors):
+        if any(tensor.device.type == "cpu" for tensor in tensors):
             self.hosts.append(function)
         self.count += 1
         return result
+
+
+class Asked(TorchFunctionMode):
+    """Notes what makes a tensor of a number of the host, which no operation shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.born = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.from_numpy):
+            self.born.append(function)
+        return function(*args, **(kwargs or {}))
 
 
 def test_a_pixel_step_brings_nothing_from_the_host_and_derives_no_seed():
     plan, key, ids, images = PLAN.to("meta"), NOISE.key.to("meta"), NOISE.ids.to("meta"), X_T.to("meta")
     counts = []
     for noise in (NoiseKey(key, ids), PixelGuide().derive(NoiseKey(key, ids))):
-        with Born() as born:
+        with Born() as born, Asked() as asked:
             PixelGuide().grad(images, None, (images,), plan, plan.steps[2], noise)
-        assert not born.hosts
+        assert not born.hosts and not asked.born
         counts.append(born.count)
-    with Born() as born:
+    with Born() as born, Asked() as asked:
         derive_seed(key, 2**33)
-    assert not born.hosts and born.count == counts[0] - counts[1] > 100
+    assert not born.hosts and not asked.born and born.count == counts[0] - counts[1] > 100
 
 
 @pytest.mark.parametrize("name", OPTIONS)
