@@ -49,7 +49,7 @@ class Launch(NamedTuple):
             ready(*given)
             return
         compiled = self.kernel[self.programs](**self.arguments, **self.options)
-        if key and compiled is not None:  # the interpreter compiles nothing
+        if key and hasattr(compiled, "__getitem__"):  # the interpreter compiles nothing
             if len(_ready) >= MOST_READY:
                 _ready.clear()
             _ready[key] = compiled[(*self.programs, 1, 1)[:3]]

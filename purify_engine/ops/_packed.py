@@ -47,7 +47,7 @@ class PackedWeights:
 
 def is_frozen(tensors: Iterable[Tensor]) -> bool:
     """Whether something may be derived from them and kept: no gradient is wanted, and every change is counted."""
-    for tensor in tensors:  # no generator: this is asked for every frozen convolution
+    for tensor in tensors:  # noqa: SIM110  (no generator: this is asked for every frozen convolution)
         if tensor.requires_grad or tensor.is_inference():
             return False
     return True
