@@ -17,7 +17,7 @@ from purify_engine.ops._gradient import Rule
 from purify_engine.ops._packed import is_frozen
 from purify_engine.ops._registry import order
 from purify_engine.ops.conv2d import conv2d
-from purify_engine.ops.conv3x3 import conv3x3, turned
+from purify_engine.ops.conv3x3 import conv3x3, padded, turned
 from purify_engine.types import Images
 
 _ATEN: Any = torch.ops.aten
@@ -76,7 +76,7 @@ class _ConvRelu(Rule):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Images) -> None:
         x, weight, _, _, mirrored, stride, padding = inputs
         ctx.save_for_backward(output, weight, mirrored)
-        ctx.size, ctx.how = x.shape[2:], (stride, padding)
+        ctx.size, ctx.how, ctx.pads = x.shape[2:], (stride, padding), padded.runs(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Images) -> tuple[Tensor | None, ...]:
@@ -84,8 +84,10 @@ class _ConvRelu(Rule):
         # detached: autograd would carry zeros back through the mask, the whole network over
         grad = _ATEN.threshold_backward(grad, y.detach(), 0)
         wanted, to_x = ctx.needs_input_grad, None
-        if wanted[0]:
-            to_x = _to_input(grad, weight, ctx.size, *ctx.how) if mirrored is None else turned.convolved(grad, mirrored, weight)
+        if wanted[0] and mirrored is None:
+            to_x = _to_input(grad, weight, ctx.size, *ctx.how)
+        elif wanted[0]:
+            to_x = turned.convolved(grad, mirrored, weight, pads=ctx.pads)
         return to_x, None, grad.sum((0, 2, 3)) if wanted[2] else None, grad if wanted[3] else None, None, None, None
 
 
@@ -100,6 +102,8 @@ def _launched(
     x: Images, weight: Tensor, bias: Tensor | None, residual: Images | None, stride: Sizes, padding: Sizes
 ) -> Images:
     """By cuDNN's kernel where it has one for this convolution."""
+    if (stride, padding) == PLAIN and padded.runs(x, weight):
+        x, weight = padded.widened(x, weight)
     key = x.device, x.dtype, x.shape, weight.shape, stride, padding, residual is None
     if _has_cudnn(x) and key not in _refused:
         try:

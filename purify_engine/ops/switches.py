@@ -45,6 +45,7 @@ SWITCHES = {
     "fused_sum": Switch("exact", "bias and residual are added in one pass", "U-Net: sums that no norm reads"),
     "conv_relu": Switch("fast", "cuDNN adds bias and residual and applies the ReLU after a convolution", "guide"),
     "turned_filters": Switch("fast", "the gradient of a 3x3 convolution is one by turned filters", "guide, exact gradient"),
+    "padded_channels": Switch("fast", "a 3x3 convolution has zeros for channels, up to 8", "U-Net and guide: from and to images"),
     "affine_relu": Switch("fast", "residual sum, folded batch norm and ReLU are one pass", "guide: WideResNet"),
     "guide_ends": Switch("fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends"),
     "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels"),

@@ -21,7 +21,7 @@ from purify_engine.types import NoiseKey
 PLAN = write_plan(make_schedule(ScheduleConfig()), 150, 5, guidance_scale=1.0)
 RESNET_18 = ClassifierConfig(architecture="resnet", depth=18, width=64)
 WRN_28_10 = ClassifierConfig(architecture="wide_resnet", depth=28, width=10)
-LAUNCH_NOTHING = {"detach", "view", "t", "transpose", "expand", "unsqueeze", "unbind", "empty", "new_empty", "promote_types"}
+LAUNCH_NOTHING = {"detach", "view", "slice", "t", "transpose", "expand", "unsqueeze", "unbind", "empty", "new_empty", "promote_types"}
 
 
 class Launches(TorchDispatchMode):
@@ -69,7 +69,7 @@ def launches(config, monkeypatch, **switched):
 
 def test_resnet_18_launches_its_convolutions_their_masks_and_little_more(monkeypatch):
     """17 convolutions with a ReLU and 3 shortcuts; as many gradients, 17 masks, 8 sums where a block begins; 11 at the ends."""
-    found = launches(RESNET_18, monkeypatch)
+    found = launches(RESNET_18, monkeypatch, padded_channels=False)
     assert found["cudnn"] == found["threshold_backward"] == 17
     assert found["convolution"] + found["convolution_backward"] == 3 + 20
     assert found["add"] == 8
@@ -77,13 +77,21 @@ def test_resnet_18_launches_its_convolutions_their_masks_and_little_more(monkeyp
 
 
 def test_wrn_28_10_launches_its_convolutions_and_one_pass_between_them(monkeypatch):
-    found = launches(WRN_28_10, monkeypatch)
+    found = launches(WRN_28_10, monkeypatch, padded_channels=False)
     assert found["cudnn"] == found["threshold_backward"] == 12
     assert found["affine_relu"] == found["affine_relu_backward"] == 13
     assert found["convolution"] + found["convolution_backward"] == 16 + 28
     assert found["relu"] == found["addcmul"] - 1 == 0
     assert found["add"] == 3  # where a block changes its width: the gradients of its convolution and of its shortcut
     assert found.total() <= 2 * 12 + 2 * 13 + 44 + 3 + 12
+
+
+@pytest.mark.parametrize("config", [RESNET_18, WRN_28_10], ids=["resnet-18", "wrn-28-10"])
+def test_channels_of_zeros_are_written_for_the_image_and_left_out_of_its_gradient(config, monkeypatch):
+    padded, plain = launches(config, monkeypatch), launches(config, monkeypatch, padded_channels=False)
+    for found in (padded, plain):
+        found["convolutions"] = found.pop("convolution") + found.pop("convolution_backward")
+    assert padded - plain == {"constant_pad_nd": 1, "clone": 1} and not plain - padded
 
 
 @pytest.mark.parametrize("name", ["conv_relu", "affine_relu", "guide_ends"])

@@ -182,7 +182,9 @@ def test_turned_filters_are_for_frozen_3x3s_of_whole_matrix_units_in_one_precisi
         assert turned.runs(x, weight)
         assert not turned.runs(x.double(), weight)
         assert not turned.runs(x, weight.clone().requires_grad_())
-        for other in ((16, 8, 1, 1), (3, 8, 3, 3), (16, 12, 3, 3)):
-            assert not turned.runs(x, torch.zeros(other))
+        with switches.switched(padded_channels=False):
+            for other in ((16, 8, 1, 1), (3, 8, 3, 3), (16, 12, 3, 3)):
+                assert not turned.runs(x, torch.zeros(other))
+        assert turned.runs(x, torch.zeros(3, 8, 3, 3)) and not turned.runs(x, torch.zeros(16, 12, 3, 3))
         with switches.switched(turned_filters=False):
             assert not turned.runs(x, weight)

@@ -19,7 +19,7 @@ from purify_engine.ops import _check, _extension, _gradient, _layout, resampling
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._registry import Launcher, Op, call, define, forced, is_recorded, parts_of_torch
 from purify_engine.ops._triton import kernel, triton
-from purify_engine.ops.conv3x3 import turned, winograd
+from purify_engine.ops.conv3x3 import padded, turned, winograd
 from purify_engine.ops.group_norm_silu import check as check_norm
 from purify_engine.ops.group_norm_silu import group_norm_silu, group_norm_silu_cpp
 from purify_engine.reference import layers as reference
@@ -122,7 +122,15 @@ def _conv3x3_torch(x: Tensor, weight: Tensor, norm: Norm | None, around: Around)
         return reference.surrounded(y, temb, residual, gain, x.dtype)
     if is_recorded((x,)) and turned.runs(x, weight):
         return turned.surrounded(x, weight, around)
-    return reference.convolved(x, weight, *around)
+    return _conv3x3_padded(x, weight, around) if padded.runs(x, weight) else reference.convolved(x, weight, *around)
+
+
+def _conv3x3_padded(x: Tensor, weight: Tensor, around: Around) -> Tensor:
+    """PyTorch differentiates its operations."""
+    bias, temb, residual, gain, upsample = around
+    h = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
+    y = padded.convolved(h, weight, None if bias is None else bias.to(x.dtype))
+    return reference.surrounded(y, temb, residual, gain, x.dtype)
 
 
 def _conv3x3_cpp(x: Tensor, weight: Tensor, norm: Norm | None, around: Around) -> Tensor:

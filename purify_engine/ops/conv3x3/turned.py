@@ -16,9 +16,9 @@ from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around
 from purify_engine.ops._gradient import Rule
 from purify_engine.ops._packed import PackedWeights, is_frozen
+from purify_engine.ops.conv3x3 import padded
+from purify_engine.ops.conv3x3.padded import MATRIX_UNIT
 from purify_engine.types import Images
-
-MATRIX_UNIT = 8  # channels come in multiples of these where matrix units read them as they lie; cuDNN pads others by a copy
 
 _packed_weights = PackedWeights()
 
@@ -28,8 +28,8 @@ def runs(x: Images, weight: Tensor) -> bool:
     if torch.compiler.is_compiling() or not switches.runs("turned_filters", x):
         return False
     out_of, into, height, width = weight.shape
-    fits = (height, width) == (3, 3) and out_of % MATRIX_UNIT == 0 and into % MATRIX_UNIT == 0
-    return fits and weight.dtype == x.dtype and is_frozen([weight])
+    whole = (height, width) == (3, 3) and out_of % MATRIX_UNIT == 0 and into % MATRIX_UNIT == 0
+    return (whole or padded.runs(x, weight)) and weight.dtype == x.dtype and is_frozen([weight])
 
 
 def filters(weight: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def surrounded(x: Images, weight: Tensor, around: Around) -> Images:
     """`conv3x3` after its norm, with this gradient."""
     bias, temb, residual, gain, upsample = around
     h = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
-    y = convolved(h, weight, filters(weight), bias)
+    y = convolved(h, weight, filters(weight), bias, pads=padded.runs(x, weight))
     if temb is not None:
         y = y + temb.to(x.dtype)[..., None, None]
     if residual is not None:
@@ -54,25 +54,29 @@ def surrounded(x: Images, weight: Tensor, around: Around) -> Images:
     return y if gain == 1 else y * gain
 
 
-def convolved(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None = None) -> Images:
-    """The convolution by `weight`, padding 1; its gradient is the one by `turned`, whose gradient is by `weight` again."""
-    return _Convolution.apply(x, weight, turned, None if bias is None else bias.to(x.dtype))
+def convolved(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None = None, *, pads: bool = False) -> Images:
+    """The convolution by `weight`, padding 1; its gradient is the one by `turned`, whose gradient is by `weight` again.
+
+    `pads`: by padded.py. It is said, since a backward pass has a thread of its own, which does not know how switches are set.
+    """
+    return _Convolution.apply(x, weight, turned, None if bias is None else bias.to(x.dtype), pads)
 
 
 class _Convolution(Rule):
     """Linear in x; the filters are constants."""
 
     @staticmethod
-    def forward(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None) -> Images:
-        return F.conv2d(x, weight, bias, padding=1)
+    def forward(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None, pads: bool) -> Images:
+        return padded.convolved(x, weight, bias) if pads else F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Images) -> None:
-        _, weight, turned, _ = inputs
+        _, weight, turned, _, ctx.pads = inputs
         ctx.save_for_backward(weight, turned)
 
     @staticmethod
     def backward(ctx: Any, grad: Images) -> tuple[Tensor | None, ...]:
         weight, turned = ctx.saved_tensors
-        to_x, _, _, to_bias = ctx.needs_input_grad
-        return convolved(grad, turned, weight) if to_x else None, None, None, grad.sum((0, 2, 3)) if to_bias else None
+        wanted = ctx.needs_input_grad
+        to_x = convolved(grad, turned, weight, pads=ctx.pads) if wanted[0] else None
+        return to_x, None, None, grad.sum((0, 2, 3)) if wanted[3] else None, None
