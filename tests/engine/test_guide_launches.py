@@ -21,7 +21,8 @@ from purify_engine.types import NoiseKey
 PLAN = write_plan(make_schedule(ScheduleConfig()), 150, 5, guidance_scale=1.0)
 RESNET_18 = ClassifierConfig(architecture="resnet", depth=18, width=64)
 WRN_28_10 = ClassifierConfig(architecture="wide_resnet", depth=28, width=10)
-LAUNCH_NOTHING = {"detach", "view", "slice", "t", "transpose", "expand", "unsqueeze", "unbind", "empty", "new_empty", "promote_types"}
+LAUNCH_NOTHING = {"detach", "view", "slice", "t", "transpose", "expand", "unsqueeze", "unbind", "promote_types"}
+LAUNCH_NOTHING |= {"empty", "new_empty"}
 
 
 class Launches(TorchDispatchMode):
