@@ -66,9 +66,18 @@ def _exp2(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, columns, scale, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """log2(e) q k^T / sqrt(head_dim), so that exp2 gives the softmax; -inf where there is no key."""
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+def _weights(scores, scale, highest, DTYPE: tl.constexpr):
+    """e^((scores - max) / sqrt(head_dim)), with scale = log2(e) / sqrt(head_dim) and highest = scale max.
+
+    The exponent is rounded once in every kernel: two roundings here and one there would weigh a key twice differently.
+    """
+    return _exp2(tl.fma(scores, scale, -highest), DTYPE)
+
+
+@triton.jit
+def _scores(q, k, columns, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """q k^T; -inf where there is no key."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if KEYS % BLOCK_N != 0:
         scores = tl.where((columns < KEYS)[None, :], scores, float("-inf"))
     return scores
@@ -95,10 +104,10 @@ def _attention_kernel(
     for start in range(0, KEYS, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
-        scores = _scores(q, k, columns, scale, KEYS, BLOCK_N)
+        scores = _scores(q, k, columns, KEYS, BLOCK_N)
         highest = tl.maximum(row_max, tl.max(scores, axis=1))
-        weights = _exp2(scores - highest[:, None], q.dtype)
-        shrink = _exp2(row_max - highest, q.dtype)
+        weights = _weights(scores, scale, (highest * scale)[:, None], q.dtype)
+        shrink = _weights(row_max, scale, highest * scale, q.dtype)
         row_max = highest
         row_sum = row_sum * shrink + tl.sum(weights, axis=1)
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
@@ -109,7 +118,7 @@ def _attention_kernel(
 
 @triton.jit
 def _attention_queries_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, row_max_ptr, share_ptr, along_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, highest_ptr, share_ptr, along_ptr,
     grad_b, grad_h, grad_t, grad_d, q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, out_b, out_h, out_t, out_d,
     heads, queries, scale, root,
     KEYS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -130,18 +139,18 @@ def _attention_queries_kernel(
         columns = start + tl.arange(0, BLOCK_N)
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
-        scores = _scores(q, k, columns, scale, KEYS, BLOCK_N)
+        scores = _scores(q, k, columns, KEYS, BLOCK_N)
         towards = tl.dot(grad, tl.trans(v), input_precision="ieee")
         highest = tl.maximum(row_max, tl.max(scores, axis=1))
-        weights = _exp2(scores - highest[:, None], q.dtype)
-        shrink = _exp2(row_max - highest, q.dtype)
+        weights = _weights(scores, scale, (highest * scale)[:, None], q.dtype)
+        shrink = _weights(row_max, scale, highest * scale, q.dtype)
         row_max = highest
         row_sum = row_sum * shrink + tl.sum(weights, axis=1)
         along = along * shrink + tl.sum(weights * towards, axis=1)
-    share = tl.div_rn(1.0, row_sum)
+    highest, share = row_max * scale, tl.div_rn(1.0, row_sum)
     along = along * share
     places = index.to(tl.int64) * queries + rows
-    tl.store(row_max_ptr + places, row_max, mask=rows < queries)
+    tl.store(highest_ptr + places, highest, mask=rows < queries)
     tl.store(share_ptr + places, share, mask=rows < queries)
     tl.store(along_ptr + places, along, mask=rows < queries)
 
@@ -152,7 +161,7 @@ def _attention_queries_kernel(
         columns = start + tl.arange(0, BLOCK_N)
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
-        weights = _exp2(_scores(q, k, columns, scale, KEYS, BLOCK_N) - row_max[:, None], q.dtype)
+        weights = _weights(_scores(q, k, columns, KEYS, BLOCK_N), scale, highest[:, None], q.dtype)
         towards = tl.dot(grad, tl.trans(v), input_precision="ieee")
         grad_scores = weights * (towards - along[:, None])
         grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision="ieee")
@@ -162,7 +171,7 @@ def _attention_queries_kernel(
 
 @triton.jit
 def _attention_keys_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, row_max_ptr, share_ptr, along_ptr, out_ptr, grad_v_ptr,
+    grad_ptr, q_ptr, k_ptr, v_ptr, highest_ptr, share_ptr, along_ptr, out_ptr, grad_v_ptr,
     grad_b, grad_h, grad_t, grad_d, q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_d, out_b, out_h, out_t, out_d,
     heads, keys, scale, root,
     QUERIES: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -183,11 +192,11 @@ def _attention_keys_kernel(
         q = _load(q_ptr, columns, QUERIES, q_t, q_d, HEAD_DIM, BLOCK_D)
         grad = _load(grad_ptr, columns, QUERIES, grad_t, grad_d, HEAD_DIM, BLOCK_D)
         places = index.to(tl.int64) * QUERIES + columns
-        row_max = tl.load(row_max_ptr + places, mask=columns < QUERIES, other=0.0)
+        highest = tl.load(highest_ptr + places, mask=columns < QUERIES, other=0.0)
         share = tl.load(share_ptr + places, mask=columns < QUERIES, other=0.0)  # where there is no query the weights are 0
         along = tl.load(along_ptr + places, mask=columns < QUERIES, other=0.0)
-        scores = tl.dot(k, tl.trans(q), input_precision="ieee") * scale
-        weights = _exp2(scores - row_max[None, :], q.dtype) * share[None, :]
+        scores = tl.dot(k, tl.trans(q), input_precision="ieee")
+        weights = _weights(scores, scale, highest[None, :], q.dtype) * share[None, :]
         grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision="ieee")
         towards = tl.dot(v, tl.trans(grad), input_precision="ieee")
         grad_scores = weights * (towards - along[None, :])
@@ -239,8 +248,8 @@ def _backward(
     batch, heads, queries, head_dim = q.shape
     grad_q, grad_k, grad_v = grads
     tile = _tiles.attention_backward(head_dim, q.element_size(), capability)
-    row_max, share, along = (_outputs.empty((batch, heads, queries), torch.float32, q.device) for _ in range(3))
-    both = {"row_max_ptr": row_max, "share_ptr": share, "along_ptr": along, "root": 1 / math.sqrt(head_dim)}
+    highest, share, along = (_outputs.empty((batch, heads, queries), torch.float32, q.device) for _ in range(3))
+    both = {"highest_ptr": highest, "share_ptr": share, "along_ptr": along, "root": 1 / math.sqrt(head_dim)}
     of_queries = _problem(tile, out=grad_q, q=q, k=k, v=v, grad=grad) | both | {"queries": queries, "KEYS": k.shape[2]}
     of_keys = _problem(tile, out=grad_k, q=q, k=k, v=v, grad=grad) | both | {"keys": k.shape[2], "QUERIES": queries}
     of_keys["grad_v_ptr"] = grad_v
