@@ -38,7 +38,7 @@ def test_a_mode_of_torch_compile_is_timed_in_a_process_beside_the_engine(lines):
 
 def test_compiling_that_takes_too_long_is_said_and_not_timed(tmp_path):
     run = Run(Records(tmp_path / "lines.jsonl"), torch.device("cpu"), toy=True)
-    maker = compiled.Compiled(run, "max-autotune", Turns(tmp_path), seconds=0.0)
+    maker = compiled.Compiled(run, "max-autotune", Turns(), seconds=0.0)
     purifier = loop.purifier_of(run, loop.TOY_SETTINGS[0])
     maker.prepare(purifier, images_for(purifier, 1))
     with pytest.raises(AbsentError, match="compiling was not done within 0 s"):
@@ -65,20 +65,41 @@ def test_every_mode_has_its_own_options_and_graphs():
     assert tuned["max_autotune"] and not tuned["coordinate_descent_tuning"] and tuned["max_autotune_conv_backends"] == "ATEN"
 
 
-def _measures(folder, told):
-    told.send("started")
-    with Turns(folder).measuring():
+def _measures(folder, place, told):
+    turns = Turns(folder, place)
+    told.send("is there")
+    with turns.measuring():
         told.send("measures")
 
 
 def test_nothing_is_measured_while_another_process_prepares(tmp_path):
     told, ours = multiprocessing.Pipe(duplex=False)
-    other = multiprocessing.get_context("spawn").Process(target=_measures, args=(tmp_path, ours))
-    with Turns(tmp_path).preparing(), Turns(tmp_path).preparing():  # many prepare at a time
+    other = multiprocessing.get_context("spawn").Process(target=_measures, args=(tmp_path, 0, ours))
+    with Turns(tmp_path, 1).preparing(), Turns(tmp_path, 2).preparing():  # many prepare at a time
         other.start()
-        assert told.recv() == "started" and not told.poll(0.5)
-    assert told.recv() == "measures"
+        assert told.recv() == "is there" and not told.poll(0.5)
+    assert told.poll(60) and told.recv() == "measures"
     other.join()
+
+
+def test_those_of_lower_place_measure_first(tmp_path):
+    told, ours = multiprocessing.Pipe(duplex=False)
+    first = Turns(tmp_path, 0)
+    other = multiprocessing.get_context("spawn").Process(target=_measures, args=(tmp_path, 1, ours))
+    other.start()
+    assert told.recv() == "is there" and not told.poll(0.5)  # though nobody prepares
+    with first.measuring():
+        assert not told.poll(0.2)
+    assert told.poll(60) and told.recv() == "measures"
+    other.join()
+
+
+def test_where_compiling_failed_no_time_is_taken_from_the_next(tmp_path):
+    run = Run(Records(tmp_path / "lines.jsonl", run="now"), torch.device("cpu"), toy=True)
+    maker = compiled.Compiled(run, "max-autotune", Turns(), seconds=0.0)
+    makers = {"engine graph": pytest.fail, "torch.compile max-autotune": maker}
+    loop.measure(run, loop.TOY_SETTINGS[0], makers, Turns(tmp_path / "turns"))
+    assert [line["says"] for line in read_records([run.records.path])] == ["not measured: compiling was not done within 0 s"]
 
 
 def test_whole_purifications_are_timed_beside_diffpures_loop(lines):

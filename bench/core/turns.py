@@ -12,20 +12,33 @@ from pathlib import Path
 class Turns:
     """Locks on files of a folder that the processes share; a folder of one's own where there is nobody to wait for.
 
-    A process that ends, however it ends, gives back what it held.
+    place: from 0, each taken once; those of lower place measure first. A process that ends, however it ends, gives back what it
+    held.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, place: int = 0) -> None:
+        self.shared = folder is not None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="purify-turns-"))
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.place = place
+        self._own_place = (self.folder / f"place-{place}").open("w")
+        fcntl.flock(self._own_place, fcntl.LOCK_EX)  # until this process has measured
 
     def preparing(self) -> contextlib.AbstractContextManager[None]:
         """While nothing is measured: compiling, loading; many at a time."""
         return self._locked("measuring", fcntl.LOCK_SH)
 
-    def measuring(self) -> contextlib.AbstractContextManager[None]:
-        """While no other process prepares or measures."""
-        return self._locked("measuring", fcntl.LOCK_EX)
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """While no other process prepares or measures, after those of lower place."""
+        for place in range(self.place):
+            with self._locked(f"place-{place}", fcntl.LOCK_SH):
+                pass
+        try:
+            with self._locked("measuring", fcntl.LOCK_EX):
+                yield
+        finally:
+            self._own_place.close()
 
     def choosing(self) -> contextlib.AbstractContextManager[None]:
         """While no other process chooses: what a library times to choose by, with the preparing of others around it."""

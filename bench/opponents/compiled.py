@@ -63,6 +63,11 @@ class Compiled:
         except Exception as fault:
             self.made = fault
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to measure."""
+        return isinstance(self.made, Exception)
+
     def __call__(self, purifier: GuidedPurifier) -> CompiledPurifier:
         if isinstance(self.made, Exception):
             raise self.made

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.core.run import ROOT, Run, begin, parser
 from bench.opponents.compiled import MODES, NAME
@@ -30,18 +29,19 @@ def main(words: list[str]) -> int:
     options.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     run, chosen = begin("loop", options, words)
     batches = [1] if run.toy else chosen.batch
-    wanted = [(batch, mode) for mode in chosen.mode for batch in batches]
+    wanted = [(batch, mode) for batch in batches for mode in chosen.mode]
     with tempfile.TemporaryDirectory(prefix="purify-turns-") as turns:
-        started = {case: start(run, *case, Path(turns), len(wanted)) for case in wanted}
+        places = {case: ["--turns", turns, "--place", str(place)] for place, case in enumerate(wanted)}
+        started = {case: start(run, *case, place, len(wanted)) for case, place in places.items()}
         statuses = [awaited(run, case, process) for case, process in started.items()]
     return max([run.close(), *statuses])
 
 
-def start(run: Run, batch: int, mode: str, turns: Path, processes: int) -> subprocess.Popen[bytes]:
+def start(run: Run, batch: int, mode: str, turns: list[str], processes: int) -> subprocess.Popen[bytes]:
     """A process that compiles one mode for one batch, then times it in its turn."""
     what = ["--network", "ddpm-cifar10", "--guide", "resnet18", "--batch", str(batch), "--steps", "2" if run.toy else "10"]
     variants = ["--variant", f"{NAME} {mode}", "engine graph"]
-    where = ["--device", str(run.device), "--results", str(run.records.path.parent), "--turns", str(turns)]
+    where = ["--device", str(run.device), "--results", str(run.records.path.parent), *turns]
     limits = ["--seconds", str(run.seconds_left), *(["--toy"] if run.toy else [])]
     workers = max(2, 2 * (os.cpu_count() or 2) // processes)
     own = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE), "TORCHINDUCTOR_COMPILE_THREADS": str(workers), "PYTHONUNBUFFERED": "1"}

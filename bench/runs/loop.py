@@ -63,8 +63,9 @@ def main(words: list[str]) -> int:
     options.add_argument("--variant", nargs="+", help="only these, of the peers too")
     options.add_argument("--peers", action="store_true", help="also torch.compile, which takes minutes to compile, and diffusers")
     options.add_argument("--turns", type=Path, help="a folder that processes share which take turns at this device")
+    options.add_argument("--place", type=int, default=0, help="which of them is this process, from 0")
     run, chosen = begin("loop", options, words)
-    turns = Turns(chosen.turns)
+    turns = Turns(chosen.turns, chosen.place)
     if chosen.turns is None:
         rates = ceilings(run.device, toy=run.toy)
         run.figure("  ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items()), kind="ceilings", **rates)
@@ -111,9 +112,11 @@ def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make], tur
         purifier = purifier_of(run, setting)
         images = images_for(purifier, setting.batch)
         work = step_flops(purifier) * setting.steps * setting.batch
-        for make in makers.values():
-            if isinstance(make, Compiled):
-                make.prepare(purifier, images)
+        compilers = {name: make for name, make in makers.items() if isinstance(make, Compiled)}
+        for make in compilers.values():
+            make.prepare(purifier, images)
+    if turns.shared and compilers and all(make.failed for make in compilers.values()):
+        makers = dict(compilers)  # whose lines say why; the others would take time from the next process
     with turns.measuring(), torch.no_grad():
         comparison = Comparison(purifier, images)
         agreeing = sound(run, label, {name: partial(built, run, make, comparison, purifier) for name, make in makers.items()})

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.core.comparison import OPPONENT, Finding, compare, within
-from purify_engine.benchmark.eager_baseline import EagerPurifier, cudnn_free_to_choose
+from purify_engine.benchmark.eager_baseline import EagerPurifier
 from purify_engine.config import PurifierConfig
 from purify_engine.purifier import Execution, GuidedPurifier
 from purify_engine.reference.philox import philox_normal
@@ -106,9 +106,10 @@ def images_for(purifier: GuidedPurifier, batch: int) -> Images:
 
 def step_flops(purifier: GuidedPurifier) -> int:
     """Of one guided step on one image: U-Net forward, guide forward, guide backward to the input."""
-    plain = EagerPurifier(purifier)
-    image = images_for(purifier, 1)
-    with torch.no_grad(), cudnn_free_to_choose():  # which keeps what it chose for a shape first, and these are those of one image
+    plain = EagerPurifier(purifier).to("meta")  # where nothing is computed, so no library chooses by shapes that are not timed
+    plain.load_schedule(purifier.plan().to("meta", None))
+    image = images_for(purifier, 1).to("meta")
+    with torch.no_grad():
         target = plain.target(image)
         with FlopCounterMode(display=False) as counter:
             plain.step(image, target, plain.row(0, image), lambda like, step: like, 0)
