@@ -38,7 +38,7 @@ def verdicts(block):
 
     def read() -> dict[str, list[str]]:
         rows = [line.strip("| ").split(" | ") for line in block("gpu-targets").splitlines() if line.startswith("|")]
-        return {row[0]: row[3:] for row in rows[2:]}
+        return {row[0]: row[3:5] for row in rows[2:]}
 
     return read
 
@@ -75,6 +75,22 @@ def test_targets_are_met_missed_stretched_or_not_measured(results, verdicts):
     assert found["DDPM + ResNet-18, a step at batch 256"] == ["7 ms (7 to 7 ms)", "stretch reached"]
     assert found["step against the fastest of torch.compile's modes, batch 1"] == ["–", "not measured"]
     assert len(found) == len(gpu.TARGETS) + 2
+
+
+def test_a_figure_stands_with_the_commit_that_it_is_of(results, block):
+    results(1, step("engine graph", 2e-3), step("eager fp32", 32e-3), commit="older")
+    results(2, step("engine graph", 1e-3), commit="newer")
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ")[-1].strip("| ") for row in block("gpu-targets").splitlines()}
+    assert rows["step against eager fp32, batch 1"] == "older" and rows["DDPM + ResNet-18, a step at batch 1"] == "newer"
+    assert rows["DDPM + ResNet-18, a step at batch 64"] == "–"
+
+
+def test_tables_of_gpus_are_of_one_commit_each_the_last_measured_first(results, block):
+    results(1, step("engine graph", 2e-3), step("eager fp32", 32e-3), commit="older")
+    results(2, step("engine graph", 1e-3), commit="newer")
+    newer, older = block("gpu-steps").split("A GPU, 2030-01-01, commit older:")
+    assert newer.startswith("A GPU, 2030-01-02, commit newer:") and "| eager fp32 |" not in newer
+    assert "| eager fp32 |" in older and "| 2 ± 0 |" in older
 
 
 def test_a_compiler_left_out_is_none_beaten_and_the_fastest_counts(results, verdicts):

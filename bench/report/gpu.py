@@ -65,7 +65,7 @@ def _of_roofline(line: Record) -> Interval:
 
 def _cold_start(machine: Machine) -> Interval | None:
     lines = machine.of(kind="cold start", batch=64, compiled=0)
-    return Interval(*3 * [lines[-1]["wait"]]) if lines else None
+    return Interval(*3 * [lines[-1]["wait"]], run=lines[-1]["run"]) if lines else None
 
 
 def _gradient(machine: Machine) -> Interval | None:
@@ -98,18 +98,18 @@ def gpu_targets(results: Path) -> str:
     """Every target: what was asked, what was measured, met or missed; then whole purifications, which have no target."""
 
     def targets(machine: Machine) -> str:
-        return verdicts(TARGETS, machine, [_whole(machine, steps) for steps in (100, 10)])
+        return verdicts(TARGETS, machine, [_whole(machine, steps) for steps in (100, 10)], dated=True)
 
-    return on_device(targets, results, on_gpu=True)
+    return on_device(targets, results, on_gpu=True, by_commit=False)
 
 
 def _whole(machine: Machine, steps: int) -> tuple[str, ...]:
     pair = machine.together((f"engine, guided, {steps} steps", DIFFPURE), kind="whole")
     says = f"whole purification of {steps} steps against DiffPure's own loop of 100, batch 64"
     if pair is None:
-        return says, "–", "–", "–", "not measured"
+        return says, "–", "–", "–", "not measured", "–"
     ratio = Interval.of(pair[1]).over(Interval.of(pair[0]))
-    return says, "–", "–", f"{shown(ratio.value, '×')} ({span_of(ratio)})", "measured"
+    return says, "–", "–", f"{shown(ratio.value, '×')} ({span_of(ratio)})", "measured", machine.when(ratio.run)
 
 
 def speed(results: Path) -> str:

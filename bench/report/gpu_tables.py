@@ -173,8 +173,8 @@ _TABLES: dict[str, Callable[[Machine], Any]] = {
     "ways": ways,
     "images": images,
     "kernels": kernels,
-    "history": history,
 }
 FIGURES: dict[str, Callable[[Path], str]] = {
-    f"gpu-{name}": partial(on_device, rows_of, on_gpu=True) for name, rows_of in _TABLES.items()
+    **{f"gpu-{name}": partial(on_device, rows_of, on_gpu=True) for name, rows_of in _TABLES.items()},
+    "gpu-history": partial(on_device, history, on_gpu=True, by_commit=False),
 }

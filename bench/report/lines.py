@@ -7,7 +7,7 @@ what reads the lines.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,27 @@ class Interval:
     value: float
     low: float
     high: float
+    run: str = field(default="", compare=False)  # that it is of, where it is of one
 
     @classmethod
     def of(cls, record: Record) -> Interval:
         """The seconds of a line."""
-        return cls(record["median"], record["q25"], record["q75"])
+        return cls(record["median"], record["q25"], record["q75"], record.get("run", ""))
 
     def times(self, factor: float) -> Interval:
         """In another unit; `factor` is positive."""
-        return Interval(factor * self.value, factor * self.low, factor * self.high)
+        return Interval(factor * self.value, factor * self.low, factor * self.high, self.run)
 
     def over(self, other: Interval) -> Interval:
         """The ratio: at its lowest where this is low and the other is high."""
-        return Interval(self.value / other.value, self.low / other.high, self.high / other.low)
+        return Interval(self.value / other.value, self.low / other.high, self.high / other.low, max(self.run, other.run))
 
     @classmethod
     def least(cls, intervals: Iterable[Interval]) -> Interval:
         """Of the smallest of some values, which of them it may be."""
-        return cls(*map(min, zip(*((interval.value, interval.low, interval.high) for interval in intervals), strict=True)))
+        known = list(intervals)
+        ends = zip(*((interval.value, interval.low, interval.high) for interval in known), strict=True)
+        return cls(*map(min, ends), min(known, key=lambda interval: interval.value).run)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ class Machine:
         """The commit that a run measured, where it is known."""
         return next((card.get("commit") for card in self.of(kind="machine", run=run)), None)
 
+    def when(self, run: str) -> str:
+        """The commit of a run, or its day."""
+        return self.commit(run) or run[:10] or "–"
+
+    def by_commit(self) -> list[Machine]:
+        """Its lines by the commit that they measured, the last measured first; without a commit, by the day."""
+        parts: dict[str, list[Record]] = {}
+        for record in self.records:
+            parts.setdefault(self.when(record["run"]), []).append(record)
+        newest = sorted(parts.values(), key=lambda records: records[-1]["run"], reverse=True)
+        return [replace(self, records=tuple(records)) for records in newest]
+
 
 def machines(results: Path) -> list[Machine]:
     """Every machine that has lines, without those of dry runs."""
@@ -99,10 +114,16 @@ def machines(results: Path) -> list[Machine]:
     return known
 
 
-def by_machine(table: Callable[[Machine], str], results: Path, *, on_gpu: bool, otherwise: str) -> str:
-    """The table of every machine that has one, under its name and the day of its latest run; `otherwise` where none has."""
+def by_machine(
+    table: Callable[[Machine], str], results: Path, *, on_gpu: bool, otherwise: str, by_commit: bool = False
+) -> str:
+    """The table of every machine that has one, under its name and the day of its latest run; `otherwise` where none has.
+
+    by_commit: a table of every commit that was measured, so that what stands under a heading is of that commit.
+    """
     parts = []
     for machine in machines(results):
-        if machine.on_gpu == on_gpu and (text := table(machine)):
-            parts.append(f"{machine.says()}:\n\n{text}")
+        for part in [] if machine.on_gpu != on_gpu else machine.by_commit() if by_commit else [machine]:
+            if text := table(part):
+                parts.append(f"{part.says()}:\n\n{text}")
     return "\n\n".join(parts) or otherwise

@@ -16,9 +16,10 @@ NO_GPU = "Not measured yet: `make gpu` on a machine with a GPU writes it."
 NO_CPU = "Not measured yet: `make bench` writes it."
 
 
-def on_device(rows_of: Callable[[Machine], str], results: Path, *, on_gpu: bool) -> str:
-    """The table of every machine with a GPU, or of every CPU."""
-    return by_machine(rows_of, results, on_gpu=on_gpu, otherwise=NO_GPU if on_gpu else NO_CPU)
+def on_device(rows_of: Callable[[Machine], str], results: Path, *, on_gpu: bool, by_commit: bool | None = None) -> str:
+    """The table of every machine with a GPU, by default one of every commit; or of every CPU."""
+    split = on_gpu if by_commit is None else by_commit
+    return by_machine(rows_of, results, on_gpu=on_gpu, otherwise=NO_GPU if on_gpu else NO_CPU, by_commit=split)
 
 
 def steps(machine: Machine) -> str:

@@ -54,7 +54,15 @@ def shown(value: float, unit: str) -> str:
     return f"{value:.3g}{'' if unit == '×' else ' '}{unit}"
 
 
-def verdicts(targets: Sequence[Target], machine: Machine, more: Sequence[Sequence[str]] = ()) -> str:
-    """A row a target; `more` rows after them."""
-    rows = [*(goal.row(machine) for goal in targets), *more]
-    return table(("target", "must", "stretch", "measured", "verdict"), rows, left=(0, 4))
+def verdicts(
+    targets: Sequence[Target], machine: Machine, more: Sequence[Sequence[str]] = (), *, dated: bool = False
+) -> str:
+    """A row a target; `more` rows after them. `dated` adds the commit that was measured, for runs of several."""
+    rows = [(*goal.row(machine), *([_at(goal, machine)] if dated else [])) for goal in targets]
+    header = "target", "must", "stretch", "measured", "verdict", *(["commit"] if dated else [])
+    return table(header, [*rows, *more], left=(0, 4, 5) if dated else (0, 4))
+
+
+def _at(goal: Target, machine: Machine) -> str:
+    interval = goal.measured(machine)
+    return machine.when(interval.run) if interval else "–"
