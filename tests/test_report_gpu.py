@@ -13,11 +13,11 @@ from bench.report import figures, gpu_tables, tables
 def table(tmp_path):
     """The rows of a generated block, lists of cells, after runs were added: `table(name, (day, line, line), (day, line))`."""
 
-    def rows(name, *runs):
+    def rows(name, *runs, commit=None):
         with (tmp_path / "loop-a-gpu.jsonl").open("a") as file:
             for day, *lines in runs:
                 about = {"machine": "A GPU", "run": f"2030-01-{day:02}T00:00:00+00:00"}
-                card = {**about, "kind": "machine", "device": "cuda", "toy": False, "commit": f"commit{day}"}
+                card = {**about, "kind": "machine", "device": "cuda", "toy": False, "commit": commit or f"commit{day}"}
                 file.writelines(json.dumps(line) + "\n" for line in (card, *({**about, **line} for line in lines)))
         text = figures.FIGURES[name](tmp_path)
         rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
@@ -113,5 +113,5 @@ def test_earlier_days_stay_with_their_commits(table):
 def test_a_profile_is_of_one_run_a_case(table):
     group = {"kind": "profile", "network": "n", "guide": "g", "batch": 1, "launches": 51.0, "seconds": 2e-3}
     before = {**group, "group": "concatenation"}, {**group, "group": "norm"}
-    rows = table("gpu-kernels", (1, *before, {**before[1], "batch": 2}), (2, {**group, "group": "norm", "seconds": 1e-3}))
+    rows = table("gpu-kernels", (1, *before, {**before[1], "batch": 2}), (2, {**group, "group": "norm", "seconds": 1e-3}), commit="one")
     assert rows == [["norm", "51: 1", "51: 2"]]

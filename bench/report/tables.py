@@ -76,5 +76,5 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "gpu-steps": partial(on_device, steps, on_gpu=True),
     "gpu-ops": partial(on_device, ops, on_gpu=True),
     "gpu-probe": partial(on_device, probe, on_gpu=True),
-    "gpu-checks": partial(on_device, checks, on_gpu=True),
+    "gpu-checks": partial(on_device, checks, on_gpu=True, by_commit=False),  # a check is as it was found last
 }
