@@ -62,6 +62,17 @@ def _affine_relu_backward_kernel(
     tl.store(grad_ptr + element, grad.to(grad_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _masked_sum_kernel(out_ptr, one_ptr, other_ptr, y_ptr, numel, BLOCK: tl.constexpr):
+    """Rounded as PyTorch does, one operation after the other: the same bits."""
+    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = element < numel
+    one, other = tl.load(one_ptr + element, mask=inside), tl.load(other_ptr + element, mask=inside)
+    total = (one.to(tl.float32) + other.to(tl.float32)).to(out_ptr.dtype.element_ty)
+    y = tl.load(y_ptr + element, mask=inside).to(tl.float32)
+    tl.store(out_ptr + element, tl.where(y <= 0, 0.0, total), mask=inside)
+
+
 def affine_relu(x: Tensor, slope: Tensor, offset: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`reference.layers.affine_relu`, of 16 or 32 bits."""
     x, last = _images.readable(x)
@@ -80,6 +91,22 @@ def affine_relu_backward(grad_y: Tensor, y: Tensor, slope: Tensor, grad_sum: Ten
         grad_y = grad_y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         _backward(grad, grad_y, y, slope, _stored_as(grad_sum, last), last).run()
     return grad
+
+
+def masked_sum(one: Tensor, other: Tensor, y: Tensor) -> Tensor:
+    """one + other where y > 0, else 0; all of one shape and dtype, of 16 or 32 bits."""
+    y, last = _images.readable(y)
+    out = _outputs.empty(y.shape, one.dtype, y.device, channels_last=last)
+    if out.numel():
+        layout = torch.channels_last if last else torch.contiguous_format
+        _masked_sum(out, one.contiguous(memory_format=layout), other.contiguous(memory_format=layout), y).run()
+    return out
+
+
+def _masked_sum(out: Tensor, one: Tensor, other: Tensor, y: Tensor) -> Launch:
+    tile = _tiles.elementwise()
+    arguments = {"out_ptr": out, "one_ptr": one, "other_ptr": other, "y_ptr": y, "numel": y.numel(), "BLOCK": tile.block}
+    return Launch(_masked_sum_kernel, (triton.cdiv(y.numel(), tile.block),), arguments, tile.num_warps)
 
 
 def _stored_as(images: Tensor | None, last: bool) -> Tensor | None:
@@ -113,4 +140,4 @@ def variants() -> list[Variant]:
         for other in (x, None):
             found.append(_forward(other, x, x, values, values, other, True).variant("affine_relu"))
             found.append(_backward(x, x, x, values, other, True).variant("affine_relu_backward"))
-    return found
+    return [*found, _masked_sum(x, x, x, x).variant("masked_sum")]

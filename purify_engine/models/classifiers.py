@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.folded_blocks import PostActivation, PreActivation
-from purify_engine.models.folding import Folding
+from purify_engine.models.folding import Folding, Twice
 from purify_engine.ops import PackedWeights
 from purify_engine.types import Features, Images, Logits
 
@@ -186,7 +186,7 @@ class Classifier(nn.Module):
     def _through(self, x: Images) -> Images:
         for name in self._trunk:
             x = self.get_submodule(name)(x)
-        return x
+        return x.x if isinstance(x, Twice) else x
 
     def _line(self) -> tuple[Tensor, Tensor]:
         """The slope and the offset of every channel, of an image in [-1, 1] to a normalised one."""

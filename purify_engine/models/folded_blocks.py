@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Unsummed
+from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Twice, Unsummed
 from purify_engine.ops import switches
 
 _biases = ops.PackedWeights()
@@ -28,10 +28,11 @@ class PostActivation(nn.Module):
         self.conv2: FrozenConv3x3 = block.conv2
         self.shortcut: nn.Module = block.shortcut
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Twice) -> Tensor | Twice:
+        x, again = x if isinstance(x, Twice) else (x, x)
         if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
-            shortcut, bias = self._unbiased(x)
-            return ops.conv_relu(self.conv1.with_relu(x), self.conv2.weight, bias, shortcut)
+            shortcut, bias = self._unbiased(again)
+            return Twice(*ops.conv_relu_twice(self.conv1.with_relu(x), self.conv2.weight, bias, shortcut))
         return F.relu(_relu_conv(self.conv1(x), self.conv2, residual=self.shortcut(x)))
 
 

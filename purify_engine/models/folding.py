@@ -40,6 +40,13 @@ class Unsummed(NamedTuple):
     residual: Tensor
 
 
+class Twice(NamedTuple):
+    """What a block leaves to two readers, a convolution and a shortcut: one image, whose two gradients one pass adds up."""
+
+    x: Tensor
+    again: Tensor
+
+
 class AffineRelu(nn.Module):
     """The ReLU of an affine map of every channel; what a block has left unsummed is summed in the same pass."""
 
@@ -96,8 +103,11 @@ class WithRelu(nn.Module):
         assert isinstance(conv, FrozenConv3x3 | FrozenConvolution)
         self.conv = conv
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv.with_relu(x)
+    def forward(self, x: Tensor) -> Tensor | Twice:
+        if not switches.runs("masked_sum", x):
+            return self.conv.with_relu(x)
+        stride, padding = (self.conv.stride, self.conv.padding) if isinstance(self.conv, FrozenConvolution) else ((1, 1), (1, 1))
+        return Twice(*ops.conv_relu_twice(x, self.conv.weight, self.conv.bias, stride=stride, padding=padding))
 
 
 class Folding:

@@ -23,7 +23,7 @@ from purify_engine.ops.attention import attention, attention_backward
 from purify_engine.ops.conv2d import conv1x1, conv2d
 from purify_engine.ops.conv3x3 import conv3x3, conv3x3_backward, memory_format
 from purify_engine.ops.conv3x3.relu import relu_conv3x3, relu_conv3x3_backward
-from purify_engine.ops.conv_relu import conv_relu, conv_relu_is_fused
+from purify_engine.ops.conv_relu import conv_relu, conv_relu_is_fused, conv_relu_twice
 from purify_engine.ops.group_norm_silu import group_norm_silu, group_norm_silu_backward, side_by_side
 from purify_engine.ops.noise import philox, philox_normal
 from purify_engine.ops.process import guided_step, q_sample
@@ -58,6 +58,7 @@ __all__ = [
     "conv3x3_backward",
     "conv_relu",
     "conv_relu_is_fused",
+    "conv_relu_twice",
     "downsampled",
     "forced",
     "group_norm_silu",

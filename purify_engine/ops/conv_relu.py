@@ -15,7 +15,9 @@ from torch import Tensor
 from purify_engine.ops import switches
 from purify_engine.ops._gradient import Rule
 from purify_engine.ops._packed import is_frozen
-from purify_engine.ops._registry import order
+from purify_engine.ops._registry import Launcher, order
+from purify_engine.ops._triton import kernel
+from purify_engine.ops.affine_relu import AFFINE_RELU
 from purify_engine.ops.conv2d import conv2d
 from purify_engine.ops.conv3x3 import conv3x3, padded, turned
 from purify_engine.types import Images
@@ -41,12 +43,35 @@ def conv_relu(
     Differentiable in every tensor, any number of times.
     """
     if conv_relu_is_fused(x, weight, bias, residual):
-        mirrored = turned.filters(weight) if (stride, padding) == PLAIN and turned.runs(x, weight) else None
-        return _ConvRelu.apply(x, weight, bias, residual, mirrored, stride, padding)
+        return _applied(x, weight, bias, residual, stride, padding, readers=1)[0]
     if weight.shape[2:] == (3, 3) and (stride, padding) == PLAIN:
         return F.relu(conv3x3(x, weight, bias, residual=residual))
     y = conv2d(x, weight, bias, stride, padding)
     return F.relu(y if residual is None else residual + y)
+
+
+def conv_relu_twice(
+    x: Images,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Images | None = None,
+    *,
+    stride: Sizes = (1, 1),
+    padding: Sizes = (1, 1),
+) -> tuple[Images, Images]:
+    """The result of `conv_relu` for two readers: where it is fused, their gradients are added up in the pass of the mask."""
+    if conv_relu_is_fused(x, weight, bias, residual) and switches.runs("masked_sum", x):
+        one, other = _applied(x, weight, bias, residual, stride, padding, readers=2)
+        return one, other
+    y = conv_relu(x, weight, bias, residual, stride=stride, padding=padding)
+    return y, y
+
+
+def _applied(
+    x: Images, weight: Tensor, bias: Tensor | None, residual: Images | None, stride: Sizes, padding: Sizes, readers: int
+) -> tuple[Images, ...]:
+    mirrored = turned.filters(weight) if (stride, padding) == PLAIN and turned.runs(x, weight) else None
+    return _ConvRelu.apply(x, weight, bias, residual, mirrored, stride, padding, readers)
 
 
 def conv_relu_is_fused(x: Images, weight: Tensor, bias: Tensor | None = None, residual: Images | None = None) -> bool:
@@ -69,26 +94,63 @@ class _ConvRelu(Rule):
         mirrored: Tensor | None,
         stride: Sizes,
         padding: Sizes,
-    ) -> Images:
-        return _launched(x, weight, bias, residual, stride, padding)
+        readers: int,
+    ) -> tuple[Images, ...]:
+        y = _launched(x, weight, bias, residual, stride, padding)
+        return y, *(y.view_as(y) for _ in range(1, readers))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Images) -> None:
-        x, weight, _, _, mirrored, stride, padding = inputs
-        ctx.save_for_backward(output, weight, mirrored)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Images, ...]) -> None:
+        x, weight, _, _, mirrored, stride, padding, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[0], weight, mirrored)
         ctx.size, ctx.how, ctx.pads = x.shape[2:], (stride, padding), padded.runs(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Images) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Images | None) -> tuple[Tensor | None, ...]:
         y, weight, mirrored = ctx.saved_tensors
+        given = [grad for grad in grads if grad is not None]
+        if not given:
+            return (None,) * len(ctx.needs_input_grad)
         # detached: autograd would carry zeros back through the mask, the whole network over
-        grad = _ATEN.threshold_backward(grad, y.detach(), 0)
+        y = y.detach()
+        grad = _MaskedSum.apply(*given, y) if len(given) == 2 else _ATEN.threshold_backward(given[0], y, 0)
         wanted, to_x = ctx.needs_input_grad, None
         if wanted[0] and mirrored is None:
             to_x = _to_input(grad, weight, ctx.size, *ctx.how)
         elif wanted[0]:
             to_x = turned.convolved(grad, mirrored, weight, pads=ctx.pads)
-        return to_x, None, grad.sum((0, 2, 3)) if wanted[2] else None, grad if wanted[3] else None, None, None, None
+        return to_x, None, grad.sum((0, 2, 3)) if wanted[2] else None, grad if wanted[3] else None, *(None,) * 4
+
+
+masked_sum = kernel("affine_relu", "masked_sum")
+
+
+def _has_triton(x: Images) -> bool:
+    return x.is_cuda and x.element_size() <= 4 and isinstance(AFFINE_RELU.engines["triton"], Launcher)
+
+
+class _MaskedSum(Rule):
+    """The sum of two gradients where y > 0: linear in both, constant in y."""
+
+    @staticmethod
+    def forward(one: Images, other: Images, y: Images) -> Images:
+        def parts() -> Images:
+            return _ATEN.threshold_backward(one + other, y, 0)
+
+        if not _has_triton(y):
+            return parts()
+        key = y.shape, y.stride(), y.dtype, y.device
+        return switches.proven("masked_sum", key, lambda: masked_sum(one, other, y), parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Images) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Images) -> tuple[Tensor | None, ...]:
+        grad = _ATEN.threshold_backward(grad, *ctx.saved_tensors, 0)
+        return grad, grad, None
 
 
 def _to_input(grad: Images, weight: Tensor, size: torch.Size, stride: Sizes, padding: Sizes) -> Images:

@@ -47,6 +47,7 @@ SWITCHES = {
     "turned_filters": Switch("fast", "the gradient of a 3x3 convolution is one by turned filters", "guide, exact gradient"),
     "padded_channels": Switch("fast", "a 3x3 convolution has zeros for channels, up to 8", "U-Net and guide: from and to images"),
     "affine_relu": Switch("fast", "residual sum, folded batch norm and ReLU are one pass", "guide: WideResNet"),
+    "masked_sum": Switch("exact", "gradients of a ReLU's two readers are summed in the pass of its mask", "guide: ResNet"),
     "guide_ends": Switch("fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends"),
     "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels"),
     "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net, by a measured table"),

@@ -7,7 +7,7 @@ import torch
 
 from purify_engine import ops
 from purify_engine.reference import layers
-from purify_engine.testing.agreement import assert_agrees
+from purify_engine.testing.agreement import assert_agrees, strides
 from purify_engine.testing.cases import Case, cases
 from tests.kernels.triton_runner import DEVICE, Poison, moved, run
 
@@ -59,3 +59,18 @@ def test_it_is_taken_where_it_is_switched_on(monkeypatch):
         assert op.resolve(*arguments)[0] == "triton"
         with ops.switches.switched(affine_relu=False):
             assert op.resolve(*arguments)[0] == "reference"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_masked_sum_is_pytorchs_chain_to_the_bit(dtype, layout, monkeypatch):
+    from purify_engine.kernels import _outputs, affine_relu
+
+    monkeypatch.setattr(_outputs, "empty", poison := Poison())
+    for shape in ((2, 20, 9, 6), (1, 1, 1, 1), (0, 2, 3, 3)):
+        one, y, _, other = Case(OPS[1], shape, dtype, layout, "residual").arguments()
+        other[:1, :1, :1, :1] = torch.nan
+        got = affine_relu.masked_sum(*map(moved, (one, other, y)))
+        expected = torch.ops.aten.threshold_backward(one + other, y, 0)
+        assert strides(got) == strides(expected) and torch.equal(got.cpu().nan_to_num(7), expected.nan_to_num(7))
+    poison.assert_untouched()

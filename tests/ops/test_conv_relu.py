@@ -188,3 +188,34 @@ def test_turned_filters_are_for_frozen_3x3s_of_whole_matrix_units_in_one_precisi
         assert turned.runs(x, torch.zeros(3, 8, 3, 3)) and not turned.runs(x, torch.zeros(16, 12, 3, 3))
         with switches.switched(turned_filters=False):
             assert not turned.runs(x, weight)
+
+
+def test_two_readers_of_a_relu_have_their_gradients_added_up_to_the_second_order():
+    p, found = problem("3x3"), []
+    for twice in (False, True):
+        x, residual = p.x.clone().requires_grad_(), p.residual.clone().requires_grad_()
+        with switches.anywhere(), switches.switched(masked_sum=twice):
+            one, other = ops.conv_relu_twice(x, p.weight, p.bias, residual)
+            assert (one is other) == (not twice) and torch.equal(one, other) and one.data_ptr() == other.data_ptr()
+            both = one.sin() + 2 * other.cos()
+            first = torch.autograd.grad(both.sum(), (x, residual), create_graph=True)
+            second = torch.autograd.grad(sum(part.square().sum() for part in first), (x, residual), retain_graph=True)
+            alone = torch.autograd.grad(other.sum(), x)
+        found.append((one, *first, *second, *alone))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_masked_sum_is_proven_before_it_is_taken(monkeypatch):
+    module, p, asked = sys.modules["purify_engine.ops.conv_relu"], problem("3x3"), []
+    monkeypatch.setattr(switches, "_proofs", {})
+    monkeypatch.setattr(module, "_has_triton", lambda y: True)
+    parts = lambda one, other, y: torch.ops.aten.threshold_backward(one + other, y, 0)  # noqa: E731
+    monkeypatch.setattr(module, "masked_sum", lambda *given: (asked.append(given), parts(*given))[1])
+    x, expected = p.x.requires_grad_(), []
+    for on in (False, True, True):
+        with switches.anywhere(), switches.switched(masked_sum=on):
+            one, other = ops.conv_relu_twice(x, p.weight, p.bias)
+            expected.append(torch.autograd.grad((one * other).sum(), x)[0])
+    assert len(asked) == 2 and list(switches._proofs.values()) == [True]
+    assert torch.equal(expected[0], expected[1]) and torch.equal(expected[1], expected[2])
