@@ -92,8 +92,10 @@ class SlabTile(NamedTuple):
 MOST_IN_SLAB = 32768  # elements that a program keeps: 64 a thread of 16 warps
 MANY_CHUNKS = 128  # programs that share an image's pixels: what each pools is small beside what it reads
 
-# (channels, pixels, num_groups) -> the fastest tile. Filled by measurement alone (`python -m bench tune-norm`).
-SLABS: dict[tuple[int, int, int], SlabTile] = {}
+# (channels, pixels, num_groups) -> the fastest tile. Filled by measurement alone (`python -m bench tune-norm`), on an H200.
+SLABS: dict[tuple[int, int, int], SlabTile] = {
+    (256, 1024, 32): SlabTile(first=32, second=0, rows=1024, blocks=1, num_warps=16, cut=False),
+}
 
 
 def slab(channels: int, own: int, pixels: int, num_groups: int) -> SlabTile | None:
@@ -110,7 +112,8 @@ def slab(channels: int, own: int, pixels: int, num_groups: int) -> SlabTile | No
 def slabs(channels: int, own: int, pixels: int, num_groups: int) -> tuple[SlabTile, ...]:
     """Tiles to choose from, the likely one first: 64 bytes of a pixel and 2048 elements where a program can hold them.
 
-    Groups are cut into chunks where not even one of them fits.
+    Groups are cut into chunks where not even one of them fits, or where all that fit share sectors of 32 bytes with others: such
+    reach a third of a copy's rate.
     """
     width = channels // num_groups
     found = [tile for groups in range(1, num_groups + 1) if num_groups % groups == 0 for tile in _whole(groups * width, pixels)]
@@ -118,16 +121,16 @@ def slabs(channels: int, own: int, pixels: int, num_groups: int) -> tuple[SlabTi
     # Two tiles are for groups that are no power of two: what is kept for their groups has as many places as the second has units.
     unit = width & -width
     found = [tile for tile in found if not tile.second or (tile.first + tile.second) // width == tile.second // unit]
-    if not found:
-        return tuple(_chunks(channels, own, pixels, width & -width))
 
     def likely(tile: SlabTile) -> tuple[int, bool, bool, int, bool]:
         size = tile.first + tile.second
         elements = size * tile.rows
-        misses = (elements > MOST_IN_SLAB // 2) + (elements < 2048) + (size < 32)
+        misses = (elements > MOST_IN_SLAB // 2) + (elements < 2048) + (size < 32) + (size % 16 > 0)
         return misses, size < 16, elements > MOST_IN_SLAB // 2, size, elements != 32 * tile.num_warps * _each(elements)
 
-    return tuple(sorted(found, key=likely))
+    whole, chunks = sorted(found, key=likely), _chunks(channels, own, pixels, unit)
+    share = channels % 16 == 0 and pixels >= 256 and all((tile.first + tile.second) % 16 for tile in whole)
+    return (*chunks, *whole) if share else (*whole, *chunks)
 
 
 def _each(elements: int) -> int:
@@ -196,9 +199,7 @@ def shared_memory(capability: tuple[int, int]) -> int:
     return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(capability, 99) * 1024
 
 
-def attention(
-    heads: int, queries: int, keys: int, head_dim: int, itemsize: int, capability: tuple[int, int]
-) -> AttentionTile:
+def attention(heads: int, queries: int, keys: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> AttentionTile:
     """128 queries a program where that still gives every processor one, else 64: a warpgroup multiplies no fewer at full rate.
 
     `heads` counts those of all images. Before Hopper both operands sit in registers, which heads of 256 then fill with 64 rows.

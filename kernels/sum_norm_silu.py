@@ -276,7 +276,7 @@ def _stride(rows: Tensor | None) -> int:
 
 # Channels of x and of the skip, and pixels a side: layers of DDPM on CIFAR-10 (whole groups) and of ADM at 256x256 (chunks).
 _LAYERS = (
-    ((128, 0, 32), (256, 0, 16), (256, 0, 8), (256, 256, 4), (256, 128, 32), (384, 0, 16)),
+    ((128, 0, 32), (256, 0, 16), (256, 0, 8), (256, 256, 4), (256, 128, 32), (256, 128, 16)),
     ((256, 0, 256), (512, 256, 64), (1024, 512, 16), (1024, 1024, 8)),
 )
 

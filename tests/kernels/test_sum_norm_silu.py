@@ -259,7 +259,7 @@ def test_slabs_cover_the_published_layers(layer):
     channels = own + others
     tiles = _tiles.slabs(channels, own, side**2, 32)
     assert len(tiles) == len(set(tiles)) > 0
-    assert _tiles.slab(channels, own, side**2, 32) == tiles[0]
+    assert _tiles.slab(channels, own, side**2, 32) == _tiles.SLABS.get((channels, side**2, 32), tiles[0])
     for tile in tiles:
         size = tile.first + tile.second
         assert channels % size == 0 and own % size in (0, tile.first)
@@ -270,9 +270,15 @@ def test_slabs_cover_the_published_layers(layer):
     assert 2 * (tiles[0].first + tiles[0].second) >= 32  # every sector of memory that is read is used
 
 
+def test_a_slab_that_shares_sectors_of_memory_gives_way_to_wider_ones_or_chunks():
+    assert _tiles.slab(384, 256, 1024, 32).cut  # 24 channels would fit
+    wide = _tiles.slab(384, 256, 256, 32)
+    assert (wide.first, wide.second) == (64, 32)
+
+
 def test_a_measured_tile_is_taken_and_one_that_does_not_fit_is_not(monkeypatch):
     *_, other = _tiles.slabs(256, 256, 256, 32)
-    monkeypatch.setattr(_tiles, "SLABS", {(256, 256, 32): other, (512, 256, 32): other})
+    monkeypatch.setattr(_tiles, "SLABS", {(256, 256, 32): other})
     assert _tiles.slab(256, 256, 256, 32) == other
     monkeypatch.setitem(_tiles.SLABS, (256, 256, 32), other._replace(rows=8))
     assert _tiles.slab(256, 256, 256, 32) == _tiles.slabs(256, 256, 256, 32)[0]
