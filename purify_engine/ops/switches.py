@@ -27,29 +27,42 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Switch:
-    """A faster way: what it promises, what it does, where it is taken, and whether it is taken where nothing is said."""
+    """A faster way: what it promises, what it does, where it is taken, whether it is where nothing is said, and who computes."""
 
     contract: Contract
     says: str
     used: str
     default: bool = True
+    engine: str = "Triton"
 
 
 SWITCHES = {
-    "linear_1x1": Switch("fast", "a 1x1 convolution is a matrix product with the bias in its epilogue", "U-Net: qkv, shortcuts"),
-    "transposed_upsample": Switch("fast", "nearest 2x and a 3x3 convolution are one transposed 4x4 convolution", "upsampling"),
-    "padded_downsample": Switch("fast", "padding right and below is part of a 4x4 filter", "downsampling"),
-    "benchmark_limit": Switch("fast", "cuDNN times up to 40 algorithms of a convolution instead of 10", "captured graphs"),
+    "linear_1x1": Switch(
+        "fast", "a 1x1 convolution is a matrix product with the bias in its epilogue", "U-Net: qkv, shortcuts", engine="cuBLASLt"
+    ),
+    "transposed_upsample": Switch(
+        "fast", "nearest 2x and a 3x3 convolution are one transposed 4x4 convolution", "upsampling", engine="cuDNN"
+    ),
+    "padded_downsample": Switch("fast", "padding right and below is part of a 4x4 filter", "downsampling", engine="cuDNN"),
+    "benchmark_limit": Switch(
+        "fast", "cuDNN times up to 40 algorithms of a convolution instead of 10", "captured graphs", engine="cuDNN"
+    ),
     "sum_in_norm": Switch("fast", "a norm adds the bias, embedding, residual and skip of what it reads", "U-Net, inference"),
     "lean_norm": Switch("fast", "the norm in 16 bits by exact tiles, without an origin", "U-Net: every GroupNorm"),
     "fused_sum": Switch("exact", "bias and residual are added in one pass", "U-Net: sums that no norm reads"),
-    "conv_relu": Switch("fast", "cuDNN adds bias and residual and applies the ReLU after a convolution", "guide"),
-    "turned_filters": Switch("fast", "the gradient of a 3x3 convolution is one by turned filters", "guide, exact gradient"),
-    "padded_channels": Switch("fast", "a 3x3 convolution has zeros for channels, up to 8", "U-Net and guide: from and to images"),
+    "conv_relu": Switch("fast", "cuDNN adds bias and residual and applies the ReLU after a convolution", "guide", engine="cuDNN"),
+    "turned_filters": Switch(
+        "fast", "the gradient of a 3x3 convolution is one by turned filters", "guide, exact gradient", engine="cuDNN"
+    ),
+    "padded_channels": Switch(
+        "fast", "a 3x3 convolution has zeros for channels, up to 8", "U-Net and guide: from and to images", engine="cuDNN"
+    ),
     "affine_relu": Switch("fast", "residual sum, folded batch norm and ReLU are one pass", "guide: WideResNet"),
     "masked_sum": Switch("exact", "gradients of a ReLU's two readers are summed in the pass of its mask", "guide: ResNet"),
-    "guide_ends": Switch("fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends"),
-    "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels"),
+    "guide_ends": Switch(
+        "fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends", engine="PyTorch"
+    ),
+    "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels", engine="PyTorch"),
     "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net, by a measured table"),
 }
 
