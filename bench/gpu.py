@@ -14,6 +14,7 @@ profile    where a step's time goes, by groups of kernels
 passes     norms and sums of large images beside a copy's rate
 
 Part 2, opponents, six minutes at most:
+kernels    those of guided steps as they are used
 compiled   guided steps under each of torch.compile's modes, beside ours
 opponents  the same by PyTorch as it ships, by published habits, and by diffusers
 whole      whole purifications: DiffPure's loop beside ours, at as many steps and at few
@@ -74,7 +75,7 @@ PARTS: dict[str, tuple[Stage, ...]] = {
     "2": (
         (
             Step("build", ("setup", "build_ext", "--inplace"), 60, tool=True),
-            Step("precompile", ("bench", "precompile"), 75),
+            Step("kernels", ("bench", "precompile", "--as-used"), 60),
             Step("compiled", ("bench", "compiled"), 180),
         ),
         (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 65),),

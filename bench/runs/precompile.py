@@ -1,6 +1,6 @@
 """Compiles what the checks and the guided steps will launch in Triton, on all cores at once, into Triton's cache.
 
-    python -m bench precompile [--processes 16]     appends to bench/results/checks-MACHINE.jsonl
+    python -m bench precompile [--processes 16] [--as-used]     appends to bench/results/checks-MACHINE.jsonl
 
 One process finds out what is launched, by doing the work with launches noted instead of made; the others compile, and need no
 GPU. Where there is none, it is for one of capability 9.0. The exit status is 1 if something does not compile.
@@ -48,6 +48,7 @@ SETTINGS = (
 def main(words: list[str]) -> int:
     options = parser("precompile", __doc__)
     options.add_argument("--processes", type=int, default=os.cpu_count(), help="that compile at once")
+    options.add_argument("--as-used", action="store_true", help="only guided steps with the switches as they are, and no checks")
     run, chosen = begin("checks", options, words)
     os.environ.pop("TRITON_INTERPRET", None)  # for the processes that compile, and for the kernels that are imported from here on
     capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
@@ -60,7 +61,7 @@ def main(words: list[str]) -> int:
             if launched not in found and not (run.toy and len(found) >= MOST_IN_TOY):
                 found[launched] = pool.submit(compile_one, launched)
 
-        for name, work in everything(run):
+        for name, work in everything(run, as_used=chosen.as_used):
             try:  # backward passes in this thread too: engines and switches are a thread's own
                 with noted(run.device, note), torch.autograd.set_multithreading_enabled(False):
                     work()
@@ -74,12 +75,15 @@ def main(words: list[str]) -> int:
     return run.close()
 
 
-def everything(run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
+def everything(run: Run, *, as_used: bool = False) -> Iterator[tuple[str, Callable[[], object]]]:
     """What will launch kernels, by name: the networks first, whose kernels take longest to compile."""
     for setting, with_gradient in SETTINGS[: None if run.device.type == "cuda" else 1]:
         network, guide = (TOY_NETWORKS["toy-ddpm"], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
         batch = setting.batch if run.device.type == "cuda" else 2
-        yield str(setting), partial(by_every_state, run, network, guide, setting.config, batch, with_gradient)
+        work = partial(by_every_state, run, network, guide, setting.config, batch)
+        yield str(setting), partial(work, with_gradient=with_gradient and not as_used, as_used=as_used)
+    if as_used:
+        return
     for name, network in TOY_NETWORKS.items():
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             yield f"{name} {dtype}", partial(of_toy, run, network, dtype)
@@ -90,8 +94,10 @@ def everything(run: Run) -> Iterator[tuple[str, Callable[[], object]]]:
             yield name, partial(of_op, run, name)
 
 
-def by_every_state(run: Run, network: Any, guide: Any, config: Any, batch: int, with_gradient: bool) -> None:
-    """A purification by all ways, by none, and by all but one."""
+def by_every_state(
+    run: Run, network: Any, guide: Any, config: Any, batch: int, *, with_gradient: bool, as_used: bool = False
+) -> None:
+    """A purification by all ways, and unless `as_used` by none and by all but one."""
     on = {name: switch.default for name, switch in SWITCHES.items()}
     states = [on, dict.fromkeys(on, False), *({**on, name: not value} for name, value in on.items())]
     with ops.backend("reference"):
@@ -99,7 +105,7 @@ def by_every_state(run: Run, network: Any, guide: Any, config: Any, batch: int, 
     purifier = as_loop(purifier)
     images = torch.rand(batch, network.in_channels, network.image_size, network.image_size, device=run.device)
     with _ways_of_a_gpu(run):
-        for number, state in enumerate(states):
+        for number, state in enumerate(states[: 1 if as_used else None]):
             with switches.switched(**state):
                 purifier(images)
                 if with_gradient and number < 2:
