@@ -32,6 +32,7 @@ COMMANDS = {
     "gpu": Command("bench.gpu", "all of these that concern a GPU, each within its time"),
     "tune-conv3x3": Command("bench.tuning.conv3x3_tiles", "the fastest tile of the GPU's 3x3 convolution"),
     "tune-norm": Command("bench.tuning.norm_tiles", "the fastest tile of the GPU's norm in 16 bits"),
+    "tune-attention": Command("bench.tuning.attention_tiles", "the fastest tile of the GPU's attention, beside PyTorch's"),
     "tune-winograd": Command("bench.tuning.winograd_ways", "the fastest way to convolve 3x3 on this CPU"),
     "tune-guidance": Command("bench.tuning.guidance", "which guidance the embedded models have, and how strong"),
     "figures": Command("bench.report.figures", "write the tables of README.md and docs/ from bench/results"),

@@ -199,22 +199,39 @@ def shared_memory(capability: tuple[int, int]) -> int:
     return {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}.get(capability, 99) * 1024
 
 
-def attention(heads: int, queries: int, keys: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> AttentionTile:
-    """128 queries a program where that still gives every processor one, else 64: a warpgroup multiplies no fewer at full rate.
+FEW = PROCESSORS // 4  # programs, below which a smaller tile's processors gain more than its matrix products lose
 
-    `heads` counts those of all images. Before Hopper both operands sit in registers, which heads of 256 then fill with 64 rows.
+# (heads of all images, queries, keys, head_dim, compute capability) -> the fastest tile in 16 bits. Filled by measurement alone
+# (`python -m bench tune-attention`).
+ATTENTION: dict[tuple[int, int, int, int, tuple[int, int]], AttentionTile] = {}
+
+
+def attention(heads: int, queries: int, keys: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> AttentionTile:
+    """The measured tile, else by the number of queries: 128 a program where that still gives every processor one, else 64.
+
+    A warpgroup multiplies no fewer at full rate; 32 or 16 where few programs are left, as for a single image. `heads` counts
+    those of all images. Before Hopper both operands sit in registers, which heads of 256 then fill with 64 rows.
     """
-    width = block(head_dim)
     if itemsize == 4:
-        return AttentionTile(32, 16, 4 if width <= 128 else 8, 1)  # no matrix unit: the operands sit in registers
-    many = heads * queries >= 128 * PROCESSORS and (width <= 128 or capability >= (9, 0))
+        return AttentionTile(32, 16, 4 if head_dim <= 128 else 8, 1)  # no matrix unit: the operands sit in registers
+    known = ATTENTION.get((heads, queries, keys, head_dim, capability))
+    if known is not None:
+        return known
+    many = heads * queries >= 128 * PROCESSORS and (head_dim <= 128 or capability >= (9, 0))
     rows = min(block(queries), 128 if many else 64)
-    fits = (
+    while rows > 16 and heads * cdiv(queries, rows) < FEW:
+        rows //= 2
+    return attention_by(rows, keys, head_dim, capability)[0]
+
+
+def attention_by(rows: int, keys: int, head_dim: int, capability: tuple[int, int]) -> list[AttentionTile]:
+    """Tiles of this many queries in 16 bits that fit into shared memory, the likely one first."""
+    width = block(head_dim)
+    return [
         AttentionTile(rows, min(columns, block(keys)), 8 if rows * width >= 128 * 128 else 4, stages)
         for columns, stages in ((64, 3), (64, 2), (32, 2), (16, 2))
-        if columns <= max(32, width) and (rows + 2 * stages * columns) * width * itemsize <= shared_memory(capability)
-    )
-    return next(fits)
+        if columns <= max(32, width) and 2 * (rows + 2 * stages * columns) * width <= shared_memory(capability)
+    ]
 
 
 def attention_backward(head_dim: int, itemsize: int, capability: tuple[int, int]) -> AttentionTile:

@@ -73,6 +73,21 @@ def test_a_judge_with_a_limit_asks_honest_pytorch_nothing():
     assert compare(away(1.1e-9), away(1.0), TRUTH, nearer_than(1e-9)).fault
 
 
+@pytest.mark.parametrize("truth", [torch.zeros(0, 3, 4, 4), torch.zeros(2, 3)], ids=["empty", "zero"])
+def test_nothing_is_wrong_with_nothing_and_with_zeros(truth):
+    truth = truth.double()
+    for extended in (truth, truth.numpy().astype(np.longdouble)):
+        found = compare(truth.clone(), truth, extended, nearer_than(1e-12))
+        assert found == Finding(0.0)
+    assert not truth.numel() or compare(truth + 1e-9, truth, truth, nearer_than(1e-12)).fault
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 2, 0, 3)], ids=str)
+def test_images_of_no_pixels_agree_in_float64(shape):
+    case = Case("to_images", shape, torch.float64)
+    assert OpCase(case, torch.device("cpu")).finding("reference", within(2)) == Finding(0.0)
+
+
 def test_another_shape_is_a_fault():
     assert compare(torch.ones(3), torch.ones(2), TRUTH, within(10)).fault == "shape (3,), expected (2,)"
 

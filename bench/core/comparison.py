@@ -117,11 +117,10 @@ def nearer_than(limit: float) -> Judge:
 
 
 def relative_error(got: Tensor, truth: Tensor | Extended) -> float:
-    """||got - truth|| / ||truth||, in float64; 0 where there is nothing to be wrong."""
+    """||got - truth|| / ||truth||, in float64; ||got - truth|| where the truth is 0, or empty."""
     true = truth.double() if isinstance(truth, Tensor) else torch.from_numpy(truth.astype(np.float64)).to(got.device)
-    if not true.numel():
-        return 0.0
-    return float((got.double() - true).norm() / true.norm())
+    error, size = float((got.double() - true).norm()), float(true.norm())
+    return error / size if size else error
 
 
 def difference(got: Tensor, expected: Tensor) -> str:

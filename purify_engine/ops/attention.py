@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import _check, _gradient
-from purify_engine.ops._registry import IN_PYTORCH, call, define
+from purify_engine.ops import _check, _gradient, switches
+from purify_engine.ops._registry import IN_PYTORCH, Launcher, call, define, forced
 from purify_engine.ops._triton import kernel, triton
 from purify_engine.reference import layers as reference
 
 _TWO_PRODUCTS = "its matrix products are oneDNN's already, and the softmax between them is 1 % of a U-Net on a CPU"
+_OURS = f"{IN_PYTORCH}, and its attention as a whole is switched off"
 _NO_CUDA = "CUDA C++ has the ops without which the loop cannot run; attention's kernels are Triton's"
 
 
@@ -56,6 +58,21 @@ def _flops_backward(grad_out: list[int], q: list[int], k: list[int], v: list[int
     return 5 * 2 * math.prod(q) * k[2]
 
 
+def _library(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's own kernel, which reads and writes as it likes: no copy where that is [B, tokens, heads, head_dim]."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _declines_library(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    return None if switches.runs("library_attention", q) and k.shape[2] and q.numel() else _OURS
+
+
+def _declines_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    if forced() != "triton" and _declines_library(q, k, v) is None:
+        return "PyTorch's attention is switched on"
+    return kernel("attention", "declines")(q, k)
+
+
 ATTENTION_BACKWARD = define(
     "attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
     reference.attention_backward,
@@ -74,8 +91,8 @@ ATTENTION = define(
     check=_check_attention,
     gradient=_gradient.by_op(ATTENTION_BACKWARD),
     flops=_flops,
-    torch=IN_PYTORCH,
+    torch=Launcher(_library, _declines_library),
     cpp=_TWO_PRODUCTS,
     cuda=_NO_CUDA,
-    triton=triton(kernel("attention", "attention"), lambda q, k, v: kernel("attention", "declines")(q, k)),
+    triton=triton(kernel("attention", "attention"), _declines_triton),
 )

@@ -63,6 +63,9 @@ SWITCHES = {
         "fast", "images are mapped in one pass, the objective's gradient is written out", "guide: its two ends", engine="PyTorch"
     ),
     "pixel_key": Switch("exact", "the pixel guide's seed is derived once a call", "guide: pixels", engine="PyTorch"),
+    "library_attention": Switch(
+        "fast", "attention is PyTorch's choice of flash and cuDNN", "U-Net, without its gradient", False, engine="PyTorch"
+    ),
     "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net, by a measured table"),
 }
 

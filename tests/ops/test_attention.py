@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from purify_engine import ops
+from purify_engine.ops import switches
+from purify_engine.reference import layers
 from purify_engine.testing.cases import Case, cases
 
 
@@ -46,3 +48,38 @@ def test_autocast_does_not_lower_its_precision():
     outside = ops.attention(*arguments)
     assert torch.equal(inside, outside)
     assert all(map(torch.equal, grads, torch.autograd.grad(outside.sum(), arguments)))
+
+
+def in_qkv(batch=2, heads=2, tokens=6, head_dim=8):
+    """Queries, keys and values as a channels_last 1x1 convolution leaves them side by side."""
+    qkv = torch.randn(batch, tokens, 3, heads, head_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return qkv.transpose(1, 3).unbind(2)
+
+
+def test_the_librarys_attention_is_the_specification_and_stored_as_images_are():
+    q, k, v = in_qkv()
+    with switches.anywhere(), switches.switched(library_attention=True):
+        assert ops.OPS["attention"].resolve(q, k, v)[0] == "torch"
+        got = ops.attention(q, k, v)
+    torch.testing.assert_close(got, layers.attention(q, k, v), rtol=1e-12, atol=1e-12)
+    assert got.transpose(1, 2).is_contiguous()
+
+
+def test_the_librarys_attention_has_right_gradients_to_the_second_order():
+    arguments = Case("attention", (1, 2, 3, 4), torch.float64).differentiable()
+    with switches.anywhere(), switches.switched(library_attention=True):
+        assert torch.autograd.gradcheck(ops.attention, arguments)
+        assert torch.autograd.gradgradcheck(ops.attention, arguments)
+
+
+@pytest.mark.parametrize("engine", ["triton", "reference"])
+def test_the_librarys_attention_runs_where_it_is_switched_on_and_nothing_else_is_asked_for(engine):
+    q, k, v = in_qkv()
+    op = ops.OPS["attention"]
+    with switches.anywhere():
+        assert op.resolve(q, k, v)[0] == "reference"
+        with switches.switched(library_attention=True):
+            assert op.resolve(q, k[:, :, :0], v[:, :, :0])[0] == "reference"
+            if engine == "reference" or isinstance(op.engines["triton"], ops.Launcher):
+                with ops.backend(engine):
+                    assert op.resolve(*(each.float() for each in (q, k, v)))[0] == engine
