@@ -25,6 +25,7 @@ COMMANDS = {
     "whole": Command("bench.runs.whole", "whole purifications: DiffPure's loop beside the engine, at as many steps and at few"),
     "cold-start": Command("bench.runs.cold_start", "from a cold process to the first purified batch"),
     "fp8": Command("bench.runs.fp8", "cuDNN's fp8 convolutions beside those in bf16"),
+    "host": Command("bench.runs.host", "the host's time for a step of the loop without graphs, beside eager PyTorch's"),
     "probe": Command("bench.runs.probe", "what this GPU, PyTorch and cuDNN can do by themselves"),
     "check-ops": Command("bench.runs.check_ops", "every kernel of every op against float64"),
     "check-graph": Command("bench.runs.check_graph", "a captured graph against the loop, bit for bit"),
