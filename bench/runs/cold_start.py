@@ -33,9 +33,7 @@ marks = [began]
 import torch
 from purify_engine import GuidedPurifier
 marks.append(time.time())
-purifier = GuidedPurifier.from_pretrained(folder).to(device)
-if device.startswith("cuda"):
-    purifier = purifier.to(torch.bfloat16).to(memory_format=torch.channels_last)
+purifier = GuidedPurifier.from_pretrained(folder, device=device)
 config = purifier.denoiser.unet.config
 images = torch.rand(batch, config.in_channels, config.image_size, config.image_size, device=device)
 def waited():
@@ -48,7 +46,8 @@ for _ in range(2):
         purifier(images)
     waited()
 stages = dict(zip(("import", "load", "first batch", "second batch"), (b - a for a, b in zip(marks, marks[1:]))))
-print(json.dumps({**stages, "execution": purifier.execution_reason or "graph"}))
+print(json.dumps({**stages, "execution": purifier.execution_reason or "graph",
+                  "dtype": str(next(purifier.parameters()).dtype).removeprefix("torch.")}))
 """
 
 
