@@ -121,6 +121,45 @@ def units(values, UNIT: tl.constexpr):
 
 
 @triton.jit
+def moments(
+    x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, chunk, start,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, UNIT: tl.constexpr,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, PASS: tl.constexpr,
+):  # fmt: skip
+    """Write the sum of a chunk; its units' (pivot, sum of what differs from it, sum of the squares around the mean).
+
+    The pivot is the mean of the chunk's first tile: what is summed up from there is as small as the spread.
+    """
+    CHUNK: tl.constexpr = ROWS * BLOCKS
+    NEAR: tl.constexpr = UNIT if UNIT < 8 else 8
+    pixel = chunk * CHUNK + tl.arange(0, ROWS)
+    inside = None if PIXELS % CHUNK == 0 else pixel < PIXELS
+    values = read(
+        x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
+        PIXELS, OWN, CHANNELS, STORED, SIZE,
+    )  # fmt: skip
+    left = tl.minimum(PIXELS - chunk * CHUNK, ROWS) * UNIT
+    pivot = units(existing(values, inside), UNIT) / left
+    of_all = on_channels(pivot, UNIT)
+    values = existing(values - of_all, inside)
+    sums, squares = near(values, NEAR, PASS), near(values * values, NEAR, PASS)
+    for block in range(1, BLOCKS):
+        pixel = chunk * CHUNK + block * ROWS + tl.arange(0, ROWS)
+        there = None if PIXELS % CHUNK == 0 else pixel < PIXELS
+        values = read(
+            x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, there, start,
+            PIXELS, OWN, CHANNELS, STORED, SIZE,
+        )  # fmt: skip
+        values = existing(values - of_all, there)
+        sums += near(values, NEAR, PASS)
+        squares += near(values * values, NEAR, PASS)
+    count = tl.minimum(PIXELS - chunk * CHUNK, CHUNK) * UNIT
+    total = far(sums, UNIT, NEAR)
+    around = tl.maximum(far(squares, UNIT, NEAR) - total * total / count, 0.0)
+    return pivot, total, around
+
+
+@triton.jit
 def near(values, NEAR: tl.constexpr, PASS: tl.constexpr):
     """[ROWS, SIZE] -> [PASS, SIZE / NEAR], the sums over what one thread holds where the threads cover PASS rows at a time."""
     ROWS: tl.constexpr = values.shape[0]

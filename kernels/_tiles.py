@@ -74,6 +74,8 @@ def group_norm(channels: int, pixels: int, num_groups: int, itemsize: int, chann
 class SlabTile(NamedTuple):
     """[rows pixels, first + second channels] of a program: its groups whole, or `cut` into chunks of `blocks` such tiles.
 
+    Whole groups in several tiles are read twice, by one program.
+
     Both numbers of channels are powers of two; `second` is 0 where the groups of a program make one.
     """
 
@@ -130,7 +132,8 @@ def slabs(channels: int, own: int, pixels: int, num_groups: int) -> tuple[SlabTi
 
     whole, chunks = sorted(found, key=likely), _chunks(channels, own, pixels, unit)
     share = channels % 16 == 0 and pixels >= 256 and all((tile.first + tile.second) % 16 for tile in whole)
-    return (*chunks, *whole) if share else (*whole, *chunks)
+    twice = _twice(channels, own, pixels, width)
+    return (*chunks, *whole, *twice) if share else (*whole, *chunks, *twice)
 
 
 def _each(elements: int) -> int:
@@ -146,6 +149,16 @@ def _whole(size: int, pixels: int) -> list[SlabTile]:
         return []
     warps = {max(1, min(16, power_of_two(size * rows // (32 * each)))) for each in (16, 32, 64)}
     return [SlabTile(first, second, rows, 1, number, False) for number in sorted(warps)]
+
+
+def _twice(channels: int, own: int, pixels: int, width: int) -> list[SlabTile]:
+    """Slabs of 64 to 256 bytes a pixel that are read twice, where a few thousand elements of them are a tile."""
+    found = []
+    for size, elements in ((32, 4096), (64, 4096), (32, 8192), (64, 8192), (128, 8192)):
+        rows = elements // size
+        if size % width == channels % size == own % size == 0 and rows * 2 <= pixels <= rows * 32:
+            found.append(SlabTile(size, 0, rows, cdiv(pixels, rows), 8, False))
+    return found
 
 
 def _chunks(channels: int, own: int, pixels: int, unit: int) -> list[SlabTile]:

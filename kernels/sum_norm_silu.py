@@ -59,42 +59,52 @@ def _whole_kernel(
 
 
 @triton.jit
+def _twice_kernel(
+    y_ptr, sum_ptr, x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, weight_ptr, offset_ptr, scale_ptr, shift_ptr,
+    temb_stride, scale_stride, shift_stride, gain,
+    PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
+    FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, PASS: tl.constexpr, NORM_EPS: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    """A slab of whole groups that registers do not hold, read tile by tile, and once more while the cache holds it."""
+    slabs: tl.constexpr = CHANNELS // FIRST
+    image, start = (tl.program_id(0) // slabs).to(tl.int64), tl.program_id(0) % slabs * FIRST
+    pivot, total, around = _slab.moments(
+        x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, tl.full((), 0, tl.int32), start,
+        PIXELS, OWN, CHANNELS, STORED, WIDTH, FIRST, ROWS, BLOCKS, PASS,
+    )  # fmt: skip
+    mean = _slab.on_channels(pivot + total / (WIDTH * PIXELS), WIDTH)
+    slope, offset = _slab.affine(weight_ptr, offset_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, image, start, FIRST)
+    slope *= _slab.on_channels(_slab.rstd(around / (WIDTH * PIXELS), NORM_EPS), WIDTH)
+    if sum_ptr is not None:
+        tl.debug_barrier()  # what other threads have written is read
+    for block in range(BLOCKS):
+        pixel = block * ROWS + tl.arange(0, ROWS)
+        inside = None if PIXELS % (ROWS * BLOCKS) == 0 else pixel < PIXELS
+        if sum_ptr is not None:
+            values = _slab.loaded(sum_ptr, image, start, pixel, inside, PIXELS, STORED, FIRST)
+        else:
+            values = _slab.read(
+                x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, None, temb_stride, gain, image, pixel, inside, start,
+                PIXELS, OWN, CHANNELS, OWN, FIRST,
+            )  # fmt: skip
+        _slab.write(y_ptr, values - mean, slope, offset, image, pixel, inside, start, PIXELS, CHANNELS, SILU)
+
+
+@triton.jit
 def _moments_kernel(
     moments_ptr, sum_ptr, x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, temb_stride, gain,
     PIXELS: tl.constexpr, OWN: tl.constexpr, CHANNELS: tl.constexpr, STORED: tl.constexpr, UNIT: tl.constexpr,
     FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, PASS: tl.constexpr,
 ):  # fmt: skip
-    """Write the sum; (mean, sum of the squares around it) of one chunk of every unit: [B, units, chunks, 2].
-
-    Deviations are taken from the mean of the chunk's first tile: what they are summed up from is as small as the spread.
-    """
+    """Write the sum; (mean, sum of the squares around it) of one chunk of every unit: [B, units, chunks, 2]."""
     CHUNK: tl.constexpr = ROWS * BLOCKS
-    NEAR: tl.constexpr = UNIT if UNIT < 8 else 8
     image, chunk, start = _place(PIXELS, CHANNELS, FIRST, CHUNK)
-    pixel = chunk * CHUNK + tl.arange(0, ROWS)
-    inside = None if PIXELS % CHUNK == 0 else pixel < PIXELS
-    values = _slab.read(
-        x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, inside, start,
-        PIXELS, OWN, CHANNELS, STORED, FIRST,
+    pivot, total, around = _slab.moments(
+        x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, chunk, start,
+        PIXELS, OWN, CHANNELS, STORED, UNIT, FIRST, ROWS, BLOCKS, PASS,
     )  # fmt: skip
-    left = tl.minimum(PIXELS - chunk * CHUNK, ROWS) * UNIT
-    pivot = _slab.units(_slab.existing(values, inside), UNIT) / left
-    of_all = _slab.on_channels(pivot, UNIT)
-    values = _slab.existing(values - of_all, inside)
-    sums, squares = _slab.near(values, NEAR, PASS), _slab.near(values * values, NEAR, PASS)
-    for block in range(1, BLOCKS):
-        pixel = chunk * CHUNK + block * ROWS + tl.arange(0, ROWS)
-        there = None if PIXELS % CHUNK == 0 else pixel < PIXELS
-        values = _slab.read(
-            x_ptr, residual_ptr, skip_ptr, bias_ptr, temb_ptr, sum_ptr, temb_stride, gain, image, pixel, there, start,
-            PIXELS, OWN, CHANNELS, STORED, FIRST,
-        )  # fmt: skip
-        values = _slab.existing(values - of_all, there)
-        sums += _slab.near(values, NEAR, PASS)
-        squares += _slab.near(values * values, NEAR, PASS)
     count = tl.minimum(PIXELS - chunk * CHUNK, CHUNK) * UNIT
-    total = _slab.far(sums, UNIT, NEAR)
-    around = tl.maximum(_slab.far(squares, UNIT, NEAR) - total * total / count, 0.0)
     unit = image * (CHANNELS // UNIT) + start // UNIT + tl.arange(0, FIRST // UNIT)
     at = moments_ptr + 2 * (unit * ((PIXELS + CHUNK - 1) // CHUNK) + chunk)
     tl.store(at, pivot + total / count)
@@ -214,13 +224,17 @@ def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: b
     cut = {"PIXELS": height * width, "OWN": own, "CHANNELS": channels, "UNIT": unit, "FIRST": tile.first}
     ways = {"ROWS": tile.rows, "WIDTH": group, "NORM_EPS": norm[5], "SILU": silu}
     programs = (images * chunks * (channels // (tile.first + tile.second)),)
+    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))  # rows that the threads read at a time, 8 channels each
+    steps = {"BLOCKS": tile.blocks, "PASS": once}
+    if not tile.cut and tile.blocks > 1:
+        twice = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, **steps, "STORED": stored}
+        del twice["UNIT"]
+        return [Launch(_twice_kernel, programs, twice, tile.num_warps)]
     if not tile.cut:
         whole = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, "STORED": stored, "SECOND": tile.second}
         return [Launch(_whole_kernel, programs, whole, tile.num_warps)]
     moments = _outputs.empty((images, channels // unit, chunks, 2), torch.float32, y.device)
-    steps = {"ROWS": tile.rows, "BLOCKS": tile.blocks}
-    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))  # rows that the threads read at a time, 8 channels each
-    before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "STORED": stored, "PASS": once}
+    before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "ROWS": tile.rows, "STORED": stored}
     after = {
         "y_ptr": y,
         "x_ptr": parts.x if total is None else total,
@@ -230,7 +244,7 @@ def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: b
         **cut,
         "OWN": stored,
         **ways,
-        **steps,
+        "BLOCKS": tile.blocks,
         "CHUNKS": _tiles.power_of_two(chunks),
     }
     return [Launch(_moments_kernel, programs, before, tile.num_warps), Launch(_apply_kernel, programs, after, tile.num_warps)]

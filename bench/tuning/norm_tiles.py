@@ -48,7 +48,8 @@ BATCHES = {"ddpm-cifar10": (1, 64, 256), "adm-imagenet256": (1, 8)}
 TOY = {"ddpm-cifar10": (NormShape(16, 8, 4, 2),)}
 FORMS = ("alone", "sum")
 TODAY = "lean_norm off"
-MOST_WHOLE, MOST_CUT = 4, 2  # tiles of a shape that are tried
+MOST_WHOLE, MOST_CUT, MOST_TWICE = 3, 2, 4  # tiles of a shape that are tried: in registers, in chunks, read twice
+SECTOR = 32  # bytes of memory that are read or written at least
 SECONDS = 0.2  # a shape and batch, all tiles together
 OURS = 2  # times as far from float64 as the other kernel
 IN_CACHE = 2**24  # bytes that a GPU's cache holds with what else a step needs: there a norm finds what the convolution left
@@ -86,13 +87,14 @@ def problems(run: Run, chosen: Any) -> Iterator[tuple[NormShape, int, str]]:
 
 
 def tiles(shape: NormShape) -> Sequence[_tiles.SlabTile]:
-    """The one that is taken now, and the likely ones, with whole groups and in chunks."""
+    """The one that is taken now, and the likely ones of every kind."""
     channels, pixels = shape.own + shape.others, shape.size**2
     now = _tiles.slab(channels, shape.own, pixels, shape.num_groups)
     found = _tiles.slabs(channels, shape.own, pixels, shape.num_groups)
     assert now is not None
-    whole, cut = ([tile for tile in found if tile.cut == in_chunks] for in_chunks in (False, True))
-    return list(dict.fromkeys((now, *whole[:MOST_WHOLE], *cut[:MOST_CUT])))
+    whole = [tile for tile in found if not tile.cut and tile.blocks == 1 and 2 * tile.first >= SECTOR]
+    cut, twice = [tile for tile in found if tile.cut], [tile for tile in found if not tile.cut and tile.blocks > 1]
+    return list(dict.fromkeys((now, *whole[:MOST_WHOLE], *cut[:MOST_CUT], *twice[:MOST_TWICE])))
 
 
 def compiled(run: Run, work: Sequence[tuple[NormShape, int, str]]) -> None:

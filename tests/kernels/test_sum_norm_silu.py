@@ -138,6 +138,21 @@ def test_chunks_are_the_specification(layer, cut):
     assert_right(inputs(layer, HALF, batch=1)._replace(write_sum=False))
 
 
+@pytest.mark.parametrize("layer", [Layer(16, 8, 7, 9, 3), Layer(16, 0, 6, 6, 4)], ids=str)
+@pytest.mark.parametrize("write_sum", [True, False])
+def test_slabs_that_are_read_twice_are_the_specification(layer, write_sum, monkeypatch):
+    monkeypatch.setattr(_tiles, "slabs", lambda *layer: [_tiles.SlabTile(8, 0, 16, 4, 1, False)])
+    given = inputs(layer, HALF)._replace(write_sum=write_sum)
+    assert_right(given)
+    assert_right(given._replace(residual=None, bias=None, temb=None, gain=1.0))
+    weight, bias, scale, shift, *rest = given.norm
+    last = given._replace(
+        x=given.x[1:], residual=given.residual[1:], temb=given.temb[1:], norm=(weight, bias, scale[1:], shift[1:], *rest)
+    )
+    alone = called(last._replace(skip=None if given.skip is None else given.skip[1:]))[1]
+    assert torch.equal(alone, called(given)[1][1:])
+
+
 @pytest.mark.parametrize("layer", [Layer(16, 8, 4, 4, 2), Layer(32, 0, 4, 4, 4)], ids=str)
 @pytest.mark.parametrize("absent", ["residual", "bias", "temb", "all"])
 def test_what_is_absent_is_not_added(layer, absent):
