@@ -26,6 +26,7 @@ class Capture(Protocol):
     most_graphs: int | None  # that are kept for one purifier, the last ones used
     refused: str | None  # why work could not be recorded, where that shows only later; it then runs as it is
     fails_at_once: bool  # whether what cannot be recorded raises in the call that was to record it
+    records_opening: bool  # whether what comes before the first step is worth a graph: launches cost, memory does not
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]: ...
 
@@ -52,6 +53,7 @@ class CudaCapture:
     most_graphs: int | None = None
     refused: str | None = None
     fails_at_once: bool = True
+    records_opening: bool = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -47,6 +47,7 @@ class CpuCapture:
 
     most_graphs: int | None = 4  # each holds the memory of a step
     fails_at_once: bool = False
+    records_opening: bool = False
 
     def __init__(self) -> None:
         self.refused: str | None = None

@@ -62,6 +62,14 @@ class ReversePlan:
         """The marginal of one step's input, gathered on the device, float64 [2]."""
         return self.marginals.index_select(0, step).squeeze(0)
 
+    def with_room(self, count: int) -> ReversePlan:
+        """A plan of tables of its own, `count` steps long: the last one repeated."""
+
+        def longer(table: Tensor) -> Tensor:
+            return torch.cat([table, table[-1:].expand(count - len(table), *table.shape[1:])]).clone()
+
+        return dataclasses.replace(self, rows=longer(self.rows), times=longer(self.times), marginals=longer(self.marginals))
+
     def to(self, device: torch.device | str, net_dtype: torch.dtype | None = None) -> ReversePlan:
         """The same plan on another device, for networks of another dtype. The tables stay float64."""
         moved = {name: getattr(self, name).to(device) for name in ("rows", "times", "marginals")}

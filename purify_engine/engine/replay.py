@@ -2,19 +2,19 @@
 
 On a GPU a graph is a CUDA graph, on a CPU a recording (cpu_capture.py). Everything that changes between calls lives in tensors
 that a graph reads: the images, the plan's tables, seed, ids, the guide's target and the step counter. So another plan, seed or
-batch of the same bucket needs no capture. Equal to the loop bit for bit at the same padded batch.
+batch of the same bucket needs no capture. On a GPU what comes before the first step is a graph, too. Equal to the loop bit for
+bit at the same padded batch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from purify_engine import ops
 from purify_engine.config import require
@@ -23,12 +23,14 @@ from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.guide import Target
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import OnStepEnd, ReverseProcess
-from purify_engine.models.derived import Watched
-from purify_engine.ops import autocast
+from purify_engine.models.derived import Networks
+from purify_engine.ops import autocast, switches
 from purify_engine.types import GuideNoise, Images, NoiseKey
 
 AUTOCAST = "autocast is on, and a graph would keep its casts; convert the purifier itself with .to(torch.bfloat16)"
 GRAPHS_ON = ("cuda", "cpu")
+After = Callable[[int, "_Graph"], None]  # is told of a step that was replayed, and by which graph
+MOST_STEPS, MOST_PIXELS = 16, 2**14  # of a plan and a batch that the switch `whole_plan` makes one graph of
 
 
 class Replay:
@@ -45,7 +47,7 @@ class Replay:
         self._given = capture
         self._captures: dict[torch.device, Capture] = {}
         self._graphs: dict[Any, _Graph] = {}
-        self._captured_of = _Networks()
+        self._captured_of = Networks()
         self._turn = threading.RLock()
         self._calls = 0  # of graphs: a callback of one may have made others
 
@@ -55,14 +57,22 @@ class Replay:
     def run(self, process: ReverseProcess, x: Images, on_step_end: OnStepEnd | None = None) -> Images:
         """`Loop.run` without recording a gradient; x [B, C, H, W] in [-1, 1]. `on_step_end` is given copies."""
         with self._turn, torch.no_grad():
-            batch, process, x = len(x), self._padded_noise(process), self._padded(x)
-            target = process.guide.target(x)
-            x_t, _ = process.start(x)
-            if on_step_end is None:
-                return self._walked(_PlanGraph if self.whole_plan else _StepGraph, process, x_t, target)[:batch].clone()
-            times = process.plan.times.tolist()
-            after = partial(self._tell, lambda step, x: on_step_end(step, times[step], x[:batch].clone()), process, target)
-            return self._walked(_StepGraph, process, x_t, target, after=after)[:batch].clone()
+            batch, process, x, capture = len(x), self._padded_noise(process), self._padded(x), self._capture(x.device)
+            kind = _PlanGraph if on_step_end is None and self._is_whole(process, x) else _StepGraph
+            if on_step_end is None and capture.records_opening and switches.is_on("captured_opening"):
+                graph: _StepGraph = self._graph(kind, process, x.contiguous(), partial(process.guide.target, x))
+                graph.open(process, x, capture)
+                return self._walked(graph, process)[:batch].clone()
+            process, target, (x_t, _), after = process.derived(), process.guide.target(x), process.start(x), None
+            graph = self._loaded(kind, process, x_t, target)
+            if on_step_end is not None:
+                times = process.plan.times.tolist()
+                after = partial(self._tell, lambda step, x: on_step_end(step, times[step], x[:batch].clone()), process, target)
+            return self._walked(graph, process, after=after)[:batch].clone()
+
+    def _is_whole(self, process: ReverseProcess, x: Images) -> bool:
+        is_small = len(process.plan) <= MOST_STEPS and x.numel() <= MOST_PIXELS
+        return self.whole_plan or (is_small and switches.is_on("whole_plan"))
 
     def tells_every_step(self, device: torch.device) -> bool:
         """Whether `run` may be given `on_step_end`: not where a failure shows after steps that it has seen already."""
@@ -80,42 +90,31 @@ class Replay:
     def walk(self, process: ReverseProcess, x_t: Images, target: Target) -> tuple[Images, list[Images]]:
         """From x_t at t* to x_0, and the images visited on the way; all [B, C, H, W]. `adjoint` is to follow."""
         with self._turn, torch.no_grad():
-            batch, visited, process, x_t = len(x_t), list[Images](), self._padded_noise(process), self._padded(x_t)
+            batch, visited, process, x_t = len(x_t), list[Images](), self._padded_noise(process).derived(), self._padded(x_t)
             target = tuple(self._padded(part) for part in target)
-            self._graph(_AdjointGraph, process, x_t, target)  # a CUDA capture that fails does so here already
-            x = self._walked(_StepGraph, process, x_t, target, visited)
+            self._graph(_AdjointGraph, process, x_t, lambda: target)  # a CUDA capture that fails does so here already
+            x = self._walked(self._loaded(_StepGraph, process, x_t, target), process, visited)
             return x[:batch].clone(), [seen[:batch] for seen in visited]
 
     def _walked(
-        self,
-        kind: type[_Graph],
-        process: ReverseProcess,
-        x_t: Images,
-        target: Target,
-        visited: list[Images] | None = None,
-        after: Callable[[int, _Graph], None] | None = None,
+        self, graph: _StepGraph, process: ReverseProcess, visited: list[Images] | None = None, after: After | None = None
     ) -> Images:
-        graph = self._graph(kind, process, x_t, target)
-        graph.load(process, x_t, target)
-        for step in range(1 if kind is _PlanGraph else len(process.plan)):
+        for step in range(1 if isinstance(graph, _PlanGraph) else len(process.plan)):
             if visited is not None:
                 visited.append(graph.x_t.clone())
             graph.replay()
             if after is not None:
                 after(step, graph)
-        if (reason := self._capture(x_t.device).refused) is not None:
+        if (reason := self._capture(graph.x_t.device).refused) is not None:
             raise CaptureError(reason)
         return graph.x_t
 
-    def adjoint(
-        self, process: ReverseProcess, adjoint: Images, visited: list[Images], target: Target
-    ) -> tuple[Images, Target]:
+    def adjoint(self, process: ReverseProcess, adjoint: Images, visited: list[Images], target: Target) -> tuple[Images, Target]:
         """The gradient at x_0 carried back over a whole walk (docs/math.md E15): to x_t at t*, and to the target."""
         with self._turn, torch.no_grad():
-            batch, process = len(adjoint), self._padded_noise(process)
+            batch, process = len(adjoint), self._padded_noise(process).derived()
             x_t, target = self._padded(visited[0]), tuple(self._padded(part) for part in target)
-            graph: _AdjointGraph = self._graph(_AdjointGraph, process, x_t, target)
-            graph.load(process, x_t, target)
+            graph: _AdjointGraph = self._loaded(_AdjointGraph, process, x_t, target)
             graph.begin(torch.cat([adjoint, adjoint.new_zeros(len(x_t) - batch, *adjoint.shape[1:])]))
             for step, x_t in zip(reversed(process.plan.steps), reversed(visited), strict=True):
                 graph.step.copy_(step)
@@ -129,25 +128,30 @@ class Replay:
         return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
     def _padded_noise(self, process: ReverseProcess) -> ReverseProcess:
-        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids))).derived()
+        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids)))
 
-    def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
-        """The graph of `kind` for such images, captured where there is none yet."""
+    def _loaded(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
+        """`_graph`, its tensors filled."""
+        graph = self._graph(kind, process, x_t, lambda: target)
+        graph.load(process, x_t, target)
+        return graph
+
+    def _graph(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Callable[[], Target]) -> Any:
+        """The graph of `kind` for such images and such a target, captured where there is none yet."""
         self._calls += 1
         if autocast.is_on(x_t.device.type):
             raise CaptureError(AUTOCAST)
-        if not self._captured_of.are(process):
+        if not self._captured_of.are(process.model, process.guide):
             self._graphs.clear()
             for capture in self._captures.values():
                 capture.refused = None  # that was said of other networks
-            self._captured_of = _Networks(process)
+            self._captured_of = Networks(process.model, process.guide)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
-        told = ops.forced(), ops.is_bypass_forbidden(), ops.switches.state()
-        computed_by = *told, ops.instruction_set(), torch.get_num_threads()
-        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), computed_by
+        told = ops.forced(), ops.is_bypass_forbidden(), switches.state(), ops.instruction_set(), torch.get_num_threads()
+        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), told
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(process.plan):
-            graph = kind(process, x_t, target, capture)
+            graph = kind(process, x_t, target(), capture)
         self._graphs[key] = graph  # at the end: the first of them is the one unused for longest
         while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
             del self._graphs[next(iter(self._graphs))]
@@ -162,34 +166,19 @@ class Replay:
         return self._captures[device]
 
 
-class _Networks:
-    """The model and the guide of a process, and the state of their weights."""
-
-    def __init__(self, process: ReverseProcess | None = None) -> None:
-        self._parts = () if process is None else (process.model, process.guide)
-        self._watched = Watched(*(part for part in self._parts if isinstance(part, nn.Module)))
-        self._weights = ops.TensorVersions(self._watched.tensors())
-
-    def are(self, process: ReverseProcess) -> bool:
-        """Whether the process has these very networks, with the weights that they had."""
-        same = len(self._parts) == 2 and self._parts[0] is process.model and self._parts[1] is process.guide
-        return same and self._weights.still_of(self._watched.tensors())
-
-
 class _Graph:
     """The tensors that a graph reads, of one shape; `load` fills them."""
 
     replay: Callable[[], None]
 
     def __init__(self, process: ReverseProcess, x_t: Images, target: Target, capture: Capture) -> None:
-        plan = _with_capacity(process.plan)
+        plan = process.plan.with_room(bucket_of(max(len(process.plan), WARM_UP + 1)))
         self.capacity = len(plan)
         self.x_t, self.step = x_t.clone(), torch.zeros((), dtype=torch.int64, device=x_t.device)
-        self.target = tuple(part.clone() for part in target)
-        own = process.guide_noise
-        guide_noise = None if own is None else GuideNoise(*(part.clone() for part in own))
-        noise = NoiseKey(*(part.clone() for part in process.noise))
-        self.process = process._replace(plan=plan, noise=noise, guide_noise=guide_noise)
+        self.target = tuple(map(torch.clone, target))
+        own = process.derived().guide_noise
+        guide_noise = None if own is None else GuideNoise(*map(torch.clone, own))
+        self.process = process._replace(plan=plan, noise=NoiseKey(*map(torch.clone, process.noise)), guide_noise=guide_noise)
         self._prepare = getattr(process.model, "prepare", lambda plan: None)
         self._prepare(plan)
         self._plan: ReversePlan | None = None  # whose tables these are
@@ -201,13 +190,20 @@ class _Graph:
 
     def load(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
         """Point the graph at another process of the same networks, at images and at what guides them."""
+        self._tell_plan(process)
+        self._fill(process, x_t, target)
+
+    def _tell_plan(self, process: ReverseProcess) -> None:
         if process.plan is not self._plan:
             for name in ("rows", "times", "marginals"):
                 getattr(self.process.plan, name)[: len(process.plan)].copy_(getattr(process.plan, name))
             self._prepare(self.process.plan)
             self._plan = process.plan
+
+    def _fill(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
         for own, given in zip((*self.target, *_drawn_from(self.process)), (*target, *_drawn_from(process)), strict=True):
-            own.copy_(given)
+            if given is not own:
+                own.copy_(given)
         self.x_t.copy_(x_t)
         self.step.zero_()
 
@@ -221,14 +217,37 @@ class _StepGraph(_Graph):
         dtype = process.plan.net_dtype
         self.x_net = self.x_t if dtype is None else x_t.to(dtype, memory_format=torch.channels_last, copy=True)
         self.replay = capture(partial(self._advance, self._steps(process)))
+        self._openings: dict[tuple[int, ...], tuple[Images, Callable[[], None]] | None] = {}  # by the strides of the images
 
     def _steps(self, process: ReverseProcess) -> tuple[Tensor, ...]:
         return (self.step,)
 
-    def load(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
-        super().load(process, x_t, target)
+    def _fill(self, process: ReverseProcess, x_t: Images, target: Target) -> None:
+        super()._fill(process, x_t, target)
         if self.x_net is not self.x_t:
             self.x_net.copy_(x_t)
+
+    def open(self, process: ReverseProcess, x: Images, capture: Capture) -> None:
+        """`load` what the process makes of `x`: by a graph, too, where one can be had."""
+        self._tell_plan(process)
+        for own, given in zip(self.process.noise, process.noise, strict=True):
+            own.copy_(given)
+        layout = x.stride()  # which may decide how a target is computed
+        if layout not in self._openings:
+            images = x.clone()
+            try:
+                self._openings[layout] = images, capture(partial(self._start, images))
+            except CaptureError:  # a guide that reads its target back to the host, say: its pull may be captured still
+                self._openings[layout] = None
+        if (opening := self._openings[layout]) is None:
+            self._start(x)
+        else:
+            opening[0].copy_(x)
+            opening[1]()
+
+    def _start(self, x: Images) -> None:
+        process = self.process.derived()
+        self._fill(process, process.start(x)[0], process.guide.target(x))
 
     def _advance(self, steps: tuple[Tensor, ...]) -> None:
         x_t, x_net = self.x_t, self.x_net
@@ -279,13 +298,3 @@ class _AdjointGraph(_Graph):
 
 def _drawn_from(process: ReverseProcess) -> tuple[Tensor, ...]:
     return *process.noise, *(process.guide_noise or ())
-
-
-def _with_capacity(plan: ReversePlan) -> ReversePlan:
-    """A plan of tables of its own, with room for longer ones and for the warm-up: its last step repeated."""
-    count = bucket_of(max(len(plan), WARM_UP + 1))
-
-    def longer(table: Tensor) -> Tensor:
-        return torch.cat([table, table[-1:].expand(count - len(table), *table.shape[1:])]).clone()
-
-    return dataclasses.replace(plan, rows=longer(plan.rows), times=longer(plan.times), marginals=longer(plan.marginals))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 from torch import Tensor, nn
+
+from purify_engine import ops
 
 
 class Watched:
@@ -27,3 +31,17 @@ class Watched:
 
     def _identities(self) -> list[int]:
         return [id(child) for module in self._modules for child in module._modules.values()]
+
+
+class Networks:
+    """Some networks, or what stands for one, and the state of their weights."""
+
+    def __init__(self, *parts: object) -> None:
+        self._parts = parts
+        self._watched = Watched(*(part for part in parts if isinstance(part, nn.Module)))
+        self._weights = ops.TensorVersions(self._watched.tensors())
+
+    def are(self, *parts: object) -> bool:
+        """Whether these are the very same, with the weights that they had."""
+        same = len(self._parts) == len(parts) and all(map(operator.is_, self._parts, parts))
+        return same and self._weights.still_of(self._watched.tensors())

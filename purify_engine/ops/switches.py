@@ -66,6 +66,12 @@ SWITCHES = {
     "library_attention": Switch(
         "fast", "attention is PyTorch's choice of flash and cuDNN", "U-Net, without its gradient", False, engine="PyTorch"
     ),
+    "captured_opening": Switch(
+        "exact", "a guide's target and the noised images are a graph, too", "before the first step", engine="CUDA graph"
+    ),
+    "whole_plan": Switch(
+        "exact", "all steps of a short plan are one graph", "captured graphs, small batches", default=False, engine="CUDA graph"
+    ),
     "split_k": Switch("fast", "the terms of a small 3x3 convolution are split over programs", "U-Net, by a measured table"),
 }
 

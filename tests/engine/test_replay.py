@@ -45,6 +45,7 @@ class FakeCapture:
 
     most_graphs = refused = None
     fails_at_once = True
+    records_opening = False
     bucket = staticmethod(bucket_of)
 
     def __init__(self):
