@@ -23,7 +23,7 @@ from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.ops import autocast
-from purify_engine.reference.philox import derive_seed
+from purify_engine.reference.philox import derive_seed, derived_number
 from purify_engine.types import Ids, Images, Key, NoiseKey
 
 Execution = Literal["auto", "loop", "graph"]
@@ -169,7 +169,7 @@ class GuidedPurifier(nn.Module):
         if draw is None:
             draw, self._draws = self._draws, self._draws + 1
         require(0 <= draw < DRAWS, "draw", f"in [0, {DRAWS})", draw)
-        return derive_seed(self.seed, DRAWS + draw)
+        return torch.full_like(self.seed, derived_number(self.config.seed, DRAWS + draw))
 
     def _ids(self, images: Images, ids: Ids | None) -> Ids:
         if ids is None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from purify_engine.reference.philox import derive_seed, philox, philox_block, philox_normal
+from purify_engine.reference.philox import derive_seed, derived_number, philox, philox_block, philox_normal
 from purify_engine.testing.cases import RANDOM123
 
 
@@ -110,3 +110,9 @@ def test_normals_are_standard_and_uncorrelated():
     assert abs(normals.mean()) < 5 / 2**8.5
     assert abs(normals.var() - 1) < 5 * 2**0.5 / 2**8.5
     assert abs((normals[:, :-1] * normals[:, 1:]).mean()) < 5 / 2**8.5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 + 5, 2**63 - 1])
+@pytest.mark.parametrize("stream", [0, 1, 2**32, 2**32 + 7, 2**33 + 1])
+def test_the_host_derives_the_seed_that_the_device_derives(seed, stream):
+    assert derived_number(seed, stream) == derive_seed(torch.tensor(seed), stream).item()
