@@ -22,6 +22,7 @@ from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.derived import Watched
 from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed, derived_number
 from purify_engine.types import Ids, Images, Key, NoiseKey
@@ -64,6 +65,7 @@ class GuidedPurifier(nn.Module):
         self._plans: dict[Any, ReversePlan] = {}
         self._guides: dict[Any, Guide] = {}  # the one in use, by what it is made of: captured graphs are of this very object
         self._replay = Replay()
+        self._watched = Watched(self)
         self.requires_grad_(False).train(False)
 
     def train(self, mode: bool = True) -> GuidedPurifier:
@@ -110,7 +112,7 @@ class GuidedPurifier(nn.Module):
         if torch.is_inference_mode_enabled():  # guidance needs autograd, which inference tensors refuse
             with torch.inference_mode(False), torch.no_grad():
                 return self._purify(images.clone(), noise, callback_on_step_end)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._watched.tensors()):
             refuse_parameter_gradients(self.denoiser, self.guide)
         with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
             return self._purify(images, noise, callback_on_step_end)
