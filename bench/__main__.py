@@ -20,6 +20,7 @@ COMMANDS = {
     "loop": Command("bench.runs.loop", "guided steps and whole purifications beside their opponents"),
     "precompile": Command("bench.runs.precompile", "compile what the checks and guided steps launch in Triton, on all cores"),
     "switches": Command("bench.runs.switches", "what each faster way on GPUs brings, and what it does to images and verdicts"),
+    "launches": Command("bench.runs.launches", "a guided step's launches, counted without a GPU, and what each faster way saves"),
     "profile": Command("bench.runs.profile", "a guided step's time and launches by groups of kernels"),
     "compiled": Command("bench.runs.compiled", "guided steps under each of torch.compile's modes, compiled side by side"),
     "whole": Command("bench.runs.whole", "whole purifications: DiffPure's loop beside the engine, at as many steps and at few"),

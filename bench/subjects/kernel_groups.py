@@ -7,7 +7,10 @@ import re
 # The first that is found in a name decides. PyTorch has two kernels for additions: of whole tensors, and with one that is
 # broadcast (a convolution's bias), which takes twice the time.
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("norm", r"sum_norm|^_(whole|apply|normalise|backward|sums|parameters)_kernel|moments|group_norm|GroupNorm|RowwiseMoments"),
+    (
+        "norm",
+        r"sum_norm|^_(whole|twice|apply|normalise|backward|sums|parameters)_kernel|moments|group_norm|GroupNorm|RowwiseMoments",
+    ),
     ("attention", r"attention|flash|fmha"),
     ("guided step and noise", r"guided_step|q_sample|philox|to_images"),
     ("our convolutions", r"conv3x3"),
@@ -22,7 +25,10 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ("pads and fills", r"[Ff]ill|[Pp]ad|[Mm]emset|::zero|::ones"),
     ("copies and casts", r"copy|[Mm]emcpy|_to_copy|::to\b|clone"),
     ("reductions", r"reduce|softmax|Softmax|::sum|::mean|avg_pool|argmax|dot_kernel|::norm"),
-    ("additions of whole tensors", r"vectorized_elementwise_kernel.*(CUDAFunctor_add|add_kernel)|CUDAFunctorOnSelf_add"),
+    (
+        "additions of whole tensors",
+        r"vectorized_elementwise_kernel.*(CUDAFunctor_add|add_kernel)|CUDAFunctorOnSelf_add|::add_? of whole",
+    ),
     ("additions with a broadcast", r"CUDAFunctor_add|AddFunctor|::add"),
     ("indexing", r"index|gather|scatter"),
 )

@@ -78,11 +78,17 @@ def _plain(name: str, value: Any) -> Any:
 @contextmanager
 def noted(device: torch.device, note: Callable[[Compiled], None]) -> Iterator[None]:
     """Within, kernels in Triton are noted instead of launched, and their results are whatever memory held."""
+    with instead_of_launches(device, lambda launch: note(Compiled.of(launch))):
+        yield
+
+
+@contextmanager
+def instead_of_launches(device: torch.device, do: Callable[[Any], None]) -> Iterator[None]:
+    """The same, `do` being given the launch itself; on the meta device, too, where tensors have no addresses."""
     from purify_engine.kernels._launch import Launch
 
     as_on_a_gpu = {} if device.type == "cuda" else {device.type: ("triton", "torch", "reference")}
-    instead = mock.patch.object(Launch, "run", lambda launch: note(Compiled.of(launch)))
-    with mock.patch.dict(ORDER, as_on_a_gpu), instead, warnings.catch_warnings():
+    with mock.patch.dict(ORDER, as_on_a_gpu), mock.patch.object(Launch, "run", do), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # what is not computed is not equal to its parts
         yield
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.subjects.step_launches import Launches
 from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.guide import NoGuide
 from purify_engine.engine.process import ReverseProcess
@@ -135,30 +137,23 @@ def test_no_image_passes_for_a_sum_alone(network):
     """On tensors without numbers: an op, a convolution or a product at a time, and nothing between them."""
     config = getattr(published, network)
     with torch.device("meta"):
-        unet = UNet(config).eval().to(torch.bfloat16).requires_grad_(False)
+        unet = UNet(config).eval().to(torch.bfloat16, memory_format=torch.channels_last).requires_grad_(False)
         x, t = torch.empty(2, config.in_channels, config.image_size, config.image_size, dtype=torch.bfloat16), torch.empty(1)
+        x = x.contiguous(memory_format=torch.channels_last)
     norms = sum(isinstance(module, GroupNormSiLU) for module in unet.modules())
     convolutions = sum(isinstance(module, nn.Conv2d) for module in unet.modules())
     resamplers = sum(isinstance(module, Upsample | Downsample) for module in unet.modules())
-    with torch.no_grad(), switches.anywhere():
-        rows = unet.embeddings(t)
-        unet.decode(x, rows)  # filters that are kept are made
-        with Calls() as calls:
+    seen = Launches()
+    with torch.no_grad(), switches.switched(padded_channels=False):
+        with Launches().counting():
+            rows = unet.embeddings(t)
+            unet.decode(x, rows)  # filters that are kept are made
+        with seen.counting():
             unet.decode(x, rows)
-    names = [name.split("::")[-1] for name in calls.names]
-    assert not PASSES & set(names)
-    assert names.count("sum_norm_silu") == norms
-    assert names.count("residual_sum") == resamplers
-    assert sum(names.count(name) for name in ("conv3x3", "convolution", "mm", "addmm")) == convolutions
-
-
-class Calls(TorchDispatchMode):
-    """The names of all operations, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
+    names = {kernel: kernel.removeprefix("aten::").removesuffix(" of whole tensors") for kernel in seen.launched}
+    launched = {name: seen.launched[kernel] for kernel, name in names.items()}
+    assert not PASSES & set(launched)
+    assert seen.ops["sum_norm_silu"] == norms
+    assert seen.ops["residual_sum"] == resamplers
+    kinds = re.compile("convolution|addmm|mm$|_conv3x3_kernel")
+    assert sum(n for kernel, n in launched.items() if kinds.match(kernel)) == convolutions
