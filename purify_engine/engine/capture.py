@@ -65,6 +65,7 @@ class CudaCapture:
         try:
             with _timing_algorithms():
                 self._warm_up(work)
+                _clear_workspaces()
                 with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                     work()
         except RuntimeError as error:
@@ -81,6 +82,17 @@ class CudaCapture:
             for _ in range(WARM_UP):
                 work()
         current.wait_stream(self.stream)
+
+
+def _clear_workspaces() -> None:
+    """Have cuBLAS give back what it works in, so that it takes it anew in the recording, out of the graphs' own memory.
+
+    A graph goes on writing where it was recorded to write. A workspace of the warm-up belongs to others as soon as anything
+    clears them all, as torch.compile does for its own graphs; the next replay would then write into memory that is not ours.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # there is none where PyTorch was built without CUDA
+    if clear is not None:
+        clear()
 
 
 @contextmanager

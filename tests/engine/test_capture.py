@@ -79,6 +79,14 @@ def test_work_is_warmed_up_and_recorded_on_a_stream_of_its_own_and_in_one_pool(c
     assert capture.refused is None and capture.most_graphs is None
 
 
+def test_a_recording_takes_workspaces_of_its_own_which_nothing_else_can_give_back(cuda, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: cuda.log.append("workspaces cleared"), raising=False)
+    CudaCapture(DEVICE)(lambda: cuda.log.append("work"))
+    cleared, recorded = cuda.log.index("workspaces cleared"), cuda.log.index("record into pool 1 on side of cuda")
+    assert cuda.log[:cleared].count("work") == WARM_UP and cleared < recorded
+    assert "work" not in cuda.log[cleared:recorded]
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("timed", [False, True])
 def test_cudnn_times_its_algorithms_unless_they_must_be_deterministic_and_is_left_as_it_was(
