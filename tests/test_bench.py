@@ -151,7 +151,7 @@ def test_kernels_are_compiled_beforehand_without_a_gpu(lines, committed, monkeyp
 
 
 def test_a_kernel_that_does_not_compile_is_said():
-    code = "from bench.runs.precompile import *; compile_for((9, 0)); none = (('nothing', 1),)\n"
+    code = "from bench.subjects.compilation import *; compile_for((9, 0)); none = (('nothing', 1),)\n"
     code += "print(compile_one(Compiled('purify_engine.kernels.philox', '_philox_kernel', (1, 1, 1), none, ())))"
     compiling = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=compiling)

@@ -99,15 +99,16 @@ def test_sixteen_bits_purify_on_a_cpu_to_their_rounding(precision):
     assert short.dtype == torch.float32 and 0 < (whole - short).abs().mean() < 0.02  # two thousandths in bf16
 
 
-def test_a_records_gpu_is_named_and_its_tf32(gpus):
+def test_a_records_gpu_is_named_and_its_tf32(gpus, monkeypatch):
     gpus(8, 0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default, whatever ran before
     low = ThoughtOn(GPU, torch.bfloat16, torch.channels_last)
     assert computing(low) == {
         "device": "cuda:1", "precision": "bf16", "memory_format": "channels_last", "gpu": "a GPU", "tf32": []
     }  # fmt: skip
     assert described(low) == "on cuda:1 in bf16, channels_last"
     whole = ThoughtOn(GPU, torch.float32)
-    assert computing(whole)["tf32"] == ["convolutions"]  # PyTorch's default
+    assert computing(whole)["tf32"] == ["convolutions"]
     assert described(whole) == "on cuda:1 in float32, TF32 in convolutions"
     with without_tf32():
         assert computing(whole)["tf32"] == [] and described(whole) == "on cuda:1 in float32"

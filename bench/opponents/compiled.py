@@ -15,23 +15,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from bench.core.comparison import AbsentError
+from bench.core.compiler_modes import MODES, NAME
 from bench.core.run import Run
 from bench.core.turns import Turns
 from purify_engine.benchmark.eager_baseline import EagerPurifier, Noise, Row
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.types import Images
-
-NAME = "torch.compile"
-# Changes to a mode's own options. Of max-autotune: convolutions stay cuDNN's, which chooses by timing, as in every variant here,
-# and the few small matrix products of the time embedding cuBLAS's. With Triton's among the candidates, and each pointwise kernel
-# tuned by coordinate descent, a batch compiles for minutes.
-MODES: dict[str, dict[str, Any]] = {
-    "max-autotune": {
-        "coordinate_descent_tuning": False, "max_autotune_conv_backends": "ATEN", "max_autotune_gemm_backends": "ATEN"
-    },
-    "reduce-overhead": {},
-}  # fmt: skip
 
 
 def options_of(mode: str) -> dict[str, Any]:

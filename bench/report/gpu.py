@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.opponents.compiled import MODES, NAME
+from bench.core.compiler_modes import MODES, NAME
 from bench.report.lines import Interval, Machine, Record, machines
 from bench.report.sentences import listed, span_of, times_as_fast
 from bench.report.tables import on_device

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.run import ROOT, Run, begin, parser
-from bench.runs.loop import purifier_of
 from bench.subjects.purification import PurificationSetting
+from bench.subjects.timed_purifiers import purifier_of
 
 BATCH, STEPS = 64, 10
 STAGES = ("import", "load", "first batch")  # whose sum is the wait; "second batch" is what a batch takes from then on

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from bench.core.compiler_modes import MODES, NAME
 from bench.core.run import ROOT, Run, begin, parser
-from bench.opponents.compiled import MODES, NAME
 
 BATCHES = (64, 1, 256)  # the most telling first
 GRACE = 10.0  # seconds to write the last lines in, before a process is ended

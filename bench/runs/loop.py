@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from bench.core.comparison import Finding, Variant, sound
+from bench.core.comparison import Variant, sound
+from bench.core.compiler_modes import MODES, NAME
 from bench.core.run import Run, begin, parser
 from bench.core.turns import Turns
-from bench.opponents import compiled
-from bench.opponents.compiled import Compiled, CompiledPurifier
+from bench.opponents.compiled import Compiled
+from bench.opponents.compiled import options_of as options_of_mode
 from bench.opponents.diffusers_purifier import diffused
 from bench.subjects.purification import Comparison, PurificationSetting, engine, images_for, step_flops
-from purify_engine import ops
+from bench.subjects.timed_purifiers import compared, purifier_of
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.eager_baseline import BASELINES
 from purify_engine.benchmark.harness import Clock, CudaClock, interleaved, wall_clock
 from purify_engine.benchmark.machine import ceilings
-from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
+from purify_engine.benchmark.networks import GUIDES, NETWORKS
 from purify_engine.purifier import Execution, GuidedPurifier
-from purify_engine.types import Images
 
 SECONDS, LEAST = 2.0, 3  # a setting, all variants together
 RESERVE = 60.0  # of the time of a run, kept from compiling for what is measured afterwards
@@ -49,7 +49,6 @@ GPU_SETTINGS = (
 )
 CPU_SETTINGS = tuple(PurificationSetting("ddpm-cifar10", guide, batch, 2) for guide in GUIDES for batch in (1, 8))
 TOY_SETTINGS = tuple(PurificationSetting(network, "resnet18", 1, 2) for network in NETWORKS)  # their names, on toy networks
-TOYS = dict(zip(NETWORKS, TOY_NETWORKS.values(), strict=True))
 
 Make = Callable[[GuidedPurifier], Any]
 
@@ -94,9 +93,9 @@ def variants(run: Run, turns: Turns, *, peers: bool, only: list[str] | None = No
     gpu = run.device.type == "cuda"
     executions: tuple[Execution, ...] = "graph", "loop"
     ours: dict[str, Make] = {f"engine {how}": partial(engine, execution=how, low=gpu) for how in executions}
-    modes = [mode for mode in compiled.MODES if only is None or f"{compiled.NAME} {mode}" in only]
+    modes = [mode for mode in MODES if only is None or f"{NAME} {mode}" in only]
     seconds = (run.seconds_left - (0.0 if run.toy else RESERVE)) / max(len(modes), 1)
-    compilers = {f"{compiled.NAME} {mode}": Compiled(run, mode, turns, seconds) for mode in modes}
+    compilers = {f"{NAME} {mode}": Compiled(run, mode, turns, seconds) for mode in modes}
     known: dict[str, Make] = {**ours, **BASELINES, **compilers, "diffusers": diffused}
     if only is not None and (unknown := set(only) - set(known)):
         raise SystemExit(f"--variant must be of {', '.join(known)}, got {', '.join(sorted(unknown))}")
@@ -133,28 +132,12 @@ def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make], tur
         run.headline(f"{name}, ms a step, {label}", round(1e3 * timing.median / setting.steps, 3))
 
 
-def purifier_of(run: Run, setting: PurificationSetting) -> GuidedPurifier:
-    """The setting's networks with random weights, or toys in their place."""
-    network, guide = (TOYS[setting.network], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
-    with ops.backend("reference"):  # what is calibrated by PyTorch waits for no kernel of ours to be compiled
-        return random_purifier(network, guide, setting.config, device=run.device, execution="loop")
-
-
 def options_of(make: Make) -> dict[str, Any]:
     """What a compiler was told, for its line."""
-    return {"options": compiled.options_of(make.mode)} if isinstance(make, Compiled) else {}
+    return {"options": options_of_mode(make.mode)} if isinstance(make, Compiled) else {}
 
 
 def built(run: Run, make: Make, comparison: Comparison, purifier: GuidedPurifier) -> Variant:
     """One variant on the purifier's weights, and how it is compared."""
     variant, images = make(purifier), comparison.images
     return Variant(partial(variant, images), partial(compared, run, variant, comparison, images))
-
-
-def compared(run: Run, variant: Any, comparison: Comparison, images: Images) -> Finding:
-    """Its distance to float64, when it has also run at the batch and the steps that are timed."""
-    finding = comparison.finding(variant)
-    variant(images)  # allocates, compiles, captures; what does not fit shows here
-    if run.device.type == "cuda" and isinstance(variant, CompiledPurifier):
-        variant.confirm_graphs(run, images)
-    return finding

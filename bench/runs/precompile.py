@@ -22,6 +22,7 @@ import torch
 from bench.core.comparison import first_line
 from bench.core.run import Run, begin, parser
 from bench.subjects.checked_cases import wanted
+from bench.subjects.compilation import ASSUMED, compile_for, compile_one
 from bench.subjects.launches import Compiled, noted
 from bench.subjects.op_case import OpCase
 from bench.subjects.purification import PurificationSetting, engine
@@ -33,7 +34,6 @@ from purify_engine.purifier import GuidedPurifier
 
 STEPS = 1  # enough to see every launch
 MOST_IN_TOY = 2
-ASSUMED = (9, 0)
 
 # What `make gpu` runs, with the batches that choose other tiles; whether the gradient is taken as well.
 SETTINGS = (
@@ -142,43 +142,3 @@ def gradient(purifier: GuidedPurifier, images: torch.Tensor) -> None:
 
 def _ways_of_a_gpu(run: Run) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if run.device.type == "cuda" else switches.anywhere()
-
-
-class Target:
-    """Stands for a GPU: all that Triton asks of one before it launches."""
-
-    def __init__(self, capability: tuple[int, int]) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-
-    def get_current_target(self) -> Any:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def compile_for(capability: tuple[int, int]) -> None:
-    """Begin a process that compiles."""
-    from triton.runtime import driver
-
-    torch.set_num_threads(1)
-    driver.set_active(Target(capability))
-
-
-def compile_one(what: Compiled) -> str:
-    """Compile for a launch; what went wrong, or nothing."""
-    kernel, arguments = what.launch()
-    try:
-        compiled = kernel.run(grid=what.programs, warmup=True, **arguments, **dict(what.options))
-    except Exception as fault:
-        return f"{what.kernel}: {first_line(fault)}"
-    from triton.backends.nvidia.driver import CudaLauncher
-
-    with contextlib.suppress(Exception):  # some versions of Triton compile the call too, by the C compiler; it needs libcuda
-        CudaLauncher(compiled.src, compiled.metadata)
-    return ""

@@ -17,8 +17,8 @@ import torch
 
 from bench.core.comparison import Variant, sound
 from bench.core.run import Run, begin, parser
-from bench.runs.loop import compared, purifier_of
 from bench.subjects.purification import Comparison, PurificationSetting, engine, images_for
+from bench.subjects.timed_purifiers import compared, purifier_of
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.eager_baseline import NaiveLoop
 from purify_engine.benchmark.harness import Clock, CudaClock, interleaved, wall_clock

@@ -24,9 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.core.comparison import AbsentError, Variant, compare, sound, within
 from bench.core.run import Run, begin, parser
-from bench.runs.precompile import ASSUMED, compile_for, compile_one
+from bench.subjects.compilation import ASSUMED, compile_for, compile_one
+from bench.subjects.graphs import captured
 from bench.subjects.launches import Compiled, noted
-from bench.tuning.conv3x3_tiles import captured
 from purify_engine.benchmark.harness import CudaClock, Timing, interleaved, wall_clock
 from purify_engine.kernels import _tiles
 from purify_engine.kernels.attention import attention

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from bench.core.comparison import Variant, compare, sound, within
 from bench.core.run import RESULTS, Run, begin, parser
-from bench.runs.precompile import compile_for, compile_one
+from bench.subjects.compilation import compile_for, compile_one
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
+from bench.subjects.graphs import captured
 from bench.subjects.launches import Compiled, noted
 from bench.subjects.op_case import tiles_listed
 from purify_engine import ops
@@ -168,22 +169,6 @@ def timed(run: Run, calls: dict[Any, Callable[..., object]], weight: Tensor) -> 
     replays = {way: captured([partial(call, copy) for copy in copies]) for way, call in calls.items()}
     clock = CudaClock(cold=False, queued=True, device=run.device)
     return interleaved(replays, lambda replay: clock(replay) / len(copies), seconds=SECONDS, least=7)
-
-
-def captured(calls: list[Callable[[], object]]) -> Callable[[], None]:
-    """The calls, one after the other, as a CUDA graph. (`torch.cuda.graph` collects garbage first: longer than all else here.)"""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda.synchronize()
-        calls[0]()
-        torch.cuda.synchronize()
-        graph.capture_begin()
-        try:
-            for call in calls:
-                call()
-        finally:
-            graph.capture_end()
-    return graph.replay
 
 
 def variants(run: Run, problem: Problem, arguments: Arguments) -> dict[Any, Callable[[], Variant]]:

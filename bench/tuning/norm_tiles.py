@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.core.comparison import Variant, compare, sound, within
 from bench.core.run import Run, begin, parser
-from bench.runs.precompile import ASSUMED, compile_for, compile_one
+from bench.subjects.compilation import ASSUMED, compile_for, compile_one
 from bench.subjects.launches import Compiled, noted
 from purify_engine.benchmark.harness import Clock, CudaClock, Timing, interleaved, wall_clock
 from purify_engine.benchmark.machine import ceilings
