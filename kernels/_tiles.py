@@ -277,6 +277,7 @@ class ConvTile(NamedTuple):
 
 # (pixels of the result, channels, output channels, compute capability) -> the tile with which our convolution is faster than
 # cuDNN's. Filled by measurement alone (`python -m bench tune-conv3x3 --write`); cuDNN runs the others.
+MOST_IMAGES = 4  # the most that were measured
 CONV3X3_WINS: dict[tuple[int, int, int, tuple[int, int]], ConvTile] = {problem: ConvTile(*tile) for problem, tile in WINS.items()}
 
 

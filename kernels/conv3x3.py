@@ -220,8 +220,11 @@ def declines(x: Tensor) -> str | None:
 
 
 def wins(x: Tensor, weight: Tensor, upsample: bool) -> bool:
-    """Whether `_tiles.CONV3X3_WINS` lists the shape: it was measured to be faster than cuDNN. Upsampling was not measured."""
-    return not upsample and _problem(x, weight, upsample) in _tiles.CONV3X3_WINS
+    """Whether `_tiles.CONV3X3_WINS` lists the shape: it was measured to be faster than cuDNN. Upsampling was not measured.
+
+    Nor were more than `_tiles.MOST_IMAGES`: many small images have as many pixels as a few large ones, and cuDNN is faster there.
+    """
+    return not upsample and len(x) <= _tiles.MOST_IMAGES and _problem(x, weight, upsample) in _tiles.CONV3X3_WINS
 
 
 def _problem(x: Tensor, weight: Tensor, upsample: bool) -> tuple[int, int, int, tuple[int, int]]:

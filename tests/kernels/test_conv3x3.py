@@ -143,6 +143,9 @@ def test_it_runs_unforced_only_where_it_was_measured_to_win(monkeypatch):
         monkeypatch.setitem(_tiles.CONV3X3_WINS, (16, 20, len(weight), conv3x3.capability(x)), tile)
         assert declines(x, weight, None, around) is None
         assert "cuDNN" in declines(x[:, :, :2], weight, None, around)  # fewer pixels
+        many = x.reshape(16, 20, 1, 1)  # as many pixels, of more images than were measured
+        assert "cuDNN" in declines(many, weight, None, around)
+        assert declines(x.reshape(4, 20, 2, 2), weight, None, around) is None
         assert "cuDNN" in declines(x[:, :, :2, :2], weight, None, ops.Around(upsample=True))  # as many, but not what was measured
         assert "PyTorch differentiates" in declines(x.clone().requires_grad_(), weight, None, around)
         with switches.switched(split_k=False):
