@@ -87,7 +87,7 @@ gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, P
 	rm -rf "$(CARRY)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(CARRY)" --no-deps --no-compile --only-binary=:all: $(CARRY_FOR) \
 	  -c constraints.txt $(CARRIED)
-	rm -rf "$(CARRY)"/diffusers/pipelines "$(CARRY)"/diffusers/modular_pipelines "$(CARRY)"/include  # most of it, and not used here
+	rm -rf "$(CARRY)"/include
 	if [ -x "$(PY)" ]; then "$(PY)" -c "from bench.subjects.photographs import carry; carry()"; fi
 
 aot: $(TOOLS) ## compile every kernel ahead of time and look at what came out; needs no GPU

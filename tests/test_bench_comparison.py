@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core.comparison import AbsentError, Finding, Variant, compare, difference, nearer_than, sound, within
+from bench.core.comparison import AbsentError, Finding, Variant, compare, difference, first_line, nearer_than, sound, within
 from bench.core.run import begin, parser
 from bench.runs import loop, ops
 from bench.subjects.op_case import OpCase
@@ -170,6 +170,26 @@ def test_a_wrong_purification_is_not_timed(run):
     assert run.failed == [f"toy {setting}: wrong"]
 
 
+def test_what_breaks_while_it_is_timed_is_a_failed_check(run):
+    class Breaking:
+        """An eager purification that breaks at its second call of the whole length."""
+
+        def __init__(self, purifier):
+            self.purifier, self.calls = BASELINES["eager fp32"](purifier), 0
+
+        def __getattr__(self, name):
+            return getattr(self.purifier, name)
+
+        def __call__(self, *images):
+            self.calls += 1
+            if self.calls == 2:
+                raise RuntimeError("launch failure")
+            return self.purifier(*images)
+
+    loop.measure(run, loop.TOY_SETTINGS[0], {"breaking": Breaking})
+    assert lines(run, "loop") == [] and run.failed == [f"toy {loop.TOY_SETTINGS[0]}: timed in turn"]
+
+
 def test_a_wrong_engine_of_an_op_is_not_timed(run, monkeypatch):
     case = next(case for case in ops.timed_cases(run.device, toy=True) if case.op == "q_sample")
     reference = OPS["q_sample"].reference
@@ -208,6 +228,12 @@ def test_the_error_of_several_results_is_the_largest_and_an_empty_one_has_none()
     case = Case("sum_norm_silu", (1, 32, 16, 16), variant="bias-temb-only", num_groups=8)
     found = OpCase(case, torch.device("cpu")).finding("reference", within(2))
     assert not found.fault and 0 < found.error < 1e-5
+
+
+def test_a_line_that_ends_in_a_colon_is_told_with_its_reason():
+    fault = RuntimeError("no import, because of:\n\n  no module x\nmore")
+    assert first_line(fault) == "RuntimeError: no import, because of: no module x"
+    assert first_line(ValueError("one\ntwo")) == "ValueError: one" and first_line(KeyError()) == "KeyError: "
 
 
 def test_large_passes_are_asked_for_by_what_they_move(tmp_path):

@@ -135,5 +135,7 @@ def difference(got: Tensor, expected: Tensor) -> str:
 
 
 def first_line(fault: BaseException) -> str:
-    """What went wrong, in one line."""
-    return f"{type(fault).__name__}: {next(iter(str(fault).splitlines()), '')}"[:300]
+    """What went wrong, in one line; one that ends in a colon is told with the next."""
+    first, *others = [line.strip() for line in str(fault).splitlines() if line.strip()] or [""]
+    said = f"{first} {others[0]}" if first.endswith(":") and others else first
+    return f"{type(fault).__name__}: {said}"[:300]

@@ -142,11 +142,10 @@ def kernels(machine: Machine) -> str:
 def history(machine: Machine) -> str:
     """The engine's step of every day and commit that was measured."""
     found: dict[tuple[str, str], dict[int, str]] = {}
-    for batch in (1, 64, 256):
-        for line in step_lines(machine, batch):
-            when = line["run"][:10], machine.commit(line["run"]) or "–"
-            found.setdefault(when, {})[batch] = milliseconds(line, line["steps"])
-    rows = [(*when, *(by_batch.get(batch, "–") for batch in (1, 64, 256))) for when, by_batch in sorted(found.items())]
+    for line in sorted((line for batch in (1, 64, 256) for line in step_lines(machine, batch)), key=lambda line: line["run"]):
+        when = line["run"][:10], machine.commit(line["run"]) or "–"
+        found.setdefault(when, {})[line["batch"]] = milliseconds(line, line["steps"])
+    rows = [(*when, *(by_batch.get(batch, "–") for batch in (1, 64, 256))) for when, by_batch in found.items()]
     return table(("day", "commit", "ms a step, batch 1", "batch 64", "batch 256"), rows, left=(0, 1)) if rows else ""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.core.comparison import Variant, sound
+from bench.core.comparison import Variant, first_line, sound
 from bench.core.compiler_modes import MODES, NAME
 from bench.core.run import Run, begin, parser
 from bench.core.turns import Turns
@@ -122,7 +122,11 @@ def measure(run: Run, setting: PurificationSetting, makers: dict[str, Make], tur
         clock: Clock = CudaClock(cold=False) if run.device.type == "cuda" else wall_clock
         seconds, least = (0.0, 1) if run.toy else (SECONDS, LEAST)
         calls = {name: variant.call for name, variant in agreeing.items()}
-        timings = interleaved(calls, clock, seconds=seconds, least=least, warm_up=0)  # they ran when they were compared
+        try:
+            timings = interleaved(calls, clock, seconds=seconds, least=least, warm_up=0)  # they ran when they were compared
+        except RuntimeError as fault:  # after some, a GPU does nothing more for this process
+            run.check(f"{label}: timed in turn", False, first_line(fault))
+            return
     for name, timing in timings.items():
         about = {"network": setting.network, "guide": setting.guide, "batch": setting.batch, "steps": setting.steps}
         facts = {"variant": name, "cache": "warm", "flops": work, "error": agreeing[name].error, **options_of(makers[name])}
