@@ -76,12 +76,12 @@ PARTS: dict[str, tuple[Stage, ...]] = {
         (
             Step("build", ("setup", "build_ext", "--inplace"), 60, tool=True),
             Step("kernels", ("bench", "precompile", "--as-used"), 60),
-            Step("compiled", ("bench", "compiled"), 180),
+            Step("compiled", ("bench", "compiled"), 160),
         ),
-        (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 65),),
-        (Step("whole", ("bench", "whole"), 30),),
-        (Step("adm", ("bench", "loop", "--network", "adm-imagenet256", "--batch", "8", "--variant", *EAGER[:2]), 30),),
-        (Step("cold", ("bench", "cold-start"), 30),),
+        (Step("opponents", (*LOOP, "--steps", "10", "--variant", *EAGER), 80),),
+        (Step("whole", ("bench", "whole"), 35),),
+        (Step("adm", ("bench", "loop", "--network", "adm-imagenet256", "--batch", "8", "--variant", *EAGER[:2]), 35),),
+        (Step("cold", ("bench", "cold-start"), 25),),
         (Step("fp8", ("bench", "fp8"), 25),),
     ),
 }  # fmt: skip
