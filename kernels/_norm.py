@@ -61,7 +61,13 @@ def moments(means, squares, counts, count, PADDED: tl.constexpr, GROUPS: tl.cons
 
 @triton.jit
 def rstd(around, count, NORM_EPS: tl.constexpr):
-    return 1 / tl.sqrt(around / count + NORM_EPS)
+    """1 / sqrt(around / count + eps). In float64 the root comes last: it halves the errors before it."""
+    if around.dtype == tl.float64:
+        counts = tl.zeros_like(around) + count  # eps times an integer would be of float32
+        root = tl.sqrt(counts / (around + counts * NORM_EPS))
+    else:
+        root = 1 / tl.sqrt(around / count + NORM_EPS)
+    return root
 
 
 @triton.jit

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from purify_engine import ops
-from purify_engine.kernels import _tiles
+from purify_engine.kernels import _norm, _tiles
+from purify_engine.kernels._launch import Launch
 from purify_engine.reference import layers, sums
 from purify_engine.testing.agreement import assert_agrees
 from purify_engine.testing.cases import Case, cases
+from purify_engine.testing.yardstick import extended
 from tests.kernels.triton_runner import moved, run
 
 FORWARD, BACKWARD, OF_SUM = "group_norm_silu", "group_norm_silu_backward", "sum_norm_silu_backward"
@@ -174,6 +179,22 @@ def test_first_and_second_gradients_on_the_triton_engine_are_right():
         got = seconds()
     with ops.backend("reference"):
         torch.testing.assert_close(got, seconds())
+
+
+@triton.jit
+def _rstd_kernel(rstd_ptr, around_ptr, count, PLACES: tl.constexpr, NORM_EPS: tl.constexpr):
+    place = tl.arange(0, PLACES)
+    tl.store(rstd_ptr + place, _norm.rstd(tl.load(around_ptr + place), count, NORM_EPS))
+
+
+@pytest.mark.parametrize("count", [1, 36, 1000])
+def test_a_reciprocal_deviation_in_float64_is_wrong_by_one_place_at_most(count):
+    around = torch.rand(4096, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) * count * 9
+    rstd = moved(torch.empty_like(around))
+    arguments = {"rstd_ptr": rstd, "around_ptr": moved(around), "count": count, "PLACES": 4096, "NORM_EPS": 1e-5}
+    Launch(_rstd_kernel, (1,), arguments).run()
+    truth = 1 / np.sqrt(extended(around) / count + np.longdouble(1e-5))
+    assert (np.abs(extended(rstd) - truth) <= torch.finfo(DOUBLE).eps * truth).all()
 
 
 # (channels, pixels a side) of the published U-Nets, concatenated skips among them.
