@@ -94,16 +94,15 @@ def begin(
 
 
 def commit() -> str | None:
-    """The commit that is measured, with a + where sources differ from it.
+    """The commit that is measured: what PURIFY_ENGINE_COMMIT says, else git's, with a + where sources differ from it.
 
-    Where there is no repository or no git: what PURIFY_ENGINE_COMMIT says, or None.
+    None where neither knows. `make gpu COMMIT=...` sets it: a copy without history may lie in a repository of another commit.
     """
-    told = os.environ.get("PURIFY_ENGINE_COMMIT") or None
-    git = shutil.which("git")
-    if git is None:
-        return told
+    told, git = os.environ.get("PURIFY_ENGINE_COMMIT"), shutil.which("git")
+    if told or git is None:
+        return told or None
     name = subprocess.run([git, "-C", str(ROOT), "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
     if name.returncode != 0:
-        return told
+        return None
     same = subprocess.run([git, "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", ".", ":!bench/results"], check=False)
     return name.stdout.strip() + ("" if same.returncode == 0 else "+")
