@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
-from bench.core.run import begin, parser
+from bench.core.run import begin, commit, parser
 from bench.runs import check_gradient, check_graph, check_ops
 from bench.subjects.op_case import OpCase, moved
 from purify_engine.benchmark.harness import read_records
@@ -111,6 +113,52 @@ def test_a_wrong_gradient_is_found(lines, monkeypatch):
     status, found = lines(check_gradient.main)
     failed = [line["check"] for line in found if line["kind"] == "check" and not line["ok"]]
     assert (status, failed) == (1, ["gradient toy-ddpm float32"])
+
+
+def gradients():
+    """(honest PyTorch's, the truth): every image is as wrong as any other, but for one that is ten times as wrong."""
+    generator, images = torch.Generator().manual_seed(0), check_gradient.DRAWS * check_gradient.BATCH
+    truth, errors = torch.randn(2, images, 3, 8, 8, dtype=torch.float64, generator=generator)
+    errors *= 1e-6
+    errors[5] *= 10
+    return (truth + errors).float(), truth
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ((slice(None), 2, 7, 0), "of a pixel"),
+        ((slice(3, None, check_gradient.BATCH),), "of a place in the batch"),
+        ((9, 1, 1, 1), "of an element"),
+    ],
+)
+def test_a_gradient_that_is_wrong_in_one_place_is_found(part, says):
+    honest, truth = gradients()
+    judge = check_gradient.as_good_as_honest
+    judge(truth.float() + (honest - truth).flip(0).float(), honest, truth)  # the sensitive image is another one: that is luck
+    got = honest.clone()
+    got[part] += 1e-3 if says == "of an element" else 5e-6
+    with pytest.raises(AssertionError, match=says):
+        judge(got, honest, truth)
+
+
+def test_a_gradient_that_is_not_a_number_is_found():
+    honest, truth = gradients()
+    got = honest.clone()
+    got[0, 0, 0, 0] = torch.nan
+    with pytest.raises(AssertionError, match="nan"):
+        check_gradient.as_good_as_honest(got, honest, truth)
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_the_commit_that_is_told_goes_before_what_a_repository_says(git, monkeypatch):
+    if not git:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("PURIFY_ENGINE_COMMIT", "")  # as the Makefile sets it where nothing was said
+    unsaid = commit()
+    monkeypatch.setenv("PURIFY_ENGINE_COMMIT", "0123abc")
+    assert commit() == "0123abc" != unsaid
+    assert git or unsaid is None
 
 
 class OffByOneRounding(check_graph.Replay):
