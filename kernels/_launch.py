@@ -16,7 +16,7 @@ from ._variants import Variant
 
 _FLOATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 _TYPES = {**_FLOATS, torch.int64: "i64", torch.uint8: "u8"}
-
+_NUMBERS = frozenset({type(None), bool, int, float})  # most arguments; asking PyTorch whether one is a tensor takes longer
 
 MOST_READY = 4096
 _ready: dict[tuple[object, ...], Callable[..., Any]] = {}  # what describes a launch -> a compiled kernel over its grid
@@ -61,7 +61,9 @@ class Launch(NamedTuple):
         kinds: list[object] = [id(kernel), self.programs, self.num_warps, self.num_stages, self.fp_fusion]
         addresses, device = 0, -1
         for value in given:
-            if isinstance(value, Tensor):
+            if type(value) in _NUMBERS:
+                kinds.append(value)
+            elif isinstance(value, Tensor):
                 addresses |= value.data_ptr()
                 kinds.append(value.dtype)
                 device = value.get_device()

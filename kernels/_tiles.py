@@ -288,8 +288,12 @@ def conv3x3(pixels: int, channels: int, out_channels: int, capability: tuple[int
     the parts is a launch more. Up to 128 x 128, two programs fit a processor. Norms are left to their own kernel below 256
     channels a tile.
     """
-    if (known := CONV3X3_WINS.get((pixels, channels, out_channels, capability))) is not None:
-        return known
+    known = CONV3X3_WINS.get((pixels, channels, out_channels, capability))
+    return known or _conv3x3_guess(pixels, channels, out_channels, capability)
+
+
+@cache  # of every convolution, in every step
+def _conv3x3_guess(pixels: int, channels: int, out_channels: int, capability: tuple[int, int]) -> ConvTile:
     hopper = capability >= (9, 0)  # its matrix units read shared memory; before, registers hold the operands too
     block_c = next((size for size in (64, 32) if channels % size == 0), min(64, block(channels)))
     narrow = min(64, block(out_channels))

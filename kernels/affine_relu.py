@@ -106,7 +106,7 @@ def masked_sum(one: Tensor, other: Tensor, y: Tensor) -> Tensor:
 def _masked_sum(out: Tensor, one: Tensor, other: Tensor, y: Tensor) -> Launch:
     tile = _tiles.elementwise()
     arguments = {"out_ptr": out, "one_ptr": one, "other_ptr": other, "y_ptr": y, "numel": y.numel(), "BLOCK": tile.block}
-    return Launch(_masked_sum_kernel, (triton.cdiv(y.numel(), tile.block),), arguments, tile.num_warps)
+    return Launch(_masked_sum_kernel, (_tiles.cdiv(y.numel(), tile.block),), arguments, tile.num_warps)
 
 
 def _stored_as(images: Tensor | None, last: bool) -> Tensor | None:

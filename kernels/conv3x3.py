@@ -242,12 +242,13 @@ def _launches(out: Tensor, x: Tensor, weight: Tensor, norm: Norm | None, around:
     """The moments and the affine maps of a norm that the gather applies, the convolution, and the sum of its parts."""
     *_, upsample = around
     x = x.contiguous(memory_format=torch.channels_last)
-    weight = weight.to(x.dtype, memory_format=torch.channels_last)
+    if weight.dtype != x.dtype or not weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.to(x.dtype, memory_format=torch.channels_last)
     (batch, out_channels, height, width), channels = out.shape, x.shape[1]
     pixels, image_pixels = batch * height * width, height * width
     surroundings, one_temb = _around(out, around, image_pixels % tile.block_m == 0)
     before, affine = ([], None) if norm is None else _norm(x, norm)
-    programs = triton.cdiv(pixels, tile.block_m) * triton.cdiv(out_channels, tile.block_n)
+    programs = _tiles.cdiv(pixels, tile.block_m) * _tiles.cdiv(out_channels, tile.block_n)
     tensors = {"x_ptr": x, "weight_ptr": weight, "affine_ptr": affine}
     sizes = {"pixels": pixels, "height": height, "width": width, "channels": channels, "splits": tile.splits}
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_C": tile.block_c, "PARTS": False}
@@ -259,7 +260,7 @@ def _launches(out: Tensor, x: Tensor, weight: Tensor, norm: Norm | None, around:
     parts = _outputs.empty((tile.splits, pixels, out_channels), torch.float32, x.device)
     convolution |= {"out_ptr": parts, "PARTS": True, "bias_ptr": None, "temb_ptr": None, "residual_ptr": None}
     rows, columns = _tiles.sum_of_parts(out_channels)
-    grid = (triton.cdiv(pixels, rows) * triton.cdiv(out_channels, columns),)
+    grid = (_tiles.cdiv(pixels, rows) * _tiles.cdiv(out_channels, columns),)
     blocks = {"SPLITS": tile.splits, "BLOCK_M": rows, "BLOCK_N": columns}
     total = {"parts_ptr": parts, "pixels": pixels, "image_pixels": image_pixels} | surroundings | blocks
     return [
@@ -301,7 +302,7 @@ def _norm(x: Tensor, norm: Norm) -> tuple[list[Launch], Tensor]:
     second |= {"chunk_pixels": tile.steps * tile.pixels, "groups": groups, "width": channels // groups}
     second |= {"BLOCK_W": _tiles.power_of_two(channels // groups)}
     return [
-        Launch(_moments_kernel, (batch * tile.chunks, triton.cdiv(channels, tile.channels)), both | first),
+        Launch(_moments_kernel, (batch * tile.chunks, _tiles.cdiv(channels, tile.channels)), both | first),
         Launch(_affine_kernel, (batch * groups,), both | second),
     ], affine
 

@@ -258,8 +258,8 @@ class _Norm:
         images, channels, height, width = x.shape
         self.x, self.pixels, (_, last) = x, height * width, _images.readable(x)
         tile = _tiles.group_norm(channels, self.pixels, num_groups, x.element_size(), last, tensors)
-        self.chunks, self.num_warps = triton.cdiv(self.pixels, tile.pixels * tile.blocks), tile.num_warps
-        self.programs = (images * triton.cdiv(num_groups, tile.groups) * self.chunks,)
+        self.chunks, self.num_warps = _tiles.cdiv(self.pixels, tile.pixels * tile.blocks), tile.num_warps
+        self.programs = (images * _tiles.cdiv(num_groups, tile.groups) * self.chunks,)
         group = {"NUM_GROUPS": num_groups, "WIDTH": channels // num_groups, "PADDED": tile.padded, "GROUPS": tile.groups}
         self.cut = {**group, "PIXELS": tile.pixels, "BLOCKS": tile.blocks, "LAST": last, "WIDE": tile.wide}
         self.norm = {"CHUNKS": _tiles.power_of_two(self.chunks), "NORM_EPS": norm_eps, "SILU": silu}
@@ -320,7 +320,7 @@ class _Norm:
             "IMAGES": tile.images,
             "CHANNELS": tile.channels,
         }
-        return Launch(_parameters_kernel, (triton.cdiv(channels, tile.channels),), arguments, tile.num_warps)
+        return Launch(_parameters_kernel, (_tiles.cdiv(channels, tile.channels),), arguments, tile.num_warps)
 
 
 def _stride(rows: Tensor | None) -> int:

@@ -65,7 +65,7 @@ def _launch(out: Tensor, x: Tensor, bias: Tensor | None, residual: Tensor | None
         "LAST": last,
         "BLOCK": tile.block,
     }
-    return Launch(_residual_sum_kernel, (triton.cdiv(x.numel(), tile.block),), arguments, tile.num_warps)
+    return Launch(_residual_sum_kernel, (_tiles.cdiv(x.numel(), tile.block),), arguments, tile.num_warps)
 
 
 def variants() -> list[Variant]:

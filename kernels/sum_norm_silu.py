@@ -11,6 +11,7 @@ depends on the batch, so neither do an image's bits.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _images, _outputs, _slab, _tiles, group_norm_silu
+from . import _outputs, _slab, _tiles, group_norm_silu
 from ._launch import Launch, capability
 from ._variants import Variant
 from .group_norm_silu import Norm
@@ -179,7 +180,7 @@ def sum_norm_silu(
     if tile is None:
         added, y = _one_by_one(parts, norm, silu)
         return (added if write_sum else None), y
-    _, last = _images.readable(x)  # one pixel lies the same either way, and keeps its strides
+    last = not x.is_contiguous()  # one pixel lies the same either way, and keeps its strides
     shape = x.shape[0], norm[0].shape[0], *x.shape[2:]
     y, total = _outputs.empty(shape, x.dtype, x.device, last), None
     if write_sum or (tile.cut and parts.adds):
@@ -195,9 +196,11 @@ def _tile(parts: Parts, norm: Norm) -> _tiles.SlabTile | None:
     for image in (x, parts.residual, parts.skip):
         if image is not None and (image.dtype != x.dtype or not image.is_contiguous(memory_format=torch.channels_last)):
             return None
-    if x.dtype.itemsize != 2 or not x.numel() or capability(x) < (8, 0) or x.shape[1:].numel() >= 2**30:
+    batch, own, height, width = x.shape
+    elements = own * height * width
+    if x.dtype.itemsize != 2 or not batch * elements or capability(x) < (8, 0) or elements >= 2**30:
         return None
-    return _tiles.slab(norm[0].shape[0], x.shape[1], x.shape[2:].numel(), norm[4])
+    return _tiles.slab(norm[0].shape[0], own, height * width, norm[4])
 
 
 def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
@@ -216,38 +219,46 @@ def _one_by_one(parts: Parts, norm: Norm, silu: bool) -> tuple[Tensor, Tensor]:
 def _launches(y: Tensor, total: Tensor | None, parts: Parts, norm: Norm, silu: bool, tile: _tiles.SlabTile) -> list[Launch]:
     """One where a program holds its groups whole, else two."""
     images, channels, height, width = y.shape
-    chunks = tile.chunks(height * width)
-    group = channels // norm[4]
-    unit = group & -group
     own = parts.x.shape[1]
     stored = own if total is None else total.shape[1]
-    cut = {"PIXELS": height * width, "OWN": own, "CHANNELS": channels, "UNIT": unit, "FIRST": tile.first}
-    ways = {"ROWS": tile.rows, "WIDTH": group, "NORM_EPS": norm[5], "SILU": silu}
-    programs = (images * chunks * (channels // (tile.first + tile.second)),)
-    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))  # rows that the threads read at a time, 8 channels each
-    steps = {"BLOCKS": tile.blocks, "PASS": once}
-    if not tile.cut and tile.blocks > 1:
-        twice = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, **steps, "STORED": stored}
-        del twice["UNIT"]
-        return [Launch(_twice_kernel, programs, twice, tile.num_warps)]
+    slabs, compiled_in = _compiled_in(tile, height * width, own, channels, stored, *norm[4:], silu)
+    programs = (images * slabs,)
     if not tile.cut:
-        whole = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **cut, **ways, "STORED": stored, "SECOND": tile.second}
-        return [Launch(_whole_kernel, programs, whole, tile.num_warps)]
+        kernel = _twice_kernel if tile.blocks > 1 else _whole_kernel
+        arguments = {"y_ptr": y, **_summands(total, parts), **_affine(norm), **compiled_in[0]}
+        return [Launch(kernel, programs, arguments, tile.num_warps)]
+    unit, chunks = compiled_in[0]["UNIT"], tile.chunks(height * width)
     moments = _outputs.empty((images, channels // unit, chunks, 2), torch.float32, y.device)
-    before = {"moments_ptr": moments, **_summands(total, parts), **cut, **steps, "ROWS": tile.rows, "STORED": stored}
+    before = {"moments_ptr": moments, **_summands(total, parts), **compiled_in[0]}
     after = {
         "y_ptr": y,
         "x_ptr": parts.x if total is None else total,
         "skip_ptr": parts.skip if stored < channels else None,
         "moments_ptr": moments,
         **_affine(norm),
-        **cut,
-        "OWN": stored,
-        **ways,
-        "BLOCKS": tile.blocks,
-        "CHUNKS": _tiles.power_of_two(chunks),
+        **compiled_in[1],
     }
     return [Launch(_moments_kernel, programs, before, tile.num_warps), Launch(_apply_kernel, programs, after, tile.num_warps)]
+
+
+@cache  # of every layer, in every step
+def _compiled_in(
+    tile: _tiles.SlabTile, pixels: int, own: int, channels: int, stored: int, num_groups: int, norm_eps: float, silu: bool
+) -> tuple[int, list[dict[str, Any]]]:
+    """(programs of an image, what is compiled into each kernel that runs), not to be changed."""
+    chunks, group = tile.chunks(pixels), channels // num_groups
+    slabs = chunks * (channels // (tile.first + tile.second))
+    once = min(tile.rows, max(1, 256 * tile.num_warps // tile.first))  # rows that the threads read at a time, 8 channels each
+    cut = {"PIXELS": pixels, "OWN": own, "CHANNELS": channels, "FIRST": tile.first}
+    ways = {"ROWS": tile.rows, "WIDTH": group, "NORM_EPS": norm_eps, "SILU": silu}
+    steps, unit = {"BLOCKS": tile.blocks, "PASS": once}, {"UNIT": group & -group}
+    if not tile.cut and tile.blocks > 1:
+        return slabs, [{**cut, **ways, **steps, "STORED": stored}]
+    if not tile.cut:
+        return slabs, [{**cut, **unit, **ways, "STORED": stored, "SECOND": tile.second}]
+    before = {**cut, **unit, **steps, "ROWS": tile.rows, "STORED": stored}
+    chunked = {"BLOCKS": tile.blocks, "CHUNKS": _tiles.power_of_two(chunks)}
+    return slabs, [before, {**cut, **unit, "OWN": stored, **ways, **chunked}]
 
 
 def _summands(total: Tensor | None, parts: Parts) -> dict[str, Any]:
@@ -267,10 +278,12 @@ def _summands(total: Tensor | None, parts: Parts) -> dict[str, Any]:
 
 def _affine(norm: Norm) -> dict[str, Any]:
     """The norm's arguments."""
-    weight, offset, scale, shift = (None if given is None else _side_by_side(given) for given in norm[:4])
+    weight, offset, scale, shift, _, _ = norm
+    scale = None if scale is None else _side_by_side(scale)
+    shift = None if shift is None else _side_by_side(shift)
     return {
-        "weight_ptr": weight,
-        "offset_ptr": offset,
+        "weight_ptr": _side_by_side(weight),
+        "offset_ptr": _side_by_side(offset),
         "scale_ptr": scale,
         "shift_ptr": shift,
         "scale_stride": _stride(scale),

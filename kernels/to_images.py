@@ -40,7 +40,7 @@ def _launch(out: Tensor, x: Tensor) -> Launch:
     tile = _tiles.elementwise()
     # One rounding for images * 255 + beside, and another byte than the reference's comes out where the product lies near a half.
     arguments = {"out_ptr": out, "x_ptr": x, "numel": x.numel(), "BLOCK": tile.block}
-    return Launch(_to_images_kernel, (triton.cdiv(x.numel(), tile.block),), arguments, tile.num_warps, fp_fusion=False)
+    return Launch(_to_images_kernel, (_tiles.cdiv(x.numel(), tile.block),), arguments, tile.num_warps, fp_fusion=False)
 
 
 def variants() -> list[Variant]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from itertools import chain
 
 from torch import Tensor, nn
 
 from purify_engine import ops
+
+_CHILDREN = operator.attrgetter("_modules")
 
 
 class Watched:
@@ -15,22 +18,26 @@ class Watched:
     def __init__(self, *roots: nn.Module) -> None:
         self.roots = roots
         self._modules: list[nn.Module] = []
-        self._children: list[int] = []
+        self._children: list[nn.Module | None] = []
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order."""
-        found = (t for m in self.modules() for t in (*m._parameters.values(), *m._buffers.values()))
+        found: list[Tensor | None] = []
+        for module in self.modules():
+            for held in (module._parameters, module._buffers):
+                if held:  # most modules hold neither
+                    found.extend(held.values())
         return [tensor for tensor in found if tensor is not None]
 
     def modules(self) -> list[nn.Module]:
         """The modules and all their submodules, the roots first."""
-        if not self._modules or self._children != self._identities():
+        if not self._modules or self._children != self._held():
             self._modules = [module for root in self.roots for module in root.modules()]
-            self._children = self._identities()
+            self._children = self._held()
         return self._modules
 
-    def _identities(self) -> list[int]:
-        return [id(child) for module in self._modules for child in module._modules.values()]
+    def _held(self) -> list[nn.Module | None]:
+        return list(chain.from_iterable(held.values() for held in map(_CHILDREN, self._modules) if held))
 
 
 class Networks:

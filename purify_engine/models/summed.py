@@ -7,6 +7,7 @@ written behind it. No image is read or written for a sum alone, but where a resa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -62,12 +63,15 @@ def is_taken(x: Images, network: nn.Module) -> bool:
     watched = _watched.setdefault(network, Watched(network))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched.tensors()):
         return False
-    return all(_is_as_built(module) for module in watched.modules()[1:])
+    return _are_as_built(watched.modules()[1:])
 
 
-def _is_as_built(module: nn.Module) -> bool:
-    """Whether it is one that this file reads the parameters of, and no hook waits for it to be called."""
-    return type(module) in _KNOWN and not (module._forward_hooks or module._forward_pre_hooks)
+def _are_as_built(modules: Iterable[nn.Module]) -> bool:
+    """Whether they are such as this file reads the parameters of, and no hook waits for one to be called."""
+    for module in modules:  # noqa: SIM110  (no generator: this is asked for every module in every step)
+        if type(module) not in _KNOWN or module._forward_hooks or module._forward_pre_hooks:
+            return False
+    return True
 
 
 def convolved(conv: Conv3x3, x: Images, upsample: bool = False) -> Unsummed:

@@ -90,7 +90,7 @@ def _sum_norm_silu_triton(x: Tensor, summands: Summands, norm: Norm, silu: bool,
     residual, bias, temb, skip, gain = summands
     launch = kernel("sum_norm_silu", "sum_norm_silu")
     total, y = launch(x, residual, bias, temb, gain, skip, norm, silu, write_sum)
-    return (x.new_empty(0) if total is None else total), y
+    return (torch.empty(0, dtype=x.dtype, device=x.device) if total is None else total), y
 
 
 def sum_norm_silu_backward(
