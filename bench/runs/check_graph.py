@@ -127,6 +127,8 @@ def check_door(run: Run) -> None:
         fault = difference(got, expected)
         label = f"purifier, graph against loop, batch {batch} in a bucket of {bucket}"
         run.check(label, not fault, fault or "the same to the bit")
+    if run.device.type != "cuda":
+        return  # a recording owns what it writes to
     give_memory_to_others(run.device)
     fault = difference(replayed(images, ids=ids), looped(images, ids=ids))
     run.check("purifier, graph after others took all free memory", not fault, fault or "the same to the bit")
