@@ -3,9 +3,10 @@
 Forward: 4 T^2 D FLOPs a head (T tokens of D numbers), and 4 T D numbers between it and memory: T/D of softmax a number, none of
 it stored (online softmax: Milakov & Gimelshein 2018; Dao et al. 2022). Backward: 18 T^2 D FLOPs in two kernels, of which 8
 recompute what a forward pass could have saved; 8 T D numbers and 6 T of float32. A program owns its rows, so nothing is added
-atomically and two runs agree to the bit. Sums are float32; float32 inputs are multiplied as such, never as TF32, and their
-weights come of a polynomial: a GPU's own exponential is wrong by two units in the last place. A row's softmax is kept as its
-maximum and the reciprocal of its sum: from the logarithm of the sum a weight would have the rounding of the whole exponent.
+atomically and two runs agree to the bit. Sums are float32; those of a row, in the gradient of float32 inputs, float64, since
+what is computed from them cancels. float32 inputs are multiplied as such, never as TF32, and their weights come of a polynomial:
+a GPU's own exponential is wrong by two units in the last place. A row's softmax is kept as its maximum and the reciprocal of
+its sum: from the logarithm of the sum a weight would have the rounding of the whole exponent.
 """
 
 import math
@@ -75,6 +76,12 @@ def _weights(scores, scale, highest, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def _wide(values, DTYPE: tl.constexpr):
+    """In the precision in which a row's sums are kept: float64 for float32, where terms of a gradient cancel."""
+    return values.to(tl.float32) if DTYPE.primitive_bitwidth == 16 else values.to(tl.float64)
+
+
+@triton.jit
 def _scores(q, k, columns, KEYS: tl.constexpr, BLOCK_N: tl.constexpr):
     """q k^T; -inf where there is no key."""
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -133,8 +140,8 @@ def _attention_queries_kernel(
     grad = _load(_head(grad_ptr, index, heads, grad_b, grad_h), rows, queries, grad_t, grad_d, HEAD_DIM, BLOCK_D)
 
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    along = tl.zeros([BLOCK_M], tl.float32)
+    row_sum = _wide(tl.zeros([BLOCK_M], tl.float32), q.dtype)
+    along = _wide(tl.zeros([BLOCK_M], tl.float32), q.dtype)
     for start in range(0, KEYS, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
         k = _load(k_ptr, columns, KEYS, k_t, k_d, HEAD_DIM, BLOCK_D)
@@ -145,9 +152,11 @@ def _attention_queries_kernel(
         weights = _weights(scores, scale, (highest * scale)[:, None], q.dtype)
         shrink = _weights(row_max, scale, highest * scale, q.dtype)
         row_max = highest
+        weights, shrink = _wide(weights, q.dtype), _wide(shrink, q.dtype)
         row_sum = row_sum * shrink + tl.sum(weights, axis=1)
         along = along * shrink + tl.sum(weights * towards, axis=1)
-    highest, share = row_max * scale, tl.div_rn(1.0, row_sum)
+    highest = row_max * scale
+    share = tl.div_rn(1.0, row_sum) if q.dtype.primitive_bitwidth == 16 else 1.0 / row_sum  # in float64 that is rounded once
     along = along * share
     places = index.to(tl.int64) * queries + rows
     tl.store(highest_ptr + places, highest, mask=rows < queries)
@@ -163,7 +172,7 @@ def _attention_queries_kernel(
         v = _load(v_ptr, columns, KEYS, v_t, v_d, HEAD_DIM, BLOCK_D)
         weights = _weights(_scores(q, k, columns, KEYS, BLOCK_N), scale, highest[:, None], q.dtype)
         towards = tl.dot(grad, tl.trans(v), input_precision="ieee")
-        grad_scores = weights * (towards - along[:, None])
+        grad_scores = _wide(weights, q.dtype) * (towards - along[:, None])
         grad_q = tl.dot(grad_scores.to(k.dtype), k, grad_q, input_precision="ieee")
     grad_q = grad_q * (share * root)[:, None]
     _store(_head(out_ptr, index, heads, out_b, out_h), rows, queries, out_t, out_d, grad_q, HEAD_DIM, BLOCK_D)
@@ -196,7 +205,7 @@ def _attention_keys_kernel(
         share = tl.load(share_ptr + places, mask=columns < QUERIES, other=0.0)  # where there is no query the weights are 0
         along = tl.load(along_ptr + places, mask=columns < QUERIES, other=0.0)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee")
-        weights = _weights(scores, scale, highest[None, :], q.dtype) * share[None, :]
+        weights = _wide(_weights(scores, scale, highest[None, :], q.dtype), q.dtype) * share[None, :]
         grad_v = tl.dot(weights.to(grad.dtype), grad, grad_v, input_precision="ieee")
         towards = tl.dot(v, tl.trans(grad), input_precision="ieee")
         grad_scores = weights * (towards - along[None, :])
@@ -248,7 +257,8 @@ def _backward(
     batch, heads, queries, head_dim = q.shape
     grad_q, grad_k, grad_v = grads
     tile = _tiles.attention_backward(head_dim, q.element_size(), capability)
-    highest, share, along = (_outputs.empty((batch, heads, queries), torch.float32, q.device) for _ in range(3))
+    wide = torch.float64 if q.dtype == torch.float32 else torch.float32
+    highest, share, along = (_outputs.empty((batch, heads, queries), kept, q.device) for kept in (torch.float32, wide, wide))
     both = {"highest_ptr": highest, "share_ptr": share, "along_ptr": along, "root": 1 / math.sqrt(head_dim)}
     of_queries = _problem(tile, out=grad_q, q=q, k=k, v=v, grad=grad) | both | {"queries": queries, "KEYS": k.shape[2]}
     of_keys = _problem(tile, out=grad_k, q=q, k=k, v=v, grad=grad) | both | {"keys": k.shape[2], "QUERIES": queries}
