@@ -8,8 +8,7 @@ written behind it. No image is read or written for a sum alone, but where a resa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ _KNOWN = frozenset(
     {AttentionBlock, Conv1x1, Conv3x3, Downsample, GroupNormSiLU, ResBlock, Stage, StridedConv3x3, TimeEmbedding, Upsample}
     | {nn.Dropout, nn.Identity, nn.Linear, nn.ModuleList, nn.SiLU, nn.Sequential}
 )
-_watched: Any = WeakKeyDictionary()  # network -> Watched
 
 
 class Unsummed(NamedTuple):
@@ -54,16 +52,22 @@ class Unsummed(NamedTuple):
         return ops.residual_sum(self.raw, self.bias, self.residual, self.gain)
 
 
-def is_taken(x: Images, network: nn.Module) -> bool:
-    """Whether the network's norms add up what they read of `x`: it is switched on, no parameter trains, and nobody looks on."""
-    if not switches.runs("sum_in_norm", x) or torch.compiler.is_compiling():
+class Network(Protocol):
+    """A network of these layers. It holds its own list of them, which so goes with it."""
+
+    training: bool
+    watched: Watched
+
+
+def is_taken(x: Images, network: Network) -> bool:
+    """Whether the network's norms add up what they read of `x`: it is switched on, no parameter trains, and no hook is missed."""
+    if not switches.runs("sum_in_norm", x):
         return False
     if network.training or autocast.is_on(x.device.type):
         return False
-    watched = _watched.setdefault(network, Watched(network))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in watched.tensors()):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in network.watched.tensors()):
         return False
-    return _are_as_built(watched.modules()[1:])
+    return _are_as_built(network.watched.modules()[1:])
 
 
 def _are_as_built(modules: Iterable[nn.Module]) -> bool:

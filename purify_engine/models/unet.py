@@ -12,6 +12,7 @@ from purify_engine import ops
 from purify_engine.config import UNetConfig
 from purify_engine.models import summed
 from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, resampler, zero_init
+from purify_engine.models.derived import Watched
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Images, Timesteps
 
@@ -39,6 +40,7 @@ class UNet(nn.Module):
         for index, block in enumerate(blocks):
             block.index = index
         self.time_embedding = TimeEmbedding([block.embedding_width for block in blocks], config)
+        self.watched = Watched(self)
 
     def forward(self, x: Images, t: Timesteps) -> Images:
         return self.decode(x, self.embeddings(t))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import re
+import weakref
 
 import pytest
 import torch
@@ -157,3 +160,23 @@ def test_no_image_passes_for_a_sum_alone(network):
     assert seen.ops["residual_sum"] == resamplers
     kinds = re.compile("convolution|addmm|mm$|_conv3x3_kernel")
     assert sum(n for kernel, n in launched.items() if kinds.match(kernel)) == convolutions
+
+
+def test_a_network_that_has_taken_it_is_not_kept_alive():
+    unet = small_unet(next(iter(FAMILIES)))
+    alive = weakref.ref(unet)
+    with torch.no_grad(), switches.anywhere():
+        assert summed.is_taken(noisy_images(1), unet)
+        unet(noisy_images(1), torch.tensor([7.0]))
+    del unet
+    gc.collect()
+    assert alive() is None
+
+
+def test_copies_ask_about_their_own_layers():
+    unet = small_unet(next(iter(FAMILIES)))
+    with torch.no_grad(), switches.anywhere():
+        assert summed.is_taken(noisy_images(1), unet)
+        twin = copy.deepcopy(unet)
+        twin.middle[0].register_forward_hook(lambda *_: None)
+        assert summed.is_taken(noisy_images(1), unet) and not summed.is_taken(noisy_images(1), twin)
