@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from purify_engine.ops import _bypass
+
 
 class TensorVersions:
     """Which tensors, at one moment. It keeps their memory alive: no address in it can come to mean another weight."""
@@ -51,6 +53,11 @@ def is_frozen(tensors: Iterable[Tensor]) -> bool:
         if tensor.requires_grad or tensor.is_inference():
             return False
     return True
+
+
+def is_constant(weight: Tensor) -> bool:
+    """Whether filters may be made of a weight and kept: nothing differentiates it, traces it, or stands for many of it."""
+    return _bypass.is_plain(weight) and not _bypass.is_transformed() and is_frozen([weight])
 
 
 def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:

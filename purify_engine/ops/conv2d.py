@@ -69,8 +69,8 @@ def _conv1x1_of_two(x: Images, skip: Images, weight: Tensor, bias: Tensor | None
 
 
 def _is_linear(x: Images) -> bool:
-    """Whether a 1x1 convolution of `x` is called as a matrix product: in 16 bits on a GPU. A compiler chooses for itself."""
-    return not torch.compiler.is_compiling() and switches.runs("linear_1x1", x)
+    """Whether a 1x1 convolution of `x` is called as a matrix product: in 16 bits on a GPU."""
+    return switches.runs("linear_1x1", x)
 
 
 def _are_multiplied_apart(x: Images, skip: Images, *constants: Tensor | None) -> bool:

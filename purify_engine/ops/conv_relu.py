@@ -14,7 +14,7 @@ from torch import Tensor
 
 from purify_engine.ops import switches
 from purify_engine.ops._gradient import Rule
-from purify_engine.ops._packed import is_frozen
+from purify_engine.ops._packed import is_constant
 from purify_engine.ops._registry import Launcher, order
 from purify_engine.ops._triton import kernel
 from purify_engine.ops.affine_relu import AFFINE_RELU
@@ -76,10 +76,10 @@ def _applied(
 
 def conv_relu_is_fused(x: Images, weight: Tensor, bias: Tensor | None = None, residual: Images | None = None) -> bool:
     """Whether `conv_relu` of these is one pass: in 16 bits on a GPU, all in one precision, by filters that are frozen."""
-    if torch.compiler.is_compiling() or not switches.runs("conv_relu", x):
+    if not switches.runs("conv_relu", x):
         return False
     one_dtype = all(part is None or part.dtype == x.dtype for part in (weight, bias, residual))
-    return one_dtype and is_frozen([weight]) and "torch" in order(x.device.type)
+    return one_dtype and is_constant(weight) and "torch" in order(x.device.type)
 
 
 class _ConvRelu(Rule):

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import _bypass, _layout, switches
-from purify_engine.ops._packed import PackedWeights, is_frozen
+from purify_engine.ops import _layout, switches
+from purify_engine.ops._packed import PackedWeights, is_constant
 from purify_engine.ops.conv2d import conv2d
 from purify_engine.types import Images
 
@@ -28,14 +28,14 @@ def downsampled(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images
 
     (TensorFlow's padding "same", where H and W are even.) `bias` [K]. Differentiable in every tensor, any number of times.
     """
-    if not (_may_be_kept(weight) and switches.runs("padded_downsample", x)):
+    if not (switches.runs("padded_downsample", x) and is_constant(weight)):
         return conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, (2, 2))
     return F.conv2d(x, _filters_of(x, weight, "padded"), bias, stride=2, padding=1)
 
 
 def is_transposed(x: Images, weight: Tensor) -> bool:
     """Whether `upsampled` computes conv3x3(upsample=True) of `x`."""
-    return _may_be_kept(weight) and switches.runs("transposed_upsample", x)
+    return switches.runs("transposed_upsample", x) and is_constant(weight)
 
 
 def upsampled(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:
@@ -44,11 +44,6 @@ def upsampled(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:
     By frozen filters; `bias` [K]. Differentiable in x and bias, any number of times.
     """
     return F.conv_transpose2d(x, _filters_of(x, weight, "transposed"), bias, stride=2, padding=1)
-
-
-def _may_be_kept(weight: Tensor) -> bool:
-    """Whether filters may be made of the weight and kept: nothing differentiates it, traces it, or stands for many of it."""
-    return not torch.compiler.is_compiling() and _bypass.is_plain(weight) and not _bypass.is_transformed() and is_frozen([weight])
 
 
 def _filters_of(x: Images, weight: Tensor, kind: str) -> Tensor:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from purify_engine.config import require
+from purify_engine.devices import SIXTEEN_BITS
 
 Contract = Literal["exact", "fast"]
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
-
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,12 @@ _proofs: dict[tuple[object, ...], bool] = {}  # (switch, what describes the call
 
 
 def runs(name: str, x: Tensor) -> bool:
-    """Whether the way of this name is taken for `x`: it is switched on, and `x` is of 16 bits on a GPU."""
+    """Whether the way of this name is taken for `x`: it is switched on, and `x` is of 16 bits on a GPU. A compiler takes none."""
+    if torch.compiler.is_compiling():  # first: what a thread has set breaks a graph that is being compiled
+        return False
     if _thread.anywhere:
         return _thread.on[name]
-    return x.is_cuda and x.dtype in LOW_PRECISION and _thread.on[name]
+    return x.is_cuda and x.dtype in SIXTEEN_BITS and _thread.on[name]
 
 
 def is_on(name: str) -> bool:

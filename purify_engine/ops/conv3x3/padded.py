@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.ops import _bypass, _layout, switches
-from purify_engine.ops._packed import PackedWeights, is_frozen
+from purify_engine.ops import _layout, switches
+from purify_engine.ops._packed import PackedWeights, is_constant
 from purify_engine.types import Images
 
 MATRIX_UNIT = 8  # channels come in multiples of these where matrix units read them as they lie
@@ -22,11 +22,11 @@ _filters = PackedWeights()
 
 def runs(x: Images, weight: Tensor) -> bool:
     """Whether a convolution of `x` by `weight` [K, C, 3, 3], padding 1, is to run so: K or C is less than 8, and it is frozen."""
-    if torch.compiler.is_compiling() or not switches.runs("padded_channels", x):
+    if not switches.runs("padded_channels", x):
         return False
     out_channels, channels, *size = weight.shape
     fits = size == [3, 3] and 0 < min(out_channels, channels) < MATRIX_UNIT and weight.dtype == x.dtype
-    return fits and _bypass.is_plain(weight) and not _bypass.is_transformed() and is_frozen([weight])
+    return fits and is_constant(weight)
 
 
 def convolved(x: Images, weight: Tensor, bias: Tensor | None = None) -> Images:

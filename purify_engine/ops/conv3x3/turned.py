@@ -15,9 +15,10 @@ from torch import Tensor
 from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around
 from purify_engine.ops._gradient import Rule
-from purify_engine.ops._packed import PackedWeights, is_frozen
+from purify_engine.ops._packed import PackedWeights, is_constant
 from purify_engine.ops.conv3x3 import padded
 from purify_engine.ops.conv3x3.padded import MATRIX_UNIT
+from purify_engine.reference import layers as reference
 from purify_engine.types import Images
 
 _packed_weights = PackedWeights()
@@ -25,11 +26,11 @@ _packed_weights = PackedWeights()
 
 def runs(x: Images, weight: Tensor) -> bool:
     """Whether the gradient of a convolution of `x` by `weight` [K, C, 3, 3], padding 1, is to be taken so."""
-    if torch.compiler.is_compiling() or not switches.runs("turned_filters", x):
+    if not switches.runs("turned_filters", x):
         return False
     out_of, into, height, width = weight.shape
     whole = (height, width) == (3, 3) and out_of % MATRIX_UNIT == 0 and into % MATRIX_UNIT == 0
-    return (whole or padded.runs(x, weight)) and weight.dtype == x.dtype and is_frozen([weight])
+    return (whole or padded.runs(x, weight)) and weight.dtype == x.dtype and is_constant(weight)
 
 
 def filters(weight: Tensor) -> Tensor:
@@ -47,11 +48,7 @@ def surrounded(x: Images, weight: Tensor, around: Around) -> Images:
     bias, temb, residual, gain, upsample = around
     h = F.interpolate(x, scale_factor=2.0, mode="nearest") if upsample else x
     y = convolved(h, weight, filters(weight), bias, pads=padded.runs(x, weight))
-    if temb is not None:
-        y = y + temb.to(x.dtype)[..., None, None]
-    if residual is not None:
-        y = residual.to(x.dtype) + y
-    return y if gain == 1 else y * gain
+    return reference.surrounded(y, temb, residual, gain, x.dtype)
 
 
 def convolved(x: Images, weight: Tensor, turned: Tensor, bias: Tensor | None = None, *, pads: bool = False) -> Images:
