@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Turns:
-    """Locks on files of a folder that the processes share; a folder of one's own where there is nobody to wait for.
+    """Locks on files of a folder that the processes share; a folder of its own where a process is the only one.
 
     place: from 0, each taken once; those of lower place measure first. A process that ends, however it ends, gives back what it
     held.

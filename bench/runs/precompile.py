@@ -22,7 +22,7 @@ import torch
 from bench.core.comparison import first_line
 from bench.core.run import Run, begin, parser
 from bench.subjects.checked_cases import wanted
-from bench.subjects.compilation import ASSUMED, compile_for, compile_one
+from bench.subjects.compilation import capability_of, compile_for, compile_one
 from bench.subjects.launches import Compiled, noted
 from bench.subjects.op_case import OpCase
 from bench.subjects.purification import PurificationSetting, engine
@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
     options.add_argument("--as-used", action="store_true", help="only guided steps with the switches as they are, and no checks")
     run, chosen = begin("checks", options, words)
     os.environ.pop("TRITON_INTERPRET", None)  # for the processes that compile, and for the kernels that are imported from here on
-    capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
+    capability = capability_of(run.device)
     began = time.monotonic()
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1 if run.toy else chosen.processes, fresh, initializer=compile_for, initargs=(capability,)) as pool:

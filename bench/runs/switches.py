@@ -23,10 +23,10 @@ from bench.core.run import Run, begin, parser
 from bench.subjects.final_images import compare_final_images, purified
 from bench.subjects.photographs import photographs
 from bench.subjects.purification import PurificationSetting, engine
+from bench.subjects.timed_purifiers import purifier_of
 from purify_engine import ops
 from purify_engine.benchmark.chart import duration
 from purify_engine.benchmark.harness import Clock, CudaClock, Timing, interleaved, wall_clock
-from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
 from purify_engine.ops import switches
 from purify_engine.ops.switches import SWITCHES
 from purify_engine.purifier import Execution, GuidedPurifier
@@ -49,7 +49,6 @@ OTHERS = (
     PurificationSetting("ddpmpp-cifar10", "resnet18", 64),
     PurificationSetting("adm-imagenet256", "resnet18", 8, 2),
 )
-TOYS = dict(zip(NETWORKS, TOY_NETWORKS.values(), strict=True))
 
 
 class Subject(NamedTuple):
@@ -108,10 +107,9 @@ def too_large(run: Run, setting: PurificationSetting) -> str:
 
 
 def subject(run: Run, setting: PurificationSetting) -> Subject:
-    network, guide = (TOYS[setting.network], TOY_GUIDE) if run.toy else (NETWORKS[setting.network], GUIDES[setting.guide])
     gpu = run.device.type == "cuda"
-    single = random_purifier(network, guide, setting.config, device=run.device, execution="loop")
-    images, which = photographs(2 if run.toy else setting.batch, network.image_size)
+    single = purifier_of(run, setting)
+    images, which = photographs(2 if run.toy else setting.batch, single.denoiser.unet.config.image_size)
     facts = {"network": setting.network, "guide": setting.guide, "batch": setting.batch, "steps": setting.steps, "inputs": which}
     low = engine(single, "graph" if gpu else "loop", low=gpu)
     return Subject(setting, single, low, images.to(run.device), facts, f"toy {setting}" if run.toy else str(setting))
@@ -260,7 +258,7 @@ def timed(
 
 
 def tidy(run: Run) -> None:
-    """Give the memory of graphs that nobody holds back."""
+    """Give back the memory of graphs that are no longer used."""
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

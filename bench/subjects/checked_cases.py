@@ -12,9 +12,9 @@ import torch
 from bench.core.run import Run
 from bench.subjects.launches import sharing_code
 from bench.subjects.op_case import OpCase
+from purify_engine.devices import SIXTEEN_BITS
 from purify_engine.testing.cases import Case, cases
 
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 ANY_FLOAT = (
     "group_norm_silu",
     "group_norm_silu_backward",
@@ -53,7 +53,7 @@ def wanted(op: str, engine: str, run: Run, *, few_kernels: bool = False) -> list
     known = cases(op)
     if op in ANY_FLOAT and engine in ("triton", "cuda"):
         single = [case for case in known if case.dtype == torch.float32]
-        known = known + [dataclasses.replace(case, dtype=dtype) for case in single for dtype in LOW_PRECISION]
+        known = known + [dataclasses.replace(case, dtype=dtype) for case in single for dtype in SIXTEEN_BITS]
     if run.toy:
         return _few(known, engine)
     if few_kernels and engine == "triton":

@@ -9,11 +9,8 @@ beforehand. Prints the lines of `_tiles.ATTENTION`: where another tile is faster
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.core.comparison import AbsentError, Variant, compare, sound, within
 from bench.core.run import Run, begin, parser
-from bench.subjects.compilation import ASSUMED, compile_for, compile_one
+from bench.subjects.compilation import capability_of, compile_beforehand
 from bench.subjects.graphs import captured
 from bench.subjects.launches import Compiled, noted
 from purify_engine.benchmark.harness import CudaClock, Timing, interleaved, wall_clock
@@ -87,7 +84,7 @@ def problems(run: Run, chosen: Any) -> Iterator[tuple[Attention, int]]:
 
 
 def problem_of(run: Run, shape: Attention, batch: int) -> Problem:
-    capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
+    capability = capability_of(run.device)
     return batch * shape.heads, shape.tokens, shape.tokens, shape.head_dim, capability
 
 
@@ -110,12 +107,7 @@ def compiled(run: Run, work: Sequence[tuple[Attention, int]]) -> None:
             problem, given = problem_of(run, shape, batch), arguments(run, shape, min(2, batch))
             for tile in tiles(problem):
                 by_tile(problem_of(run, shape, min(2, batch)), tile, given)
-    os.environ.pop("TRITON_INTERPRET", None)
-    capability = problem_of(run, *work[0])[-1]
-    processes, fresh = min(os.cpu_count() or 1, len(found)), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, fresh, initializer=compile_for, initargs=(capability,)) as pool:
-        faults = [fault for fault in pool.map(compile_one, found) if fault]
-    run.check("compiled", not faults, "; first ".join([f"{len(found) - len(faults)} of {len(found)}", *faults[:1]]))
+    compile_beforehand(run, found)
 
 
 def measured(run: Run, shape: Attention, batch: int) -> list[str]:

@@ -10,10 +10,7 @@ beforehand. One that is plainly wrong is a failed check; ours wins where it is f
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +20,7 @@ from torch import Tensor
 
 from bench.core.comparison import Variant, compare, sound, within
 from bench.core.run import RESULTS, Run, begin, parser
-from bench.subjects.compilation import compile_for, compile_one
+from bench.subjects.compilation import capability_of, compile_beforehand
 from bench.subjects.convolutions import CONVOLUTIONS, TOY, Convolution
 from bench.subjects.graphs import captured
 from bench.subjects.launches import Compiled, noted
@@ -39,7 +36,6 @@ CUDNN = "cuDNN"
 SECONDS = 0.4  # a shape, all tiles together
 OURS = 2  # times as far from float64 as cuDNN
 COLD = 2**26  # bytes of weights that a graph reads: more than an L2 cache holds
-ASSUMED = (9, 0)
 TABLE = Path(_tiles.__file__).with_name("_conv3x3_wins.py")
 
 Problem = tuple[int, int, int, tuple[int, int]]  # the arguments of `_tiles.conv3x3`
@@ -124,21 +120,17 @@ def tiles(run: Run, problem: Problem) -> list[_tiles.ConvTile]:
 
 def precompile(run: Run, todo: list[tuple[str, int, Convolution]]) -> None:
     """Compile every tile, on all cores at once."""
-    found, capability = dict[Compiled, None](), ASSUMED
+    found = dict[Compiled, None]()
     with noted(run.device, lambda launched: found.setdefault(launched)):
         for _, batch, conv in todo:
             arguments, problem = arguments_of(run, batch, conv), problem_of(run, batch, conv)
-            capability = problem[-1]
             for tile in tiles(run, problem):
                 with_tile(problem, tile, arguments, {})()
-    processes, fresh = min(os.cpu_count() or 1, len(found)), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, fresh, initializer=compile_for, initargs=(capability,)) as pool:
-        faults = [fault for fault in pool.map(compile_one, found) if fault]
-    run.check("precompile", not faults, "; first ".join([f"{len(found)} of tiles", *faults[:1]]))
+    compile_beforehand(run, found)
 
 
 def problem_of(run: Run, batch: int, conv: Convolution) -> Problem:
-    capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
+    capability = capability_of(run.device)
     return batch * conv.size**2, conv.channels, conv.out_channels, capability
 
 

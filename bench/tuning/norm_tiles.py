@@ -10,10 +10,7 @@ an image's bits must not depend on the batch, where that is another one than is 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from bench.core.comparison import Variant, compare, sound, within
 from bench.core.run import Run, begin, parser
-from bench.subjects.compilation import ASSUMED, compile_for, compile_one
+from bench.subjects.compilation import compile_beforehand
 from bench.subjects.launches import Compiled, noted
 from purify_engine.benchmark.harness import Clock, CudaClock, Timing, interleaved, wall_clock
 from purify_engine.benchmark.machine import ceilings
@@ -104,12 +101,7 @@ def compiled(run: Run, work: Sequence[tuple[NormShape, int, str]]) -> None:
         with noted(run.device, found.add):
             for call in calls(shape, arguments(run, shape, batch, form)).values():
                 call()
-    os.environ.pop("TRITON_INTERPRET", None)
-    capability = torch.cuda.get_device_capability(run.device) if run.device.type == "cuda" else ASSUMED
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), fresh, initializer=compile_for, initargs=(capability,)) as pool:
-        faults = [fault for fault in pool.map(compile_one, found) if fault]
-    run.check("compiled", not faults, "; first ".join([f"{len(found) - len(faults)} of {len(found)}", *faults[:1]]))
+    compile_beforehand(run, found)
 
 
 def measured(run: Run, shape: NormShape, batch: int, form: str, copy: float) -> dict[_tiles.SlabTile, float]:
