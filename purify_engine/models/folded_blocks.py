@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Twice, Unsummed
+from purify_engine.models.folding import AffineRelu, ChannelAffine, FrozenConv3x3, FrozenConvolution, Twice, TwoParts
 from purify_engine.ops import switches
 
 _biases = ops.PackedWeights()
@@ -65,10 +65,10 @@ class PreActivation(nn.Module):
         self.shortcut: nn.Module | None = block.convShortcut
         self._rectified = AffineRelu(self.affine)
 
-    def forward(self, x: Tensor | Unsummed) -> Tensor | Unsummed:
-        if isinstance(x, Unsummed) or switches.runs("affine_relu", x):
+    def forward(self, x: Tensor | TwoParts) -> Tensor | TwoParts:
+        if isinstance(x, TwoParts) or switches.runs("affine_relu", x):
             total, h = self._rectified.summed(x)
-            return Unsummed(self.conv2(self.conv1.with_relu(h)), total if self.shortcut is None else self.shortcut(h))
+            return TwoParts(self.conv2(self.conv1.with_relu(h)), total if self.shortcut is None else self.shortcut(h))
         if ops.conv_relu_is_fused(x, self.conv1.weight, self.conv1.bias):
             h = F.relu(self.affine(x))
             return self.conv2(self.conv1.with_relu(h), residual=x if self.shortcut is None else self.shortcut(h))

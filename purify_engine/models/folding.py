@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
+from purify_engine.devices import SIXTEEN_BITS
 from purify_engine.models.derived import Watched
 from purify_engine.ops import switches
 
@@ -33,7 +34,7 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.offset[:, None, None], x, self.slope[:, None, None])
 
 
-class Unsummed(NamedTuple):
+class TwoParts(NamedTuple):
     """What a block leaves to the pass that reads it: residual + x."""
 
     x: Tensor
@@ -55,13 +56,13 @@ class AffineRelu(nn.Module):
         assert isinstance(affine, ChannelAffine)
         self.affine = affine
 
-    def forward(self, x: Tensor | Unsummed) -> Tensor:
-        fused = isinstance(x, Unsummed) or switches.runs("affine_relu", x)
+    def forward(self, x: Tensor | TwoParts) -> Tensor:
+        fused = isinstance(x, TwoParts) or switches.runs("affine_relu", x)
         return self.summed(x)[1] if fused else F.relu(self.affine(x))
 
-    def summed(self, x: Tensor | Unsummed) -> tuple[Tensor, Tensor]:
+    def summed(self, x: Tensor | TwoParts) -> tuple[Tensor, Tensor]:
         """(the sum, the ReLU of its map) in one pass."""
-        if not isinstance(x, Unsummed):
+        if not isinstance(x, TwoParts):
             return x, ops.affine_relu(x, self.affine.slope, self.affine.offset)[1]
         return ops.affine_relu(x.x, self.affine.slope, self.affine.offset, x.residual)
 
@@ -170,7 +171,7 @@ def _with_relu(module: nn.Module) -> nn.Module:
 
 def _memory_format(parameter: Tensor) -> torch.memory_format:
     """channels_last where matrix units read 16 bits: other filters would be laid out anew in every call."""
-    low = parameter.dtype in switches.LOW_PRECISION and parameter.device.type != "cpu"
+    low = parameter.dtype in SIXTEEN_BITS and parameter.device.type != "cpu"
     return torch.channels_last if low else ops.memory_format(parameter)
 
 
