@@ -1,0 +1,53 @@
+"""The layers of a U-Net in the order an image meets them, by their names in our state_dict: what every layout's list follows."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from purify_engine.config import UNetConfig
+from purify_engine.models.blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample
+from purify_engine.models.unet import UNet
+
+Side = Literal["down", "middle", "up"]
+
+
+class Unit(NamedTuple):
+    """A residual block, an attention block or a resampling convolution. It has no values: it stands on the meta device."""
+
+    name: str  # in our state_dict: "encoder.3.block"
+    module: ResBlock | AttentionBlock | Downsample | Upsample
+    side: Side
+    level: int  # 0 is full resolution
+    layer: int  # its place in encoder, middle or decoder
+
+    @property
+    def projection(self) -> str:
+        """A residual block's projection of the time embedding, in our state_dict."""
+        assert isinstance(self.module, ResBlock)
+        return f"time_embedding.projections.{self.module.index}"
+
+
+def units(config: UNetConfig) -> list[Unit]:
+    """Every unit with parameters, as an image meets them; a stage is a block and, where it attends, an attention block."""
+    with torch.device("meta"):
+        unet = UNet(config)
+    top = len(config.channel_mult) - 1
+    found = _side(unet.encoder, "encoder", "down", 0, 1) + _side(unet.middle, "middle", "middle", top, 0)
+    return [unit for unit in found + _side(unet.decoder, "decoder", "up", top, -1) if any(True for _ in unit.module.parameters())]
+
+
+def _side(layers: nn.ModuleList, name: str, side: Side, level: int, change: int) -> list[Unit]:
+    found = []
+    for index, layer in enumerate(layers):
+        if isinstance(layer, Stage):
+            found.append(Unit(f"{name}.{index}.block", layer.block, side, level, index))
+            if isinstance(layer.attention, AttentionBlock):
+                found.append(Unit(f"{name}.{index}.attention", layer.attention, side, level, index))
+        else:  # a resampler: the last of its level
+            assert isinstance(layer, ResBlock | Downsample | Upsample)
+            found.append(Unit(f"{name}.{index}", layer, side, level, index))
+            level += change
+    return found
