@@ -63,6 +63,8 @@ class UNetConfig:
     """score_sde's labels are (t + 1) * 999 / 1000, so it has 1 here."""
     norm_groups: int = 32
     """Groups of each GroupNorm."""
+    norm_min_channels: int | None = 4
+    """Channels of a group at least, a norm of few having fewer groups, as in score_sde and EDM; None: always norm_groups."""
     norm_eps: float = 1e-6
     """Added to the variance in each GroupNorm."""
     dropout: float = 0.0
@@ -85,6 +87,9 @@ class UNetConfig:
         one_of("downsample_padding", self.downsample_padding, Padding)
         one_of("decoder_attention", self.decoder_attention, DecoderAttention)
         one_of("sinusoid", self.sinusoid, Sinusoid)
+        require(self.norm_groups >= 1, "norm_groups", "at least 1", self.norm_groups)
+        least = self.norm_min_channels
+        require(least is None or least >= 1, "norm_min_channels", "at least 1, or None", least)
         factor = 2 ** (len(self.channel_mult) - 1)
         require(
             self.image_size % factor == 0,

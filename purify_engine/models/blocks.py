@@ -28,12 +28,13 @@ def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def group_count(channels: int, most: int) -> int:
-    """Groups of a GroupNorm: at most `most`, at least four channels each where possible, dividing `channels`.
-
-    At the published widths this is 32; below them it is score_sde's min(C // 4, 32) where that divides.
-    """
-    return max(groups for groups in range(1, max(1, min(most, channels // 4)) + 1) if channels % groups == 0)
+def group_count(channels: int, config: UNetConfig) -> int:
+    """`norm_groups`, or with `norm_min_channels` at most so many, dividing `channels`: score_sde's and EDM's min(C // 4, 32)."""
+    most, least = config.norm_groups, config.norm_min_channels
+    if least is None:
+        require(channels % most == 0, "norm_groups", f"a divisor of a norm's {channels} channels, or norm_min_channels", most)
+        return most
+    return max(groups for groups in range(1, max(1, min(most, channels // least)) + 1) if channels % groups == 0)
 
 
 def average_pool(x: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class GroupNormSiLU(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.num_groups = group_count(channels, config.norm_groups)
+        self.num_groups = group_count(channels, config)
         self.norm_eps = config.norm_eps
         self.silu = silu
 

@@ -15,6 +15,7 @@ DDPM_CIFAR10 = UNetConfig(
     channel_mult=(1, 2, 2, 2),
     num_res_blocks=2,
     attention_resolutions=(16,),
+    norm_min_channels=None,
     dropout=0.1,
 )
 
@@ -28,6 +29,7 @@ DDPMPP_CIFAR10 = replace(
     skip_rescale=True,
     time_offset=1.0,
     time_scale=0.999,
+    norm_min_channels=4,
 )
 
 # The same, twice as deep: the network DiffPure purifies CIFAR-10 with (Nie et al. 2022). 106,632,579 parameters.
@@ -46,6 +48,7 @@ ADM_IMAGENET256 = UNetConfig(
     learned_variance=True,
     sinusoid="cos_first",
     sinusoid_endpoint=False,
+    norm_min_channels=None,
     norm_eps=1e-5,
 )
 
@@ -62,6 +65,7 @@ IMPROVED_CIFAR10 = UNetConfig(
     sinusoid="cos_first",
     sinusoid_endpoint=False,
     time_scale=0.25,  # its 4000 steps are told to the network as 0 to 1000
+    norm_min_channels=None,
     norm_eps=1e-5,
     dropout=0.3,
 )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from purify_engine import ops
 from purify_engine.config import UNetConfig
 from purify_engine.models import UNet
-from purify_engine.models.blocks import AttentionBlock, Downsample, ResBlock
+from purify_engine.models.blocks import AttentionBlock, Downsample, GroupNormSiLU, ResBlock
 from tests.models.networks import FAMILIES, lively, noisy_images, small_unet
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -110,6 +110,15 @@ def test_additive_block_computes_the_published_formula():
     assert (block(x, (row,)) - (h + block.shortcut(x))).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize(("least", "groups"), [(None, 32), (4, 16), (1, 32), (2, 32)], ids=str)
+def test_a_norm_has_the_groups_of_its_family(least, groups):
+    """Of 64 channels guided-diffusion makes 32 groups, score_sde 16, with four channels each."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 3, 3)
+    norm = GroupNormSiLU(64, UNetConfig(norm_min_channels=least))
+    assert (norm(x) - F.silu(F.group_norm(x, groups, eps=1e-6))).abs().max() < 1e-5
+
+
 def test_scale_shift_block_scales_before_it_shifts():
     """The block of Nichol & Dhariwal: silu(norm(h) * (1 + scale) + shift), the scale being the first half of the projection."""
     torch.manual_seed(0)
@@ -158,6 +167,9 @@ def test_asymmetric_padding_is_on_the_right_and_at_the_bottom():
         ({"channel_mult": ()}, "channel_mult"),
         ({"num_heads": 7}, "num_heads"),
         ({"num_head_channels": 48}, "num_head_channels"),
+        ({"base_channels": 48, "norm_min_channels": None}, "norm_groups"),
+        ({"norm_min_channels": 0}, "norm_min_channels"),
+        ({"norm_groups": 0}, "norm_groups"),
     ],
     ids=str,
 )
