@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from purify_engine import devices, ops, presets
 from purify_engine.config import GuidanceConfig, Precision, PurifierConfig, one_of, require
+from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
@@ -20,6 +21,7 @@ from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
+from purify_engine.images import check_images, from_model_space, in_model_space
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.derived import Watched
@@ -30,7 +32,6 @@ from purify_engine.types import Ids, Images, Key, NoiseKey
 Execution = Literal["auto", "loop", "graph"]
 
 DRAWS, CYCLES = 2**32, 2**33  # first seed streams of the independent draws, and of the cycles within one draw
-ROUNDING = 1e-4  # how far outside [0, 1] a float image may lie before it is not an image
 
 
 class GuidedPurifier(nn.Module):
@@ -54,6 +55,7 @@ class GuidedPurifier(nn.Module):
     ) -> None:
         super().__init__()
         one_of("execution", execution, Execution)
+        make_bridge(config, denoiser.unet.config)  # refuses tiles that do not fit
         needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
         require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
         self.denoiser = denoiser
@@ -120,11 +122,17 @@ class GuidedPurifier(nn.Module):
     def _purify(self, images: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         if images.numel() == 0:
             return images
-        x = _in_model_space(images)
+        x = in_model_space(images)
+        if not (torch.is_grad_enabled() and self.config.gradient == "blind"):  # which knows of no bridge either
+            bridge = self._bridge()
+            x = bridge.joined((self._cycles(part, drawn, on_step_end) for part, drawn in bridge.parts(x, noise)), x)
+        return from_model_space(x, images.dtype, clamp=self.config.clamp)
+
+    def _cycles(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         for cycle in range(self.config.cycles):
             key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
             x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end)
-        return ops.to_images(x, images.dtype)
+        return x
 
     def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         process = ReverseProcess(self.plan(x.dtype), self.denoiser, self._guide(), noise)
@@ -181,25 +189,14 @@ class GuidedPurifier(nn.Module):
         return ids.to(images.device, torch.int64)
 
     def _check(self, images: Images) -> None:
-        config = self.denoiser.unet.config
-        wanted = f"[B, {config.in_channels}, {config.image_size}, {config.image_size}]"
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images must be a float tensor in [0, 1], got {kind}; for uint8 use images.float() / 255")
-        shape = list(images.shape)
-        side = config.image_size
-        if shape[1:] == [side, side, config.in_channels] and shape[1:] != [config.in_channels, side, side]:
-            raise ValueError(f"images must be NCHW {wanted}, got NHWC {shape}; use images.permute(0, 3, 1, 2)")
-        require(shape[1:] == [config.in_channels, side, side], "images", wanted, shape)
-        device = self.seed.device
-        require(
-            images.device == device,
-            "images",
-            f"on the purifier's device {device} (or use purifier.to(...))",
-            str(images.device),
-        )
-        if images.numel() and not images.is_meta:  # which hold no values
-            _check_range(*(float(bound) for bound in images.detach().aminmax()))
+        check_images(images, self.denoiser.unet.config.in_channels, self._bridge(), self.seed.device)
+
+    def _bridge(self) -> Bridge:
+        return make_bridge(self.config, self.denoiser.unet.config)
+
+    def size_refusal(self, height: int, width: int) -> str | None:
+        """Why images of `height` by `width` pixels are not taken, and what to do about it; None where they are."""
+        return self._bridge().refusal(height, width)
 
     def configured(self, **changes: Any) -> GuidedPurifier:
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
@@ -225,21 +222,24 @@ class GuidedPurifier(nn.Module):
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
         probe = self.configured(guidance=unit)
         noise = NoiseKey(self.seed, self._ids(images, None))
-        x = _in_model_space(images)
+        x = in_model_space(images)
         process = ReverseProcess(probe.plan(x.dtype), self.denoiser, probe._guide(), noise)
-        return guidance_scale_for(process, x, ratio, quantile)
+        return guidance_scale_for(process, x, ratio, quantile, self._bridge())
 
-    def memory_report(self) -> dict[str, int]:
+    def memory_report(self, height: int | None = None, width: int | None = None) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory and of one
-        step's recorded networks, measured."""
-        config = self.denoiser.unet.config
-        probe = torch.zeros(1, config.in_channels, config.image_size, config.image_size, device=self.seed.device)
-        noise = NoiseKey(self.seed, self._ids(probe, None))
+        step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
+        network, bridge = self.denoiser.unet.config, self._bridge()
+        shape = network.in_channels, height or network.image_size, width or network.image_size
+        probe = torch.zeros(1, *shape, device=self.seed.device)
+        self._check(probe)
+        parts = list(bridge.parts(probe, NoiseKey(self.seed, self._ids(probe, None))))
+        part, noise = parts[0]
         process = ReverseProcess(self.plan(), self.denoiser, self._guide(), noise)
         return {
             "parameters": sum(p.numel() * p.element_size() for p in self.parameters()),
-            "trajectory_per_image": len(process.plan) * probe.numel() * probe.element_size(),
-            "step_per_image": step_memory(process, probe),
+            "trajectory_per_image": len(parts) * len(process.plan) * part.numel() * part.element_size(),
+            "step_per_image": step_memory(process, part.contiguous()),
         }
 
     @classmethod
@@ -259,11 +259,6 @@ class GuidedPurifier(nn.Module):
         presets.save_networks(Path(folder), self.denoiser, self.guide, self.config)
 
 
-def _in_model_space(images: Images) -> Images:
-    """[0, 1] to [-1, 1], in float32 at least."""
-    return 2 * images.to(torch.promote_types(images.dtype, torch.float32)) - 1
-
-
 def _make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
     if guidance.scale == 0 or guidance.kind == "none":
         return NoGuide()
@@ -271,11 +266,3 @@ def _make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_t
         return PixelGuide()
     assert network is not None
     return AdversarialGuide(network, guidance, straight_through=straight_through)
-
-
-def _check_range(low: float, high: float) -> None:
-    if low != low or high != high:
-        raise ValueError("images must be finite, got NaN; find them with images.isnan().flatten(1).any(1)")
-    hint = "; for 0…255 divide by 255, for normalised images undo the normalisation"
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise ValueError(f"images must be in [0, 1], got values in [{low:g}, {high:g}]{hint}")

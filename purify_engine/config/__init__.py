@@ -39,6 +39,7 @@ from purify_engine.config.purification import (
     PurifierConfig,
     Sampler,
     ScheduleConfig,
+    Sizes,
 )
 from purify_engine.config.training import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining, Training
 
@@ -73,6 +74,7 @@ __all__ = [
     "Sampler",
     "ScheduleConfig",
     "Sinusoid",
+    "Sizes",
     "TimeInjection",
     "TradesTraining",
     "Training",

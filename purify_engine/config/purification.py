@@ -14,6 +14,7 @@ PseudoLabel = Literal["pseudo", "none", "soft"]
 GuidanceInput = Literal["xt", "x0"]
 GradientMode = Literal["exact", "surrogate", "bpda", "blind", "straight_through", "detached_guidance"]
 NoiseMode = Literal["fresh", "fixed"]
+Sizes = Literal["exact", "native", "resize", "tile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +101,20 @@ class PurifierConfig:
     """What differentiation sees of the purifier: its exact gradient, or an approximation that attackers use."""
     surrogate_steps: int = 5
     """Steps of the shorter loop that gradient="surrogate" differentiates."""
+    clamp: bool = True
+    """Cut what comes out to [0, 1]. DiffPure does not, so that its gradient is not cut either; integers and files always are."""
+    sizes: Sizes = "exact"
+    """Which images are taken: the network's own size alone (exact); resized to it and back bilinearly, as DiffPure does (resize);
+    cut into overlapping tiles of it (tile); or at their own height and width (native), where attention and the norms' statistics
+    see more or fewer pixels than in training."""
+    tile_stride: int | None = None
+    """sizes="tile" only: pixels from one tile to the next; None: three quarters of a tile."""
 
     def __post_init__(self) -> None:
         one_of("sampler", self.sampler, Sampler)
         one_of("noise", self.noise, NoiseMode)
         one_of("gradient", self.gradient, GradientMode)
+        one_of("sizes", self.sizes, Sizes)
         last = self.schedule.num_timesteps
         require(1 <= self.t_star <= last, "t_star", f"in [1, {last}]", self.t_star)
         steps = self.t_star if self.num_steps is None else self.num_steps
@@ -113,3 +123,4 @@ class PurifierConfig:
         require(self.cycles >= 1, "cycles", "at least 1", self.cycles)
         require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)
+        require(self.tile_stride is None or self.tile_stride >= 1, "tile_stride", "at least 1, or None", self.tile_stride)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from purify_engine.engine.bridges import Bridge
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan
@@ -34,10 +35,16 @@ class _MeasuringGuide:
 
 
 @torch.no_grad()
-def guidance_scale_for(process: ReverseProcess, x: Images, ratio: float, quantile: float) -> float:
-    """s = ratio / quantile of r at s = 1, over the images and steps of unguided walks from `x` in [-1, 1]."""
+def guidance_scale_for(
+    process: ReverseProcess, x: Images, ratio: float, quantile: float, bridge: Bridge | None = None
+) -> float:
+    """s = ratio / quantile of r at s = 1, over the images and steps of unguided walks from `x` in [-1, 1].
+
+    bridge: what the network is given of `x`, part by part; None: `x` itself.
+    """
     guide = _MeasuringGuide(process.guide)
-    Loop().run(process._replace(guide=guide), x)
+    for part, noise in [(x, process.noise)] if bridge is None else bridge.parts(x, process.noise):
+        Loop().run(process._replace(guide=guide, noise=noise), part)
     return ratio / float(torch.cat(guide.ratios).double().quantile(quantile))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from purify_engine.config import GradientMode, GuidanceConfig
+from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 OURS, LATENT, GUIDE_ALONE = "ours", "ours, latent", "the guide alone"
 BASELINES = ("DiffPure", "GDMP", "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
+# A setting that is not here is left out of a fingerprint at its default: cells that were finished without it are still found.
+ALWAYS_NAMED = frozenset(
+    "t_star sampler num_steps eta guidance schedule cycles seed noise gradient surrogate_steps".split()  # noqa: SIM905
+)
 LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0, "pseudo_label": "none"}
 
 
@@ -65,10 +69,16 @@ class Defence:
 
     def describe(self) -> dict[str, Any]:
         """Everything but the weights that decides this defence's figures; the gradient mode belongs to the attack."""
-        config: dict[str, Any] = {} if self.purifier is None else dataclasses.asdict(self.purifier.config)
+        config: dict[str, Any] = {} if self.purifier is None else _decisive(self.purifier.config)
         config.pop("gradient", None)
         short = {} if self.purifier is None or not in_sixteen_bits(self.purifier) else {"precision": precision_of(self.purifier)}
         return {"name": self.name, "purifier": config or None, "guided": self.guide is not None, **short}
+
+
+def _decisive(config: PurifierConfig) -> dict[str, Any]:
+    """The settings that finished cells are found by: those of `ALWAYS_NAMED`, and any other that is not at its default."""
+    default = dataclasses.asdict(PurifierConfig())
+    return {name: value for name, value in dataclasses.asdict(config).items() if name in ALWAYS_NAMED or value != default[name]}
 
 
 def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:

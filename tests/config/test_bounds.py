@@ -47,6 +47,8 @@ BOUNDS = [
     (PurifierConfig, "eta", [0, 1], [-1e-9, 1 + 1e-9], "in [0, 1]", {}),
     (PurifierConfig, "cycles", [1, 9], [0], "at least 1", {}),
     (PurifierConfig, "surrogate_steps", [1, 9], [0], "at least 1", {}),
+    (PurifierConfig, "sizes", ["exact", "native", "resize", "tile"], ["pad"], "one of exact, native, resize, tile", {}),
+    (PurifierConfig, "tile_stride", [None, 1, 9], [0], "at least 1, or None", {}),
     (PurifierConfig, "seed", [0, 2**63 - 1], [-1, 2**63], "in [0, 2**63)", {}),
     (UNetConfig, "image_size", [8, 16], [0], "at least 1", {}),
     (UNetConfig, "image_size", [8, 24], [4, 12, 33], "a multiple of 8 for this channel_mult", {}),

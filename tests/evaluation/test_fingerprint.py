@@ -35,7 +35,8 @@ def changed(config):
         if dataclasses.is_dataclass(value):
             yield from ((f"{name}.{inner}", dataclasses.replace(config, **{name: other})) for inner, other in changed(value))
         else:
-            yield name, dataclasses.replace(config, **{name: different(value)})
+            other = "native" if name == "sizes" else different(value)  # whose "exact" is no gradient mode
+            yield name, dataclasses.replace(config, **{name: other})
 
 
 ATTACK = AttackConfig(name="one", epsilon=0.02, num_steps=5, num_eot=2)
