@@ -12,8 +12,11 @@ Resample = Literal["conv", "pool", "residual"]
 Padding = Literal["symmetric", "asymmetric"]
 DecoderAttention = Literal["every_block", "last_block"]
 Sinusoid = Literal["sin_first", "cos_first"]
-ClassifierArchitecture = Literal["resnet", "cifar_resnet", "wide_resnet"]
+ClassifierArchitecture = Literal["resnet", "cifar_resnet", "wide_resnet", "preact_resnet", "imagenet_resnet"]
 Activation = Literal["relu", "silu"]
+ShortcutInput = Literal["activated", "input"]
+BASIC_DEPTHS = (10, 18, 34)
+BOTTLENECK_DEPTHS = (14, 26, 50, 101, 152)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +105,13 @@ class UNetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """A classifier or a guide: residual networks as published for CIFAR, at any depth and width."""
+    """A classifier or a guide: residual networks as published for CIFAR and ImageNet, at any depth and width."""
 
     architecture: ClassifierArchitecture = "resnet"
-    """ResNet-18 and its kin, He et al.'s 6n + 2 layers with option A (cifar_resnet), or Zagoruyko's wide ones."""
+    """ResNet-18 and its kin for small images, He et al.'s 6n + 2 layers with option A (cifar_resnet), Zagoruyko's wide ones,
+    pre-activation ResNets, or torchvision's ResNets (imagenet_resnet)."""
     depth: int = 18
-    """Layers. resnet: 10, 18 or 34; cifar_resnet: 6n + 2; wide_resnet: 6n + 4."""
+    """Layers. cifar_resnet: 6n + 2; wide_resnet: 6n + 4; others: 10, 18, 34, or by bottlenecks 14, 26, 50, 101, 152."""
     width: int = 64
     """Channels of the first stage; for wide_resnet the widening factor."""
     num_classes: int = 10
@@ -120,17 +124,48 @@ class ClassifierConfig:
     """Input normalisation, inside the network: subtracted from each channel."""
     std: tuple[float, ...] = (0.2470, 0.2435, 0.2616)
     """Input normalisation, inside the network: what each channel is then divided by."""
+    bottleneck_factor: int = 1
+    """How many times wider the inside of a bottleneck is: 2 in torchvision's wide_resnet50_2."""
+    downsample_padding: Padding = "symmetric"
+    """Of strided 3x3 convolutions; asymmetric: (0, 1, 0, 1), as DeepMind's wide_resnet and preact_resnet."""
+    shortcut_reads: ShortcutInput = "activated"
+    """preact_resnet: whether the convolution of a shortcut reads the first activation of its block, or the block's input."""
+    shortcut_kernel: int = 1
+    """preact_resnet: pixels a side of that convolution, 1 or, as DeepMind's, 3."""
+    final_norm: bool = True
+    """preact_resnet: whether a batch norm and an activation stand before the global mean."""
 
     def __post_init__(self) -> None:
         one_of("architecture", self.architecture, ClassifierArchitecture)
         one_of("activation", self.activation, Activation)
+        one_of("downsample_padding", self.downsample_padding, Padding)
+        one_of("shortcut_reads", self.shortcut_reads, ShortcutInput)
         allowed, ok = {
-            "resnet": ("10, 18 or 34", self.depth in (10, 18, 34)),
             "cifar_resnet": ("6n + 2 for n of at least 1", self.depth >= 8 and self.depth % 6 == 2),
             "wide_resnet": ("6n + 4 for n of at least 1", self.depth >= 10 and self.depth % 6 == 4),
-        }[self.architecture]
+        }.get(self.architecture, ("10, 14, 18, 26, 34, 50, 101 or 152", self.depth in BASIC_DEPTHS + BOTTLENECK_DEPTHS))
         require(ok, "depth", f"{allowed} for {self.architecture}", self.depth)
         require(self.width >= 1, "width", "at least 1", self.width)
         require(self.num_classes >= 2, "num_classes", "at least 2", self.num_classes)
         require(len(self.mean) == self.in_channels, "mean", f"{self.in_channels} numbers", self.mean)
         require(len(self.std) == self.in_channels, "std", f"{self.in_channels} numbers", self.std)
+        self._check_variants()
+
+    def _check_variants(self) -> None:
+        """What only some architectures have: elsewhere it would change nothing, in silence."""
+        kind, preact = self.architecture, self.architecture == "preact_resnet"
+        factors = "at least 1" if self.has_bottlenecks else f"1 for {kind} of depth {self.depth}"
+        fits = self.bottleneck_factor == 1 or self.has_bottlenecks and self.bottleneck_factor > 1
+        require(fits, "bottleneck_factor", factors, self.bottleneck_factor)
+        pads = preact or kind == "wide_resnet" or self.downsample_padding == "symmetric"
+        require(pads, "downsample_padding", f"symmetric for {kind}", self.downsample_padding)
+        require(preact or self.shortcut_reads == "activated", "shortcut_reads", f"activated for {kind}", self.shortcut_reads)
+        kernels = (1, 3) if preact else (1,)
+        allowed = f"{' or '.join(map(str, kernels))} for {kind}"
+        require(self.shortcut_kernel in kernels, "shortcut_kernel", allowed, self.shortcut_kernel)
+        require(preact or self.final_norm, "final_norm", f"True for {kind}", self.final_norm)
+
+    @property
+    def has_bottlenecks(self) -> bool:
+        """Whether blocks are of three convolutions, the first and the last 1x1."""
+        return self.depth in BOTTLENECK_DEPTHS and self.architecture in ("resnet", "preact_resnet", "imagenet_resnet")

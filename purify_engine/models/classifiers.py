@@ -1,140 +1,118 @@
-"""Residual networks as published for CIFAR: the guides and the classifiers. Images in [0, 1] in; normalisation is inside.
+"""Residual networks as published for CIFAR and ImageNet: guides and classifiers. Images in [0, 1] in; normalisation is inside.
 
-Parameters carry the names of the published weights: ResNet and WideResNet those of TRADES (Zhang et al. 2019), the CIFAR ResNets
-(He et al. 2016, option A) those of Y. Idelbayev's. All end in a global mean, so that any image size of at least 8 works.
+Parameters of ResNets and WideResNets carry the names of TRADES (Zhang et al. 2019), the CIFAR ResNets (He et al. 2016, option A)
+those of Y. Idelbayev's; checkpoints/ knows what others call them. All end in a global mean, so that any image size of at least
+8 works.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from purify_engine.config import ClassifierConfig
-from purify_engine.models.folded_blocks import PostActivation, PreActivation
-from purify_engine.models.folding import Folding, Twice
+from purify_engine.config import ClassifierConfig, require
+from purify_engine.models.classifier_blocks import (
+    ACTIVATIONS,
+    BasicBlock,
+    Bottleneck,
+    Folds,
+    PreActivationBlock,
+    PreActivationBottleneck,
+    StemPool,
+    conv3x3,
+)
+from purify_engine.models.folding import Folding, Twice, TwoParts
 from purify_engine.ops import PackedWeights
 from purify_engine.types import Features, Images, Logits
 
 _lines = PackedWeights()
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
-Folds = tuple[tuple[str, str], ...]  # the convolutions that feed a batch norm and nothing else (folding.py)
-RESNET_BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+Depths = tuple[int, ...]  # blocks of each stage
+
+# By layers; which have bottlenecks stands in `ClassifierConfig.has_bottlenecks`.
+RESNET_BLOCKS: dict[int, Depths] = {
+    10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3),
+    14: (1, 1, 1, 1), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3),
+}  # fmt: skip
 
 
-def conv3x3(channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias: a batch norm follows."""
-    return nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+def stages(block: Any, channels: int, widths: list[int], depths: Depths, config: ClassifierConfig) -> list[nn.Sequential]:
+    """Stages of so many blocks of these widths, the first of which reads `channels`; all but the first halve the resolution."""
+    made = []
+    for index, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        first = block(channels, width, 1 if index == 0 else 2, config)
+        channels = width * block.expansion
+        made.append(nn.Sequential(first, *(block(channels, width, 1, config) for _ in range(depth - 1))))
+    return made
 
 
-class PadShortcut(nn.Module):
-    """Option A of He et al. 2016: every second pixel, and channels of zeros on both sides; no parameters."""
-
-    def __init__(self, extra_channels: int) -> None:
-        super().__init__()
-        self.padding = (extra_channels // 2, extra_channels - extra_channels // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *self.padding))
+def _named(layers: list[nn.Sequential]) -> dict[str, nn.Module]:
+    return {f"layer{index}": layer for index, layer in enumerate(layers, start=1)}
 
 
-class BasicBlock(nn.Module):
-    """conv, norm, activation, conv, norm, plus the shortcut, activation (He et al. 2016)."""
-
-    folds: Folds = (("conv1", "bn1"), ("conv2", "bn2"))
-
-    def __init__(self, channels: int, out_channels: int, stride: int, config: ClassifierConfig) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(channels, out_channels, stride)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.activation = ACTIVATIONS[config.activation]()
-        self.shortcut: nn.Module = nn.Sequential()
-        if config.architecture == "cifar_resnet" and stride != 1:
-            self.shortcut = PadShortcut(out_channels - channels)
-        elif stride != 1 or channels != out_channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
-            self.folds = (*self.folds, ("shortcut.0", "shortcut.1"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.activation(self.bn1(self.conv1(x)))
-        return self.activation(self.bn2(self.conv2(h)) + self.shortcut(x))
-
-    def fused(self) -> nn.Module:
-        """What runs in its place once its batch norms are folded."""
-        return PostActivation(self) if isinstance(self.activation, nn.ReLU) else self
+def _end(config: ClassifierConfig, channels: int) -> dict[str, nn.Module]:
+    """A batch norm and its activation, before the global mean."""
+    return {"bn1": nn.BatchNorm2d(channels), "activation": ACTIVATIONS[config.activation]()}
 
 
-class PreActivationBlock(nn.Module):
-    """norm, activation, conv, twice, plus the shortcut (Zagoruyko & Komodakis 2016)."""
-
-    folds: Folds = (("conv1", "bn2"),)
-
-    def __init__(self, channels: int, out_channels: int, stride: int, config: ClassifierConfig) -> None:
-        super().__init__()
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv1 = conv3x3(channels, out_channels, stride)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = conv3x3(out_channels, out_channels)
-        self.activation = ACTIVATIONS[config.activation]()
-        self.convShortcut = nn.Conv2d(channels, out_channels, 1, stride, bias=False) if channels != out_channels else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.activation(self.bn1(x))
-        shortcut = x if self.convShortcut is None else self.convShortcut(h)
-        return shortcut + self.conv2(self.activation(self.bn2(self.conv1(h))))
-
-    def fused(self) -> nn.Module:
-        """What runs in its place once its batch norms are folded."""
-        return PreActivation(self) if isinstance(self.activation, nn.ReLU) else self
+def _post_activation(stem: dict[str, nn.Module], depths: Depths, config: ClassifierConfig) -> dict[str, nn.Module]:
+    block = Bottleneck if config.has_bottlenecks else BasicBlock
+    widths = [config.width * 2**index for index in range(len(depths))]
+    layers = stem | _named(stages(block, config.width, widths, depths, config))
+    return layers | {"linear": nn.Linear(widths[-1] * block.expansion, config.num_classes)}
 
 
-def stage(block: type[nn.Module], index: int, widths: list[int], depth: int, config: ClassifierConfig) -> nn.Sequential:
-    """`depth` blocks from widths[index] to widths[index + 1] channels; every stage but the first halves the resolution."""
-    channels, out_channels = widths[index : index + 2]
-    first = block(channels, out_channels, 1 if index == 0 else 2, config)
-    return nn.Sequential(first, *(block(out_channels, out_channels, 1, config) for _ in range(depth - 1)))
-
-
-def _post_activation(depths: tuple[int, ...], config: ClassifierConfig) -> dict[str, nn.Module]:
-    layers: dict[str, nn.Module] = {
-        "conv1": conv3x3(config.in_channels, config.width),
-        "bn1": nn.BatchNorm2d(config.width),
-        "activation": ACTIVATIONS[config.activation](),
-    }
-    widths = [config.width, *(config.width * 2**index for index in range(len(depths)))]
-    for index, depth in enumerate(depths):
-        layers[f"layer{index + 1}"] = stage(BasicBlock, index, widths, depth, config)
-    return layers | {"linear": nn.Linear(widths[-1], config.num_classes)}
+def _small_stem(config: ClassifierConfig) -> dict[str, nn.Module]:
+    return {"conv1": conv3x3(config.in_channels, config.width), **_end(config, config.width)}
 
 
 def resnet(config: ClassifierConfig) -> dict[str, nn.Module]:
-    """ResNet-10, 18 or 34 without the first pooling: the CIFAR variant of TRADES."""
-    return _post_activation(RESNET_BLOCKS[config.depth], config)
+    """ResNets without the first pooling: the CIFAR variant of TRADES, DiffPure's ResNet-50."""
+    return _post_activation(_small_stem(config), RESNET_BLOCKS[config.depth], config)
 
 
 def cifar_resnet(config: ClassifierConfig) -> dict[str, nn.Module]:
     """ResNet-20, 32, 56, 110: three stages of (depth - 2) / 6 blocks (He et al. 2016, section 4.2; width 16 there)."""
-    return _post_activation(((config.depth - 2) // 6,) * 3, config)
+    return _post_activation(_small_stem(config), ((config.depth - 2) // 6,) * 3, config)
+
+
+def imagenet_resnet(config: ClassifierConfig) -> dict[str, nn.Module]:
+    """torchvision's ResNets: a quarter of the resolution before the first block."""
+    first = nn.Conv2d(config.in_channels, config.width, 7, 2, padding=3, bias=False)
+    stem = {"conv1": first, **_end(config, config.width), "pool": StemPool()}
+    return _post_activation(stem, RESNET_BLOCKS[config.depth], config)
+
+
+def preact_resnet(config: ClassifierConfig) -> dict[str, nn.Module]:
+    """Pre-activation ResNets for CIFAR (He et al. 2016, Identity mappings in deep residual networks)."""
+    block: Any = PreActivationBottleneck if config.has_bottlenecks else PreActivationBlock
+    widths = [config.width * 2**index for index in range(4)]
+    layers: dict[str, nn.Module] = {"conv1": conv3x3(config.in_channels, config.width)}
+    layers |= _named(stages(block, config.width, widths, RESNET_BLOCKS[config.depth], config))
+    channels = widths[-1] * block.expansion
+    layers |= _end(config, channels) if config.final_norm else {}
+    return layers | {"linear": nn.Linear(channels, config.num_classes)}
 
 
 def wide_resnet(config: ClassifierConfig) -> dict[str, nn.Module]:
     """WideResNet, e.g. WRN-28-10 and WRN-70-16: three stages of (depth - 4) / 6 blocks, `width` times wider than 16, 32, 64."""
-    widths = [16, 16 * config.width, 32 * config.width, 64 * config.width]
-    layers: dict[str, nn.Module] = {"conv1": conv3x3(config.in_channels, widths[0])}
-    for index in range(3):
-        blocks = stage(PreActivationBlock, index, widths, (config.depth - 4) // 6, config)
-        layers[f"block{index + 1}"] = nn.Sequential(OrderedDict(layer=blocks))
-    layers |= {"bn1": nn.BatchNorm2d(widths[-1]), "activation": ACTIVATIONS[config.activation]()}
-    return layers | {"fc": nn.Linear(widths[-1], config.num_classes)}
+    widths = [16 * config.width, 32 * config.width, 64 * config.width]
+    layers: dict[str, nn.Module] = {"conv1": conv3x3(config.in_channels, 16)}
+    for index, blocks in enumerate(stages(PreActivationBlock, 16, widths, ((config.depth - 4) // 6,) * 3, config), start=1):
+        layers[f"block{index}"] = nn.Sequential(OrderedDict(layer=blocks))
+    return layers | _end(config, widths[-1]) | {"fc": nn.Linear(widths[-1], config.num_classes)}
 
 
-ARCHITECTURES = {"resnet": resnet, "cifar_resnet": cifar_resnet, "wide_resnet": wide_resnet}
+ARCHITECTURES = {
+    "resnet": resnet,
+    "cifar_resnet": cifar_resnet,
+    "wide_resnet": wide_resnet,
+    "preact_resnet": preact_resnet,
+    "imagenet_resnet": imagenet_resnet,
+}
 
 
 class Classifier(nn.Module):
@@ -152,10 +130,10 @@ class Classifier(nn.Module):
         for name, layer in layers.items():
             self.add_module(name, layer)
         *self._trunk, self._head = layers
-        post_activation = config.architecture != "wide_resnet"
+        post_activation = self._trunk[1] == "bn1"
         self.folds: Folds = (("conv1", "bn1"),) if post_activation else ()
         rectified: Folds = (("conv1" if post_activation else "bn1", "activation"),)
-        self.rectified = rectified if config.activation == "relu" else ()
+        self.rectified = rectified if config.activation == "relu" and "activation" in layers else ()
         self._folding = Folding()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -184,9 +162,21 @@ class Classifier(nn.Module):
         return cast(nn.Linear, self.get_submodule(self._head))
 
     def _through(self, x: Images) -> Images:
+        self._check(x)
+        through: Any = x
         for name in self._trunk:
-            x = self.get_submodule(name)(x)
-        return x.x if isinstance(x, Twice) else x
+            through = self.get_submodule(name)(through)
+        if isinstance(through, TwoParts):
+            return through.residual + through.x
+        return cast(Tensor, through.x if isinstance(through, Twice) else through)
+
+    def _check(self, x: Images) -> None:
+        """A shortcut of one pixel and a convolution whose zeros stand on one side halve an odd size differently."""
+        if self.config.downsample_padding == "asymmetric" and self.config.shortcut_kernel == 1:
+            halvings = 2 if self.config.architecture == "wide_resnet" else 3
+            sizes, factor = tuple(x.shape[2:]), 2**halvings
+            fits = all(size % factor == 0 for size in sizes)
+            require(fits, "images", f"of multiples of {factor} pixels a side for downsample_padding='asymmetric'", sizes)
 
     def _line(self) -> tuple[Tensor, Tensor]:
         """The slope and the offset of every channel, of an image in [-1, 1] to a normalised one."""

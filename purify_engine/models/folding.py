@@ -82,18 +82,22 @@ class FrozenConv3x3(nn.Module):
 
 
 class FrozenConvolution(nn.Module):
-    """A frozen convolution of another size or stride, as our op."""
+    """A frozen convolution of another size or stride, as our op; `margin` are zeros that differ from side to side."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         assert not isinstance(conv.padding, str)
         self.weight, self.bias, self.stride, self.padding = conv.weight, conv.bias, conv.stride, conv.padding
+        self.margin: tuple[int, ...] | None = getattr(conv, "margin", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return ops.conv2d(self._padded(x), self.weight, self.bias, self.stride, self.padding)
 
     def with_relu(self, x: Tensor) -> Tensor:
-        return ops.conv_relu(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return ops.conv_relu(self._padded(x), self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self.margin is None else F.pad(x, self.margin)
 
 
 class WithRelu(nn.Module):

@@ -47,7 +47,9 @@ CHANGED = {  # every field of every configuration at another value than its defa
         norm_eps=1e-5, dropout=0.1,
     ),
     ClassifierConfig(
-        architecture="wide_resnet", depth=28, width=10, num_classes=3, in_channels=1, activation="silu", mean=(0.3,), std=(0.4,),
+        architecture="preact_resnet", depth=26, width=10, num_classes=3, in_channels=1, activation="silu", mean=(0.3,),
+        std=(0.4,), bottleneck_factor=2, downsample_padding="asymmetric", shortcut_reads="input", shortcut_kernel=3,
+        final_norm=False,
     ),
     AttackConfig(
         name="a", kind="none", norm="l2", epsilon=0.3, step_size=0.1, num_steps=3, num_eot=2, loss="dlr", start="clean",

@@ -6,7 +6,7 @@ file's tensors and written back. Rules work on tensors of any device, the meta d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -64,6 +64,13 @@ def pair(ours: str, theirs: str, weight: Rule = SAME, bias: Rule = SAME) -> Iter
     yield Entry(f"{ours}.bias", (f"{theirs}.bias",), bias)
 
 
+class Told(NamedTuple):
+    """Fields of a configuration that weights do not tell and their publisher does; `says` in words where they come from."""
+
+    fields: Mapping[str, Any]
+    says: str
+
+
 @dataclass(frozen=True)
 class Layout(Generic[ConfigT]):
     """One published way to store a network.
@@ -72,6 +79,8 @@ class Layout(Generic[ConfigT]):
     ValueError, in one line, where they are this one's and we cannot run it (conditional on a class, say).
     entries: every tensor of the network that a configuration describes. unwrap: the tensors in what a file holds beside other
     things (an optimizer, moving averages); None where it is not this layout's. Plain dictionaries of tensors need none.
+    told: what is known of weights of these names and shapes in a file of this name (without its ending); what the user states
+    goes before it.
     """
 
     name: str  # as `--layout` says it
@@ -80,6 +89,7 @@ class Layout(Generic[ConfigT]):
     entries: Callable[[ConfigT], Iterable[Entry]]
     ignored: tuple[str, ...] = ()  # patterns of names that hold nothing we need
     unwrap: Callable[[Any], Tensors | None] | None = field(default=None)
+    told: Callable[[Shapes, str], Sequence[Told]] | None = None
 
 
 def shapes_of(tensors: Tensors) -> Shapes:

@@ -7,36 +7,57 @@ from typing import NamedTuple
 
 from purify_engine.config import ClassifierConfig, UNetConfig, require
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes
+from purify_engine.models.checkpoints.preact_resnet import PREACT_RESNET
+from purify_engine.models.checkpoints.robustbench import ROBUSTBENCH
+from purify_engine.models.checkpoints.torchvision import TORCHVISION
+from purify_engine.models.checkpoints.trades import TRADES
 
 UNETS: tuple[Layout[UNetConfig], ...] = ()
-CLASSIFIERS: tuple[Layout[ClassifierConfig], ...] = ()
+CLASSIFIERS: tuple[Layout[ClassifierConfig], ...] = (TRADES, ROBUSTBENCH, PREACT_RESNET, TORCHVISION)
 
 
 class Recognised(NamedTuple):
-    """A layout, and the configuration it reads off a file."""
+    """A layout, the configuration it reads off a file, and in words what of it the weights do not tell."""
 
     layout: Layout
     config: UNetConfig | ClassifierConfig
+    says: tuple[str, ...] = ()
 
 
 def recognised(
-    shapes: Shapes, layouts: Sequence[Layout], source: str, *, given: Given | None = None, layout: str | None = None
+    shapes: Shapes,
+    layouts: Sequence[Layout],
+    source: str,
+    *,
+    given: Given | None = None,
+    layout: str | None = None,
+    name: str = "",
 ) -> Recognised:
     """The layout of `layouts` whose names and shapes these are, or the one named `layout`, with the configuration.
 
-    given: fields of the configuration that weights cannot tell. source: what an error calls the file. ValueError, in one line,
-    where none or several fit.
+    given: fields of the configuration that weights cannot tell. source: what an error calls the file. name: the file's, without
+    its ending. ValueError, in one line, where none or several fit.
     """
     names = [known.name for known in layouts]
     require(layout in (None, *names), "layout", f"one of {', '.join(names)}", layout)
     fits = []
     for known in layouts:
-        config = known.recognise(shapes, given or {}) if layout in (None, known.name) else None
+        if layout not in (None, known.name):
+            continue
+        fields, says = _known(known, shapes, given or {}, name)
+        config = known.recognise(shapes, fields)
         if config is not None:
-            fits.append(Recognised(known, config))
+            fits.append(Recognised(known, config, says))
     if len(fits) == 1:
         return fits[0]
     if fits:
         raise ValueError(f"{source} may be {' or '.join(fit.layout.name for fit in fits)}: say which by layout=")
-    some = ", ".join(repr(name[:60]) for name in list(shapes)[:3]) or "nothing"
+    some = ", ".join(repr(held[:60]) for held in list(shapes)[:3]) or "nothing"
     raise ValueError(f"{source} must have the layout {layout or ' or '.join(names)}, got a file with {some}")
+
+
+def _known(layout: Layout, shapes: Shapes, given: Given, name: str) -> tuple[Given, tuple[str, ...]]:
+    """What is given, with what the layout knows of such weights beside; and in words where that comes from."""
+    told = [told for told in (layout.told(shapes, name) if layout.told else ()) if not set(told.fields) <= set(given)]
+    fields = {field: value for one in told for field, value in one.fields.items()}
+    return {**fields, **given}, tuple(one.says for one in told)
