@@ -58,6 +58,8 @@ class GuidedPurifier(nn.Module):
         make_bridge(config, denoiser.unet.config)  # refuses tiles that do not fit
         needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
         require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
+        has_variance = config.sampler != "ddpm_learned" or denoiser.unet.config.learned_variance
+        require(has_variance, "sampler", "another where UNetConfig.learned_variance is False, as ddpm", config.sampler)
         self.denoiser = denoiser
         self.guide = guide
         self.config = config

@@ -74,7 +74,7 @@ def _there(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def plan_there(mode: FakeTensorMode, plan: ReversePlan, net_dtype: torch.dtype | None) -> ReversePlan:
     """A plan written on the host, on the GPU."""
-    tables = {name: mode.from_tensor(getattr(plan, name)).to(GPU) for name in ("rows", "times", "marginals")}
+    tables = {name: mode.from_tensor(table).to(GPU) for name, table in plan.tables.items()}
     return dataclasses.replace(plan, **tables, net_dtype=net_dtype)
 
 

@@ -90,7 +90,13 @@ def test_no_guide_asks_anything_of_the_host(network, guidance):
 
 @pytest.mark.parametrize("sampler", get_args(Sampler))
 def test_no_sampler_asks_anything_of_the_host(sampler):
-    assert not purified(configured(sampler=sampler))[0]
+    family = "ADM" if sampler == "ddpm_learned" else "DDPM"
+    assert not purified(configured(sampler=sampler), family, with_gradient=family == "ADM")[0]
+
+
+@pytest.mark.parametrize("clip_x0", ["consistent", "x0_only"])
+def test_clipping_asks_nothing_of_the_host(clip_x0):
+    assert not purified(configured("x0, normalised", sampler="ddim", clip_x0=clip_x0), with_gradient=True)[0]
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,12 @@ BAD_CALLS = [
     (
         lambda: purifier().configured(sampler="heun"),
         ValueError,
-        "sampler must be one of ddpm, ddpm_large, ddim, vp_sde, got 'heun'",
+        "sampler must be one of ddpm, ddpm_large, ddpm_learned, ddim, vp_sde, got 'heun'",
+    ),
+    (
+        lambda: purifier().configured(sampler="ddpm_learned"),
+        ValueError,
+        "sampler must be another where UNetConfig.learned_variance is False, as ddpm, got 'ddpm_learned'",
     ),
     (lambda: purifier().configured(gradient="true"), ValueError, "gradient must be one of exact"),
     (lambda: purifier().reseed(-1), ValueError, "seed must be in"),

@@ -29,6 +29,7 @@ from purify_engine.config.networks import (
 )
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
 from purify_engine.config.purification import (
+    ClipX0,
     GradientMode,
     GuidanceConfig,
     GuidanceForm,
@@ -54,6 +55,7 @@ __all__ = [
     "ClassifierArchitecture",
     "ClassifierConfig",
     "ClassifierTraining",
+    "ClipX0",
     "DecoderAttention",
     "DemoConfig",
     "DiffusionTraining",

@@ -7,7 +7,8 @@ from typing import Literal
 
 from purify_engine.config.checks import one_of, require
 
-Sampler = Literal["ddpm", "ddpm_large", "ddim", "vp_sde"]
+Sampler = Literal["ddpm", "ddpm_large", "ddpm_learned", "ddim", "vp_sde"]
+ClipX0 = Literal["never", "consistent", "x0_only"]
 GuidanceForm = Literal["score", "mean"]
 GuideKind = Literal["none", "adversarial", "pixel"]
 PseudoLabel = Literal["pseudo", "none", "soft"]
@@ -81,12 +82,15 @@ class PurifierConfig:
     t_star: int = 70
     """Noising steps; larger washes out more attack, and more image."""
     sampler: Sampler = "ddpm"
-    """The reverse process: ddpm (posterior variance), ddpm_large (the step's own variance), ddim, or
-    Euler-Maruyama on the VP-SDE."""
+    """The reverse process: ddpm (posterior variance), ddpm_large (the step's own variance), ddpm_learned (what the network says
+    lies between the two, for each pixel), ddim, or Euler-Maruyama on the VP-SDE."""
     num_steps: int | None = None
     """Reverse steps, evenly strided over t_star; None walks every timestep."""
     eta: float = 0.0
     """ddim only: 0 deterministic, 1 DDPM."""
+    clip_x0: ClipX0 = "never"
+    """Clip each step's estimate of the clean image to [-1, 1], and recompute the noise prediction from it (consistent), or not
+    (x0_only: ddim only). Not linear: no gradient passes through a clipped value. One more pass over the images a step."""
     guidance: GuidanceConfig = GuidanceConfig()
     """What pulls the reverse process."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -120,6 +124,9 @@ class PurifierConfig:
         steps = self.t_star if self.num_steps is None else self.num_steps
         require(1 <= steps <= self.t_star, "num_steps", f"in [1, t_star={self.t_star}]", self.num_steps)
         require(0 <= self.eta <= 1, "eta", "in [0, 1]", self.eta)
+        one_of("clip_x0", self.clip_x0, ClipX0)
+        x0_only = "'never' or 'consistent' unless sampler='ddim'"
+        require(self.clip_x0 != "x0_only" or self.sampler == "ddim", "clip_x0", x0_only, self.clip_x0)
         require(self.cycles >= 1, "cycles", "at least 1", self.cycles)
         require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)

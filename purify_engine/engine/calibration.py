@@ -58,6 +58,6 @@ def step_memory(process: ReverseProcess, x: Images) -> int:
 
     target = process.guide.target(x)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        x_net = process.for_networks(x.detach().clone()).requires_grad_()
-        process.predict(x_net, target, process.plan.steps[0])
+        x_t = x.detach().clone().requires_grad_()
+        process.terms(x_t, process.for_networks(x_t), target, process.plan.steps[0])
     return sum(kept.values())

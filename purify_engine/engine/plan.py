@@ -15,12 +15,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from purify_engine.config import GuidanceForm, PurifierConfig, Sampler, one_of, require
+from purify_engine.config import ClipX0, GuidanceForm, PurifierConfig, Sampler, one_of, require
 from purify_engine.reference.philox import FORWARD_STEP
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.types import Marginal, Rows
@@ -36,6 +36,9 @@ class ReversePlan:
     marginals: Tensor  # float64 [N, 2]: (sqrt(alpha_bar_i), sqrt(1 - alpha_bar_i)) of each step's input
     guided: bool  # whether any row has a guidance coefficient
     net_dtype: torch.dtype | None = None  # what the networks read; None: the images' own
+    log_variances: Tensor | None = None  # float64 [N, 2]: what a learned variance lies between (docs/math.md E26)
+    form: GuidanceForm = "score"  # how the pull enters: where the variance is learned, the mean form's grows with it
+    clip_x0: ClipX0 = "never"  # whether the estimate of the clean image is clipped (E25)
     forward_step: Tensor = field(
         init=False
     )  # the noise counter of the forward process, an int64 scalar on the plan's device
@@ -54,6 +57,16 @@ class ReversePlan:
         return f"ReversePlan({self.sampler}, {len(self)} steps from t = {self.times[0]:g}, {pull})"
 
     @property
+    def learns_variance(self) -> bool:
+        """Whether the network is asked for the variance of each pixel, beside the noise."""
+        return self.log_variances is not None
+
+    @property
+    def corrections(self) -> tuple[object, ...]:
+        """What a step does beside its row: a captured step does it with every plan."""
+        return self.clip_x0, self.learns_variance and self.form
+
+    @property
     def start(self) -> Marginal:
         """The marginal that the forward process noises to, float64 [2]."""
         return self.marginals[0]
@@ -62,18 +75,33 @@ class ReversePlan:
         """The marginal of one step's input, gathered on the device, float64 [2]."""
         return self.marginals.index_select(0, step).squeeze(0)
 
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """What has an entry for each step, by the name of its field: the same names where `corrections` are the same."""
+        named = {name: getattr(self, name) for name in ("rows", "times", "marginals", "log_variances")}
+        return {name: table for name, table in named.items() if table is not None}
+
     def with_room(self, count: int) -> ReversePlan:
         """A plan of tables of its own, `count` steps long: the last one repeated."""
 
         def longer(table: Tensor) -> Tensor:
             return torch.cat([table, table[-1:].expand(count - len(table), *table.shape[1:])]).clone()
 
-        return dataclasses.replace(self, rows=longer(self.rows), times=longer(self.times), marginals=longer(self.marginals))
+        return self._with_tables(longer)
+
+    def load(self, plan: ReversePlan) -> None:
+        """Overwrite the first entries of these tables by those of a plan of the same corrections, and no more steps."""
+        own = self.tables
+        for name, table in plan.tables.items():
+            own[name][: len(table)].copy_(table)
 
     def to(self, device: torch.device | str, net_dtype: torch.dtype | None = None) -> ReversePlan:
         """The same plan on another device, for networks of another dtype. The tables stay float64."""
-        moved = {name: getattr(self, name).to(device) for name in ("rows", "times", "marginals")}
-        return dataclasses.replace(self, **moved, net_dtype=net_dtype)
+        return self._with_tables(lambda table: table.to(device), net_dtype=net_dtype)
+
+    def _with_tables(self, change: Callable[[Tensor], Tensor], **others: Any) -> ReversePlan:
+        changed: dict[str, Any] = {name: change(table) for name, table in self.tables.items()}
+        return dataclasses.replace(self, **changed, **others)
 
 
 class Interval(NamedTuple):
@@ -114,6 +142,24 @@ def ddpm(step: Interval, form: GuidanceForm, *, large: bool = False) -> Columns:
     return a, b, d, torch.where(step.alpha_bar_next < 1, spread, 0.0)
 
 
+def ddpm_learned(step: Interval, form: GuidanceForm) -> Columns:
+    """`ddpm` whose variance the network puts out (Nichol & Dhariwal 2021, equation 15): c, and d in the mean form, are
+    multiples of each pixel's standard deviation and variance."""
+    a, b, d, c = ddpm(step, form)
+    return a, b, d if form == "score" else torch.ones_like(d), (c > 0).to(c.dtype)
+
+
+def log_variances(step: Interval) -> Tensor:
+    """Logarithms of the posterior's variance and of the interval's own, [N, 2]: a learned variance lies between them (E26).
+
+    The posterior's is 0 on the last step, and that of the step before stands there, as in the published code; the interval's
+    own where there is no other step.
+    """
+    large, small = 1 - step.alpha, step.posterior_std(1.0).square()
+    before = torch.cat([large[:1], small[:-1]])
+    return torch.stack([torch.where(step.alpha_bar_next < 1, small, before), large], dim=1).log()
+
+
 def ddim(step: Interval, form: GuidanceForm, *, eta: float = 0.0) -> Columns:
     """Song et al. 2021 (DDIM), equation 12: eta = 0 is deterministic, eta = 1 is `ddpm`."""
     require(
@@ -140,6 +186,7 @@ def sampler_columns(sampler: Sampler, eta: float = 0.0) -> Callable[[Interval, G
     writers: dict[Sampler, Callable[[Interval, GuidanceForm], Columns]] = {
         "ddpm": ddpm,
         "ddpm_large": partial(ddpm, large=True),
+        "ddpm_learned": ddpm_learned,
         "ddim": partial(ddim, eta=eta),
         "vp_sde": vp_sde,
     }
@@ -160,6 +207,7 @@ def write_plan(
     eta: float = 0.0,
     form: GuidanceForm = "score",
     guidance_scale: float | Sequence[float] = 0.0,
+    clip_x0: ClipX0 = "never",
 ) -> ReversePlan:
     """The table of a purification: `t_star` noising steps undone in `num_steps` (every one of them by default).
 
@@ -186,6 +234,9 @@ def write_plan(
         times=schedule.times[here - 1],
         marginals=torch.stack([interval.alpha_bar.sqrt(), interval.sigma], dim=1),
         guided=bool((scale != 0).any()),
+        log_variances=log_variances(interval) if sampler == "ddpm_learned" else None,
+        form=form,
+        clip_x0=clip_x0,
     )
 
 
@@ -199,4 +250,5 @@ def make_plan(config: PurifierConfig, num_steps: int | None = None) -> ReversePl
         eta=config.eta,
         form=config.guidance.form,
         guidance_scale=config.guidance.scale if config.guidance.kind != "none" else 0.0,
+        clip_x0=config.clip_x0,
     )

@@ -10,6 +10,7 @@ import torch
 from purify_engine import ops
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.plan import ReversePlan
+from purify_engine.reference.process import learned_log_variance, update, with_eps_clipped, with_x0_clipped
 from purify_engine.types import GuideNoise, Images, NoiseKey, Step
 
 OnStepEnd = Callable[[int, float, Images], None]
@@ -18,9 +19,21 @@ Other = TypeVar("Other")
 
 
 class NoisePredictor(Protocol):
-    """Predicts the noise in `x_net` at one step of a plan; same shape out."""
+    """Predicts the noise in `x_net` at one step of a plan: eps, of the same shape.
 
-    def __call__(self, x_net: Images, plan: ReversePlan, step: Step) -> Images: ...
+    (eps, v) where `plan.learns_variance`: v, of the same shape, says where the step's variance lies (docs/math.md E26).
+    """
+
+    def __call__(self, x_net: Images, plan: ReversePlan, step: Step) -> Images | tuple[Images, Images]: ...
+
+
+class StepTerms(NamedTuple):
+    """What a row (a, b, d, c) multiplies in one step: x_j = a x_t + b eps + d grad + c noise (docs/math.md E7)."""
+
+    x_t: Images
+    eps: Images
+    grad: Images | None  # None: no pull
+    noise: Images | None = None  # None: the normals of (key, id, step), drawn as the step is taken
 
 
 class RunsBoth(Protocol):
@@ -61,29 +74,65 @@ class ReverseProcess(NamedTuple):
         self, x_t: Images, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn
     ) -> tuple[Images, Images]:
         """One guided reverse step (docs/math.md E7): the next (x_t, x_net)."""
-        eps, grad = self.predict(x_net, target, step, both)
-        return ops.guided_step(x_t, eps, grad, self.plan.rows, step, *self.noise, net_dtype=self.plan.net_dtype)
+        plan, (x_t, eps, grad, drawn) = self.plan, self.terms(x_t, x_net, target, step, both)
+        if drawn is None:
+            return ops.guided_step(x_t, eps, grad, plan.rows, step, *self.noise, net_dtype=plan.net_dtype)
+        x_next = update(x_t, eps.to(x_t.dtype), grad, drawn, plan.rows.index_select(0, step).squeeze(0))
+        return x_next, self.for_networks(x_next)
 
-    def predict(self, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn) -> tuple[Images, Images | None]:
-        """(eps, grad G) at one step; `both` runs the two networks where the guide does not read eps."""
-        plan, model, guide = self[:3]
+    def terms(self, x_t: Images, x_net: Images, target: Target, step: Step, both: RunsBoth = in_turn) -> StepTerms:
+        """What the step's row multiplies; `both` runs the two networks where the guide does not read eps."""
+        plan, guide = self.plan, self.guide
         noise = self.noise if self.guide_noise is None else self.guide_noise
         if guide.reads_eps:
-            eps = model(x_net, plan, step)
-            return eps, guide.grad(x_net, eps, target, plan, step, noise)
-        return both(lambda: model(x_net, plan, step), lambda: guide.grad(x_net, None, target, plan, step, noise))
+            made = self._predicted(x_t, x_net, step)
+            grad = guide.grad(x_net, made[1], target, plan, step, noise)
+        else:
+            made, grad = both(
+                lambda: self._predicted(x_t, x_net, step), lambda: guide.grad(x_net, None, target, plan, step, noise)
+            )
+        x_t, eps, log_variance = made
+        if log_variance is None:
+            return StepTerms(x_t, eps, grad)
+        drawn = ops.philox_normal(*self.noise, step, x_t.shape[1:].numel(), dtype=x_t.dtype).view(x_t.shape)
+        if grad is not None and plan.form == "mean":
+            grad = log_variance.exp() * grad
+        return StepTerms(x_t, eps, grad, (log_variance / 2).exp() * drawn)
+
+    def _predicted(self, x_t: Images, x_net: Images, step: Step) -> tuple[Images, Images, Images | None]:
+        """(x_t, eps) as the step takes them, and the logarithm of its variance where that is learned (E25, E26)."""
+        plan, log_variance = self.plan, None
+        predicted = self.model(x_net, plan, step)
+        eps, v = predicted if isinstance(predicted, tuple) else (predicted, None)
+        if plan.log_variances is not None:
+            if v is None:
+                raise ValueError("the model must predict (eps, v) where the plan's variance is learned, got eps alone")
+            log_variance = learned_log_variance(v.to(x_t.dtype), plan.log_variances.index_select(0, step).squeeze(0))
+        if plan.clip_x0 == "never":
+            return x_t, eps, log_variance
+        clip = with_eps_clipped if plan.clip_x0 == "consistent" else with_x0_clipped
+        return *clip(x_t, eps.to(x_t.dtype), plan.marginal(step)), log_variance
 
     def step_adjoint(self, adjoint: Images, x_t: Images, target: Target, step: Step) -> tuple[Images, Target]:
-        """One step of E15: psi = <adjoint, b eps + d g>; a adjoint + d psi / d x_t, and d psi / d target."""
-        a, b, d, _ = self.plan.rows.index_select(0, step).squeeze(0).to(x_t.dtype)
+        """One step of E15: psi = <adjoint, b eps + d g>; a adjoint + d psi / d x_t, and d psi / d target.
+
+        Where the row's x_t or its noise depend on the networks (E25, E26), psi has <adjoint, a x_t> or <adjoint, c noise>, too.
+        """
+        a, b, d, c = self.plan.rows.index_select(0, step).squeeze(0).to(x_t.dtype)
         with torch.enable_grad():
             inputs = tuple(part.detach().requires_grad_() for part in (x_t, *target))
-            eps, grad = self.predict(self.for_networks(inputs[0]), inputs[1:], step)
-            outputs, weights = [eps], [(b * adjoint).to(eps.dtype)]
-            if grad is not None and grad.requires_grad and self.follow_guide:
-                outputs, weights = [eps, grad], [*weights, (d * adjoint).to(grad.dtype)]
+            terms = self.terms(inputs[0], self.for_networks(inputs[0]), inputs[1:], step)
+            followed = [(b, terms.eps)]
+            if terms.grad is not None and terms.grad.requires_grad and self.follow_guide:
+                followed.append((d, terms.grad))
+            if terms.noise is not None and terms.noise.requires_grad:
+                followed.append((c, terms.noise))
+            is_replaced = terms.x_t is not inputs[0]
+            if is_replaced:
+                followed.append((a, terms.x_t))
+            outputs, weights = [part for _, part in followed], [(by * adjoint).to(part.dtype) for by, part in followed]
             through_x, *pulls = torch.autograd.grad(outputs, inputs, weights, allow_unused=True, materialize_grads=True)
-        return a * adjoint + through_x, tuple(pulls)
+        return through_x if is_replaced else a * adjoint + through_x, tuple(pulls)
 
     def for_networks(self, x_t: Images) -> Images:
         """`x_t` as the networks read it: x_net."""

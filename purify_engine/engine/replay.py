@@ -148,9 +148,10 @@ class Replay:
             self._captured_of = Networks(process.model, process.guide)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
         told = ops.forced(), ops.is_bypass_forbidden(), switches.state(), ops.instruction_set(), torch.get_num_threads()
-        key = kind, x_t.shape, x_t.dtype, x_t.device, process.plan.net_dtype, kind.detail(process), told
+        plan = process.plan
+        key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, plan.corrections, kind.detail(process), told
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
-        if graph is None or graph.capacity < len(process.plan):
+        if graph is None or graph.capacity < len(plan):
             graph = kind(process, x_t, target(), capture)
         self._graphs[key] = graph  # at the end: the first of them is the one unused for longest
         while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
@@ -195,8 +196,7 @@ class _Graph:
 
     def _tell_plan(self, process: ReverseProcess) -> None:
         if process.plan is not self._plan:
-            for name in ("rows", "times", "marginals"):
-                getattr(self.process.plan, name)[: len(process.plan)].copy_(getattr(process.plan, name))
+            self.process.plan.load(process.plan)
             self._prepare(self.process.plan)
             self._plan = process.plan
 

@@ -17,9 +17,14 @@ class HasTimes(Protocol):
     @property
     def times(self) -> Timesteps: ...
 
+    @property
+    def learns_variance(self) -> bool: ...
+
 
 class Denoiser(nn.Module):
-    """(x_net [B, C, H, W], plan, step) -> eps [B, C, H, W]. Learned variance is dropped: the samplers' variances are fixed.
+    """(x_net [B, C, H, W], plan, step) -> eps [B, C, H, W]; (eps, v) where the plan's variance is learned (docs/math.md E26).
+
+    The channels of a learned variance are dropped where the sampler's variances are fixed.
 
     The time embedding is gathered from the plan's table by the device tensor `step`, so that a captured graph equals the loop.
     """
@@ -29,9 +34,11 @@ class Denoiser(nn.Module):
         self.unet = unet
         self.table = EmbeddingTable()
 
-    def forward(self, x_net: Images, plan: HasTimes, step: Step) -> Images:
+    def forward(self, x_net: Images, plan: HasTimes, step: Step) -> Images | tuple[Images, Images]:
         embeddings = self.table.row(self.unet.time_embedding, plan.times, step)
-        return self.unet.decode(x_net, embeddings)[:, : self.unet.config.in_channels]
+        predicted, channels = self.unet.decode(x_net, embeddings), self.unet.config.in_channels
+        eps = predicted[:, :channels]
+        return (eps, predicted[:, channels:]) if plan.learns_variance else eps
 
     def prepare(self, plan: HasTimes) -> None:
         """Bring what is kept for `plan` up to date: called before a captured graph that reads it is replayed."""

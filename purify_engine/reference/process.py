@@ -1,4 +1,7 @@
-"""The forward process in one shot, one guided reverse step, and the way back to images (docs/math.md E4, E7, E9)."""
+"""The forward process in one shot, one guided reverse step and its corrections, and the way back to images.
+
+docs/math.md E4, E7, E25, E26, E9.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,29 @@ def update(x_t: Images, eps: Images, grad: Images | None, noise: Images, row: Te
     a, b, d, c = row.to(x_t.dtype)
     mean = a * x_t + b * eps
     return (mean if grad is None else mean + d * grad) + c * noise
+
+
+def with_eps_clipped(x_t: Images, eps: Images, marginal: Marginal) -> tuple[Images, Images]:
+    """(x_t, eps'): the noise prediction under which the estimate of the clean image lies in [-1, 1] (E25, consistent)."""
+    signal, sigma = marginal.to(x_t.dtype)
+    return x_t, (x_t - signal * _clipped_estimate(x_t, eps, signal, sigma)) / sigma
+
+
+def with_x0_clipped(x_t: Images, eps: Images, marginal: Marginal) -> tuple[Images, Images]:
+    """(x_t', eps): the noised image of which that would be so, eps being what it is (E25, x0 only)."""
+    signal, sigma = marginal.to(x_t.dtype)
+    return signal * _clipped_estimate(x_t, eps, signal, sigma) + sigma * eps, eps
+
+
+def _clipped_estimate(x_t: Images, eps: Images, signal: Tensor, sigma: Tensor) -> Images:
+    return ((x_t - sigma * eps) / signal).clamp(-1, 1)
+
+
+def learned_log_variance(v: Images, bounds: Tensor) -> Images:
+    """The logarithm of each pixel's variance, v = -1 at the lower of the two `bounds` and 1 at the upper (E26)."""
+    low, high = bounds.to(v.dtype)
+    share = (v + 1) / 2
+    return share * high + (1 - share) * low
 
 
 def q_sample(

@@ -38,7 +38,11 @@ BOUNDS = [
     (GuidanceConfig, "norm_eps", [1e-30], [0.0, -1.0], "positive", {}),
     (GuidanceConfig, "label_weight", [0, 2.5], [-1e-9], "at least 0", {}),
     (GuidanceConfig, "latent_weight", [0, 2.5], [-1e-9], "at least 0", {}),
-    (PurifierConfig, "sampler", ["ddpm", "ddpm_large", "ddim", "vp_sde"], ["heun"], "one of ddpm, ddpm_large, ddim, vp_sde", {}),
+    (PurifierConfig, "sampler", ["ddpm", "ddpm_large", "ddpm_learned", "ddim", "vp_sde"], ["heun"],
+     "one of ddpm, ddpm_large, ddpm_learned, ddim, vp_sde", {}),
+    (PurifierConfig, "clip_x0", ["never", "consistent"], ["always"], "one of never, consistent, x0_only", {}),
+    (PurifierConfig, "clip_x0", ["x0_only"], [], "", {"sampler": "ddim"}),
+    (PurifierConfig, "clip_x0", ["consistent"], ["x0_only"], "'never' or 'consistent' unless sampler='ddim'", {"sampler": "ddpm"}),
     (PurifierConfig, "noise", ["fresh", "fixed"], ["none"], "one of fresh, fixed", {}),
     (PurifierConfig, "gradient", ["exact", "blind"], ["none"], "one of exact, surrogate, bpda, blind, straight_through, "
      "detached_guidance", {}),

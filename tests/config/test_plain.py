@@ -37,7 +37,7 @@ CHANGED = {  # every field of every configuration at another value than its defa
     PERTURBATION,
     PurifierConfig(
         t_star=71, sampler="ddim", num_steps=7, eta=0.5, guidance=GUIDANCE, schedule=SCHEDULE, cycles=2, seed=2**62 + 1,
-        noise="fixed", gradient="bpda", surrogate_steps=3, clamp=False, sizes="tile", tile_stride=5,
+        noise="fixed", gradient="bpda", surrogate_steps=3, clip_x0="x0_only", clamp=False, sizes="tile", tile_stride=5,
     ),
     UNetConfig(
         image_size=16, in_channels=1, base_channels=32, channel_mult=(1, 3), num_res_blocks=1, attention_resolutions=(8, 4),

@@ -15,8 +15,9 @@ X = noisy_images()
 STEP = torch.tensor(1)
 
 
-def plan(*times):
-    return SimpleNamespace(times=torch.tensor(times or (900.0, 40.0, 0.0), dtype=torch.float64))
+def plan(*times, learns_variance=False):
+    times = torch.tensor(times or (900.0, 40.0, 0.0), dtype=torch.float64)
+    return SimpleNamespace(times=times, learns_variance=learns_variance)
 
 
 def frozen(family="ddpm", seed=0):
@@ -46,6 +47,13 @@ def test_learned_variance_is_dropped():
     denoiser = frozen("adm")
     assert denoiser.unet(X, torch.tensor([40.0])).shape[1] == 2
     assert denoiser(X, plan(), STEP).shape == X.shape
+
+
+def test_learned_variance_is_handed_on_where_the_plan_asks_for_it():
+    denoiser = frozen("adm")
+    eps, v = denoiser(X, plan(learns_variance=True), STEP)
+    direct = denoiser.unet(X, plan().times[STEP][None])
+    assert (torch.cat([eps, v], dim=1) - direct).abs().max() < 1e-12 and eps.shape == v.shape
 
 
 def test_reloaded_weights_are_used():
