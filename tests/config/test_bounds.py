@@ -42,7 +42,7 @@ BOUNDS = [
      "one of ddpm, ddpm_large, ddpm_learned, ddim, vp_sde", {}),
     (PurifierConfig, "clip_x0", ["never", "consistent"], ["always"], "one of never, consistent, x0_only", {}),
     (PurifierConfig, "clip_x0", ["x0_only"], [], "", {"sampler": "ddim"}),
-    (PurifierConfig, "clip_x0", ["consistent"], ["x0_only"], "'never' or 'consistent' unless sampler='ddim'", {"sampler": "ddpm"}),
+    (PurifierConfig, "clip_x0", ["consistent"], ["x0_only"], "'never' or 'consistent' unless sampler='ddim'", {}),
     (PurifierConfig, "noise", ["fresh", "fixed"], ["none"], "one of fresh, fixed", {}),
     (PurifierConfig, "gradient", ["exact", "blind"], ["none"], "one of exact, surrogate, bpda, blind, straight_through, "
      "detached_guidance", {}),
