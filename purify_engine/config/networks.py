@@ -52,6 +52,8 @@ class UNetConfig:
     """DDPM++: resampling residual blocks have a 1x1 shortcut even at equal width."""
     decoder_attention: DecoderAttention = "every_block"
     """Attend after every block on the way up; DDPM++ attends once a level, after its last block."""
+    middle_attention: bool = True
+    """Attend between the two blocks at the bottom, whatever its resolution."""
     skip_rescale: bool = False
     """DDPM++: (x + h) / sqrt(2) where residual blocks add."""
     learned_variance: bool = False

@@ -30,7 +30,8 @@ class UNet(nn.Module):
         widths = [config.base_channels * mult for mult in config.channel_mult]
         self.conv_in = Conv3x3(config.in_channels, config.base_channels)
         self.encoder, skips = _encoder(widths, config)
-        self.middle = nn.ModuleList(Stage(widths[-1], widths[-1], config, attention) for attention in (True, False))
+        lowest = widths[-1]
+        self.middle = nn.ModuleList(Stage(lowest, lowest, config, attention) for attention in (config.middle_attention, False))
         self.decoder = _decoder(widths, skips, config)
         self.norm_out = GroupNormSiLU(widths[0], config)
         out_channels = config.in_channels * (2 if config.learned_variance else 1)

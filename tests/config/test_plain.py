@@ -42,8 +42,8 @@ CHANGED = {  # every field of every configuration at another value than its defa
     UNetConfig(
         image_size=16, in_channels=1, base_channels=32, channel_mult=(1, 3), num_res_blocks=1, attention_resolutions=(8, 4),
         num_heads=2, num_head_channels=8, time_embedding="scale_shift", resample="pool", downsample_padding="symmetric",
-        resample_shortcut=True, decoder_attention="last_block", skip_rescale=True, learned_variance=True, sinusoid="cos_first",
-        sinusoid_endpoint=False, time_scale=0.999, time_offset=1.0, norm_groups=4, norm_min_channels=2,
+        resample_shortcut=True, decoder_attention="last_block", middle_attention=False, skip_rescale=True, learned_variance=True,
+        sinusoid="cos_first", sinusoid_endpoint=False, time_scale=0.999, time_offset=1.0, norm_groups=4, norm_min_channels=2,
         norm_eps=1e-5, dropout=0.1,
     ),
     ClassifierConfig(

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from purify_engine.config import ClassifierConfig, UNetConfig, require
+from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes
 from purify_engine.models.checkpoints.preact_resnet import PREACT_RESNET
 from purify_engine.models.checkpoints.robustbench import ROBUSTBENCH
 from purify_engine.models.checkpoints.torchvision import TORCHVISION
 from purify_engine.models.checkpoints.trades import TRADES
 
-UNETS: tuple[Layout[UNetConfig], ...] = ()
+UNETS: tuple[Layout[UNetConfig], ...] = (DIFFUSERS, DIFFUSERS_OLD)
 CLASSIFIERS: tuple[Layout[ClassifierConfig], ...] = (TRADES, ROBUSTBENCH, PREACT_RESNET, TORCHVISION)
 
 

@@ -1,0 +1,170 @@
+"""diffusers' UNet2DModel: google/ddpm-cifar10-32 and its family, and what people train by diffusers' tutorials.
+
+Its levels count from full resolution on the way down and from the lowest on the way up; queries, keys and values are three linear
+layers. Attention's tensors had other names until 2023, which old files still have: a layout of its own here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+from purify_engine.config import UNetConfig, require
+from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
+from purify_engine.models.checkpoints.layout import SAME, Entry, Given, Layout, Shapes, as_conv1x1, pair, stacked
+from purify_engine.models.checkpoints.walk import Unit, units
+from purify_engine.models.published import DDPM_CIFAR10
+
+
+class AttentionNames(NamedTuple):
+    """What the four linear layers of an attention block are called."""
+
+    inputs: tuple[str, str, str]  # queries, keys, values
+    output: str
+
+
+TODAY = AttentionNames(("to_q", "to_k", "to_v"), "to_out.0")
+UNTIL_2023 = AttentionNames(("query", "key", "value"), "proj_attn")
+
+# What config.json says and weights do not. One network by Google and one by the tutorial may well have the same shapes.
+UNTOLD = (
+    "image_size", "num_head_channels", "norm_groups", "norm_eps", "downsample_padding", "sinusoid", "sinusoid_endpoint"
+)  # fmt: skip
+PUBLISHED = DDPM_CIFAR10  # google/ddpm-cifar10-32
+
+
+def entries(config: UNetConfig, names: AttentionNames = TODAY) -> Iterator[Entry]:
+    """Our tensors, and theirs that make them."""
+    yield from pair("conv_in", "conv_in")
+    yield from pair("time_embedding.mlp.0", "time_embedding.linear_1")
+    yield from pair("time_embedding.mlp.2", "time_embedding.linear_2")
+    yield from pair("norm_out", "conv_norm_out")
+    yield from pair("conv_out", "conv_out")
+    lists = {place: count() for place in {_place(unit, config) for unit in units(config)}}
+    for unit in units(config):
+        place = _place(unit, config)
+        yield from _unit(unit, f"{place}.{next(lists[place])}", names)
+
+
+def _place(unit: Unit, config: UNetConfig) -> str:
+    """The list that a unit is the next of."""
+    lowest = len(config.channel_mult) - 1
+    side = {"down": f"down_blocks.{unit.level}", "middle": "mid_block", "up": f"up_blocks.{lowest - unit.level}"}[unit.side]
+    if isinstance(unit.module, AttentionBlock):
+        return f"{side}.attentions"
+    if isinstance(unit.module, ResBlock) and unit.module.direction is None:
+        return f"{side}.resnets"
+    return f"{side}.{unit.side}samplers"
+
+
+def _unit(unit: Unit, theirs: str, names: AttentionNames) -> Iterator[Entry]:
+    if isinstance(unit.module, ResBlock):
+        for part in ("norm1", "conv1", "norm2", "conv2"):
+            yield from pair(f"{unit.name}.{part}", f"{theirs}.{part}")
+        yield from pair(unit.projection, f"{theirs}.time_emb_proj")
+        if isinstance(unit.module.shortcut, Conv1x1):
+            yield from pair(f"{unit.name}.shortcut", f"{theirs}.conv_shortcut")
+    elif isinstance(unit.module, AttentionBlock):
+        yield from pair(f"{unit.name}.norm", f"{theirs}.group_norm")
+        for part, rule in (("weight", as_conv1x1(2)), ("bias", SAME)):
+            inputs = tuple(f"{theirs}.{name}.{part}" for name in names.inputs)
+            yield Entry(f"{unit.name}.qkv.{part}", inputs, stacked(rule))
+        yield from pair(f"{unit.name}.out", f"{theirs}.{names.output}", as_conv1x1(2))
+    else:
+        yield from pair(f"{unit.name}.conv", f"{theirs}.conv")
+
+
+def recognise(shapes: Shapes, given: Given, names: AttentionNames = TODAY) -> UNetConfig | None:
+    """The network that these are, without its config.json: google/ddpm-cifar10-32, or what is given beside the weights.
+
+    ValueError where they are of UNet2DModel, and we cannot run it or are not told enough.
+    """
+    if not {"time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_out.weight"} <= set(shapes):
+        return None
+    if not _width(shapes, "conv_in") or names is not _names_of(shapes):
+        return None
+    _refuse_conditions(shapes)
+    found, attends = _read(shapes, names)
+    is_published = _at(found, PUBLISHED.image_size, attends) == PUBLISHED
+    if is_published and given.get("image_size") in (None, PUBLISHED.image_size):
+        return replace(PUBLISHED, **given)
+    untold = [name for name in UNTOLD if name not in given]
+    if untold:
+        raise ValueError(
+            f"a diffusers network must come with its config.json (convert the folder), or with {', '.join(untold)}, "
+            f"which weights do not tell, got {', '.join(given) or 'none of them'}"
+        )
+    return replace(_at(found, given["image_size"], attends), **given)
+
+
+def _names_of(shapes: Shapes) -> AttentionNames:
+    return UNTIL_2023 if any(name.endswith(".proj_attn.weight") for name in shapes) else TODAY
+
+
+def _refuse_conditions(shapes: Shapes) -> None:
+    """Networks whose tensors have these names, and more."""
+    for name in shapes:
+        for part, what in (("class_embedding.", "class"), ("transformer_blocks.", "text"), ("add_embedding.", "text")):
+            if part in name:
+                raise ValueError(f"a diffusers network must be unconditional, got one conditional on a {what} ({name[:80]})")
+
+
+def _read(shapes: Shapes, names: AttentionNames) -> tuple[UNetConfig, list[int]]:
+    """What shapes tell, at no particular size, and the levels that attend."""
+    base, in_channels = _width(shapes, "conv_in"), shapes["conv_in.weight"][1]
+    levels = range(len({match[1] for name in shapes if (match := re.match(r"down_blocks\.(\d{1,2})\.", name))}))
+    blocks = {match[1] for name in shapes if (match := re.match(r"down_blocks\.0\.resnets\.(\d{1,3})\.", name))}
+    widths = [_width(shapes, f"down_blocks.{level}.resnets.0.conv1") for level in levels]
+    found = replace(
+        PUBLISHED,
+        image_size=2 ** len(levels),
+        in_channels=in_channels,
+        base_channels=base,
+        channel_mult=multiples(widths, base),
+        num_res_blocks=len(blocks),
+        attention_resolutions=(),
+        middle_attention=_width(shapes, f"mid_block.attentions.0.{names.output}") > 0,
+        time_embedding="scale_shift" if _width(shapes, "mid_block.resnets.0.time_emb_proj") == 2 * widths[-1] else "additive",
+        resample="residual" if _width(shapes, "down_blocks.0.downsamplers.0.conv1") else "conv",
+        learned_variance=_width(shapes, "conv_out") == 2 * in_channels,
+    )
+    return found, [level for level in levels if _width(shapes, f"down_blocks.{level}.attentions.0.{names.output}")]
+
+
+def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
+    """The channels of every level in units of the first convolution's."""
+    require(all(width and width % base == 0 for width in widths), "block_out_channels", f"multiples of {base}", list(widths))
+    return tuple(width // base for width in widths)
+
+
+def _width(shapes: Shapes, layer: str) -> int:
+    """Channels that a layer puts out; 0 where there is none."""
+    shape = shapes.get(f"{layer}.weight", ())
+    return shape[0] if len(shape) > 1 else 0
+
+
+def _at(config: UNetConfig, image_size: int, attends: list[int]) -> UNetConfig:
+    return replace(config, image_size=image_size, attention_resolutions=tuple(image_size >> level for level in attends))
+
+
+DIFFUSERS = Layout(
+    name="diffusers",
+    title="diffusers' UNet2DModel: google/ddpm-cifar10-32 and its family",
+    recognise=recognise,
+    entries=entries,
+)
+DIFFUSERS_OLD = Layout(
+    name="diffusers-old",
+    title="diffusers' UNet2DModel as it was saved until 2023 (query, key, value, proj_attn)",
+    recognise=partial(recognise, names=UNTIL_2023),
+    entries=partial(entries, names=UNTIL_2023),
+)
+
+
+def layout_of(shapes: Shapes) -> Layout[UNetConfig]:
+    """Which of the two these tensors have."""
+    return DIFFUSERS_OLD if _names_of(shapes) is UNTIL_2023 else DIFFUSERS
