@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from purify_engine.config import ClassifierConfig
+from purify_engine.models.checkpoints.classifier_names import own_shapes
 from purify_engine.models.checkpoints.layout import Given, Tensors, shapes_of, translate
 from purify_engine.models.checkpoints.normalisation import in_file, is_buffer, stated
 from purify_engine.models.checkpoints.registry import CLASSIFIERS, recognised
-from purify_engine.models.classifiers import Classifier
 
 WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "last", "best")
 STEMS = ("conv1.weight", "init_conv.weight", "conv_2d.weight")
@@ -44,16 +43,14 @@ def read_classifier(
     ValueError, in one line, for what is no classifier of a known layout, lacks a tensor, or whose normalisation nobody tells.
     """
     tensors, buffers = unwrapped(held, source)
-    own, given = in_file(buffers), stated(given or {})
     try:
+        own, given = in_file(buffers), stated(given or {})
         fields = {**(own.fields() if own else {}), **given}
         found = recognised(shapes_of(tensors), CLASSIFIERS, source, given=fields, layout=layout, name=name)
     except ValueError as error:
         raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from None
     assert isinstance(found.config, ClassifierConfig)
-    with torch.device("meta"):
-        wanted = shapes_of(Classifier(found.config).state_dict())
-    weights = translate(found.layout, found.config, tensors, wanted, source)
+    weights = translate(found.layout, found.config, tensors, own_shapes(found.config), source)
     says = found.says if own is None or "mean" in given else (*found.says, f"normalised by the file's own {_some(buffers)}")
     return ReadClassifier(found.config, weights, found.layout.name, says)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from purify_engine.config import ClassifierConfig
 from purify_engine.config.networks import BASIC_DEPTHS, BOTTLENECK_DEPTHS
-from purify_engine.models.checkpoints.layout import Entry, Given, Shapes
+from purify_engine.models.checkpoints.layout import Entry, Given, Shapes, shapes_of
 from purify_engine.models.classifiers import RESNET_BLOCKS, Classifier
 
 COUNTERS = "*num_batches_tracked"  # of batch norms, which evaluation never reads
@@ -21,11 +23,17 @@ def renamed(theirs: Callable[[str, ClassifierConfig], str]) -> Callable[[Classif
     """Entries of a layout that stores every tensor as we do, under the name that `theirs` makes of ours in a configuration."""
 
     def entries(config: ClassifierConfig) -> list[Entry]:
-        with torch.device("meta"):
-            names = Classifier(config).state_dict()
-        return [Entry(name, (theirs(name, config),)) for name in names if not name.endswith("num_batches_tracked")]
+        return [Entry(name, (theirs(name, config),)) for name in own_shapes(config)]
 
     return entries
+
+
+@lru_cache(maxsize=8)
+def own_shapes(config: ClassifierConfig) -> Shapes:
+    """The shape of each of our tensors, by name, but for counters."""
+    with torch.device("meta"):
+        shapes = shapes_of(Classifier(config).state_dict())
+    return {name: shape for name, shape in shapes.items() if not fnmatchcase(name, COUNTERS)}
 
 
 def sizes(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
