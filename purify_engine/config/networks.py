@@ -44,6 +44,8 @@ class UNetConfig:
     """Channels of one head; None: as num_heads says."""
     time_embedding: TimeInjection = "additive"
     """How a block is told the time: added after its first convolution, or as scale and shift of its second norm."""
+    time_channels: int | None = None
+    """Sines and cosines that tell the time; None: base_channels. guided-diffusion's 512x512 has twice as many."""
     resample: Resample = "conv"
     """Up and down: strided convolution, average pool and nearest pixel, or a residual block."""
     downsample_padding: Padding = "asymmetric"
@@ -80,6 +82,8 @@ class UNetConfig:
         require(self.in_channels >= 1, "in_channels", "at least 1", self.in_channels)
         base = self.base_channels
         require(base >= 4 and base % 4 == 0, "base_channels", "a positive multiple of 4", base)
+        waves = self.time_channels
+        require(waves is None or (waves >= 4 and waves % 2 == 0), "time_channels", "an even number of at least 4, or None", waves)
         require(
             bool(self.channel_mult) and min(self.channel_mult) >= 1,
             "channel_mult",

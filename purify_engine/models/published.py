@@ -52,6 +52,9 @@ ADM_IMAGENET256 = UNetConfig(
     norm_eps=1e-5,
 )
 
+# The same paper, LSUN bedrooms, cats and horses 256x256: the same network (lsun_bedroom.pt, lsun_cat.pt, lsun_horse.pt).
+ADM_LSUN256 = replace(ADM_IMAGENET256, dropout=0.1)
+
 # Nichol & Dhariwal 2021, "Improved denoising diffusion probabilistic models", CIFAR-10, 4000 cosine steps. 52,546,438 parameters.
 IMPROVED_CIFAR10 = UNetConfig(
     base_channels=128,
@@ -68,4 +71,20 @@ IMPROVED_CIFAR10 = UNetConfig(
     norm_min_channels=None,
     norm_eps=1e-5,
     dropout=0.3,
+)
+
+# The same paper and repository, ImageNet 64x64 unconditional (imagenet64_uncond_100M_1500K.pt), 4000 cosine steps.
+IMPROVED_IMAGENET64 = replace(IMPROVED_CIFAR10, image_size=64, channel_mult=(1, 2, 3, 4), dropout=0.0)
+
+# The same, LSUN bedrooms 256x256 (lsun_uncond_100M_1200K_bs128.pt and ..._2400K_bs64.pt), 1000 linear steps.
+IMPROVED_LSUN256 = replace(
+    IMPROVED_CIFAR10,
+    image_size=256,
+    channel_mult=(1, 1, 2, 2, 4, 4),
+    num_res_blocks=2,
+    attention_resolutions=(16,),
+    num_heads=1,
+    time_embedding="additive",
+    time_scale=1.0,
+    dropout=0.0,
 )

@@ -20,8 +20,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, widths: list[int], config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        hidden = 4 * config.base_channels
-        self.mlp = nn.Sequential(nn.Linear(config.base_channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        channels = config.time_channels or config.base_channels
+        hidden = 4 * channels
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         self.projections = nn.ModuleList(nn.Linear(hidden, width) for width in widths)
 
     def forward(self, t: Timesteps) -> Embeddings:
@@ -31,8 +32,8 @@ class TimeEmbedding(nn.Module):
 
 
 def sinusoid(time: Tensor, config: UNetConfig) -> Tensor:
-    """float64 [B] -> [B, base_channels]: sines and cosines at frequencies from 1 down to 1/10000 (Vaswani et al. 2017)."""
-    half = config.base_channels // 2
+    """float64 [B] -> [B, time_channels]: sines and cosines at frequencies from 1 down to 1/10000 (Vaswani et al. 2017)."""
+    half = (config.time_channels or config.base_channels) // 2
     steps = half - 1 if config.sinusoid_endpoint else half  # the last frequency is 1/10000, or one short of it
     frequencies = torch.exp(torch.arange(half, dtype=torch.float64, device=time.device) * (-math.log(10000.0) / steps))
     angles = time[:, None] * frequencies

@@ -7,12 +7,16 @@ file's tensors and written back. Rules work on tensors of any device, the meta d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from purify_engine.config import require
+
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 ConfigT = TypeVar("ConfigT")
 Tensors = Mapping[str, Tensor]
@@ -90,6 +94,7 @@ class Layout(Generic[ConfigT]):
     ignored: tuple[str, ...] = ()  # patterns of names that hold nothing we need
     unwrap: Callable[[Any], Tensors | None] | None = field(default=None)
     told: Callable[[Shapes, str], Sequence[Told]] | None = None
+    by_name_only: bool = False  # its names and shapes are another layout's: taken where its own name is said
 
 
 def shapes_of(tensors: Tensors) -> Shapes:
@@ -97,8 +102,15 @@ def shapes_of(tensors: Tensors) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def require_fields(given: Given, of: type) -> None:
+    """Refuse a statement about no field of the configuration class `of`."""
+    names = [field.name for field in fields(of)]
+    unknown = [name for name in given if name not in names]
+    require(not unknown, "given", f"fields of {of.__name__} ({', '.join(names)})", ", ".join(unknown))
+
+
 def translate(layout: Layout[ConfigT], config: ConfigT, tensors: Tensors, wanted: Shapes, source: str) -> dict[str, Tensor]:
-    """Our state_dict from a file's tensors.
+    """Our state_dict from a file's tensors: contiguous, what the file has in 16 bits in float32, which holds it exactly.
 
     wanted: the shapes of our network. source: what an error calls the file. ValueError, in one line, where a tensor is missing,
     of another shape, or left over.
@@ -133,7 +145,7 @@ def _read(entry: Entry, tensors: Tensors, wanted: tuple[int, ...], source: str) 
     if made is None or tuple(made.shape) != wanted:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in found)
         raise ValueError(f"{source}: {entry.theirs[0]!r} must make {entry.ours} of shape {wanted}, got {shapes}")
-    return made
+    return (made.float() if made.dtype in SIXTEEN_BITS else made).contiguous()
 
 
 def _is_ignored(layout: Layout[Any], name: str) -> bool:

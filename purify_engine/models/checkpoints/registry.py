@@ -7,13 +7,19 @@ from typing import NamedTuple
 
 from purify_engine.config import ClassifierConfig, UNetConfig, require
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from purify_engine.models.checkpoints.guided_diffusion import GUIDED_DIFFUSION, GUIDED_DIFFUSION_NEW_ORDER
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes
 from purify_engine.models.checkpoints.preact_resnet import PREACT_RESNET
 from purify_engine.models.checkpoints.robustbench import ROBUSTBENCH
 from purify_engine.models.checkpoints.torchvision import TORCHVISION
 from purify_engine.models.checkpoints.trades import TRADES
 
-UNETS: tuple[Layout[UNetConfig], ...] = (DIFFUSERS, DIFFUSERS_OLD)
+UNETS: tuple[Layout[UNetConfig], ...] = (
+    GUIDED_DIFFUSION,
+    GUIDED_DIFFUSION_NEW_ORDER,
+    DIFFUSERS,
+    DIFFUSERS_OLD,
+)
 CLASSIFIERS: tuple[Layout[ClassifierConfig], ...] = (TRADES, ROBUSTBENCH, PREACT_RESNET, TORCHVISION)
 
 
@@ -43,10 +49,13 @@ def recognised(
     require(layout in (None, *names), "layout", f"one of {', '.join(names)}", layout)
     fits = []
     for known in layouts:
-        if layout not in (None, known.name):
+        if layout != known.name and (layout is not None or known.by_name_only):
             continue
-        fields, says = _known(known, shapes, given or {}, name)
-        config = known.recognise(shapes, fields)
+        try:
+            fields, says = _known(known, shapes, given or {}, name)
+            config = known.recognise(shapes, fields)
+        except ValueError as refusal:
+            raise ValueError(f"{source}: {refusal}") from None
         if config is not None:
             fits.append(Recognised(known, config, says))
     if len(fits) == 1:
