@@ -19,6 +19,9 @@ DDPM_CIFAR10 = UNetConfig(
     dropout=0.1,
 )
 
+# The network of the same paper for LSUN and CelebA-HQ at 256x256; DiffPure's CelebA-HQ (from SDEdit). 113,673,219 parameters.
+DDPM_CELEBAHQ256 = replace(DDPM_CIFAR10, image_size=256, channel_mult=(1, 1, 2, 2, 4, 4), dropout=0.0)
+
 # Song et al. 2021, "Score-based generative modeling through SDEs", DDPM++ cont. (VP), appendix H. 61,804,419 parameters.
 DDPMPP_CIFAR10 = replace(
     DDPM_CIFAR10,

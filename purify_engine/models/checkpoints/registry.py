@@ -9,12 +9,16 @@ from purify_engine.config import ClassifierConfig, UNetConfig, require
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD
 from purify_engine.models.checkpoints.guided_diffusion import GUIDED_DIFFUSION, GUIDED_DIFFUSION_NEW_ORDER
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes
+from purify_engine.models.checkpoints.pesser import PESSER
 from purify_engine.models.checkpoints.preact_resnet import PREACT_RESNET
 from purify_engine.models.checkpoints.robustbench import ROBUSTBENCH
+from purify_engine.models.checkpoints.score_sde import SCORE_SDE
 from purify_engine.models.checkpoints.torchvision import TORCHVISION
 from purify_engine.models.checkpoints.trades import TRADES
 
 UNETS: tuple[Layout[UNetConfig], ...] = (
+    SCORE_SDE,
+    PESSER,
     GUIDED_DIFFUSION,
     GUIDED_DIFFUSION_NEW_ORDER,
     DIFFUSERS,

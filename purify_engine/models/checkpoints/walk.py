@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,13 +31,15 @@ class Unit(NamedTuple):
         return f"time_embedding.projections.{self.module.index}"
 
 
-def units(config: UNetConfig) -> list[Unit]:
+@lru_cache(maxsize=4)  # a layout's list asks more than once
+def units(config: UNetConfig) -> tuple[Unit, ...]:
     """Every unit with parameters, as an image meets them; a stage is a block and, where it attends, an attention block."""
     with torch.device("meta"):
         unet = UNet(config)
     top = len(config.channel_mult) - 1
     found = _side(unet.encoder, "encoder", "down", 0, 1) + _side(unet.middle, "middle", "middle", top, 0)
-    return [unit for unit in found + _side(unet.decoder, "decoder", "up", top, -1) if any(True for _ in unit.module.parameters())]
+    found += _side(unet.decoder, "decoder", "up", top, -1)
+    return tuple(unit for unit in found if any(True for _ in unit.module.parameters()))
 
 
 def _side(layers: nn.ModuleList, name: str, side: Side, level: int, change: int) -> list[Unit]:

@@ -1,0 +1,27 @@
+"""What stands around the tensors in a training file: a dictionary of other things, and the prefix of torch's DataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+PARALLEL = "module."  # DataParallel and DistributedDataParallel put it before every name
+USUAL = ("state_dict", "model", "model_state_dict", "net")  # under which training files keep their tensors
+
+
+def bare(content: Any) -> dict[str, Tensor] | None:
+    """The tensors of `content`, a dictionary of tensors or one that holds such a one under a usual name; `module.` is taken off.
+
+    None where there is none.
+    """
+    for name in USUAL:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            return bare(content[name])
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()):
+        return None
+    prefix = PARALLEL if all(name.startswith(PARALLEL) for name in content) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}

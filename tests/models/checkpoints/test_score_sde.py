@@ -1,0 +1,106 @@
+"""DDPM++ checkpoints of score_sde: the weights are the averages, in the model's order, and the network is theirs."""
+
+import pytest
+import torch
+
+from purify_engine.models.checkpoints.layout import shapes_of
+from purify_engine.models.checkpoints.registry import recognised
+from purify_engine.models.checkpoints.score_sde import SCORE_SDE, unwrap
+from purify_engine.models.published import DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10
+from purify_engine.testing.published import score_sde as theirs
+from tests.models.checkpoints import plain_networks
+from tests.models.checkpoints.translations import comes_back, largest_difference, on_meta, our_unet
+
+GIVEN = {"image_size": 8}
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+TIMES = (0.0, 7.5, 99.0, 999.0)
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return theirs.state_dict(**theirs.SMALL)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=str)
+def test_the_network_is_theirs(tensors, dtype, most):
+    unet = our_unet(SCORE_SDE, tensors, GIVEN, dtype)
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    for t in TIMES:
+        labels = torch.full((2,), 999 * (t + 1) / 1000, dtype=torch.float64)  # index t is the time (t + 1) / 1000
+        wanted = plain_networks.score_sde(double, X, labels, **theirs.SMALL)
+        assert largest_difference(unet(X.to(dtype), torch.tensor([t])), wanted) < most
+
+
+def test_what_was_read_is_written_back_to_the_bit(tensors):
+    assert comes_back(SCORE_SDE, our_unet(SCORE_SDE, tensors, GIVEN, torch.float32), tensors)
+
+
+@pytest.mark.parametrize(
+    ("network", "config", "parameters"),
+    [(theirs.DDPMPP, DDPMPP_CIFAR10, 61_804_419), (theirs.DDPMPP_DEEP, DDPMPP_DEEP_CIFAR10, 106_632_579)],
+    ids=["DDPM++", "deep"],
+)
+def test_the_published_networks_are_recognised_and_read_whole(network, config, parameters):
+    assert on_meta(SCORE_SDE, theirs.state_dict(device="meta", **network)) == (config, parameters, {"sigmas"})
+
+
+def test_the_averages_are_read_in_the_order_of_the_model(tensors):
+    read = unwrap(theirs.training_file(tensors))
+    assert list(read) == list(tensors) and list(read) != sorted(read)  # 10 comes after 2
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t}, lambda t: {"model": t, "step": 1}], ids=str)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_tensors_without_averages_are_read_as_they_are(tensors, wrap, prefix):
+    read = unwrap(wrap({prefix + name: tensor for name, tensor in tensors.items()}))
+    assert list(read) == list(tensors) and all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_another_number_of_averages_is_refused(tensors):
+    file = theirs.training_file(tensors)
+    del file["ema"]["shadow_params"][3]
+    with pytest.raises(ValueError, match=r"^ema.shadow_params must be a list of the model's 154 parameters, got 153$"):
+        unwrap(file)
+
+
+def test_averages_of_another_order_are_refused(tensors):
+    file = theirs.training_file(tensors)
+    file["ema"]["shadow_params"].reverse()
+    with pytest.raises(
+        ValueError, match="must be in the order of the model's parameters: none for all_modules.0.weight of shape"
+    ):
+        unwrap(file)
+
+
+@pytest.mark.parametrize(
+    "content", [None, 3, {}, {"model": 3}, {"state_dict": {"conv1.weight": torch.zeros(1)}}, {1: 2}], ids=str
+)
+def test_other_files_are_not_this_layouts(content):
+    assert unwrap(content) is None
+
+
+def without(tensors, *patterns):
+    return {name: tensor for name, tensor in tensors.items() if not any(pattern in name for pattern in patterns)}
+
+
+REFUSED = {
+    "Fourier": (lambda t: {"all_modules.0.W": torch.zeros(32), **without(t, "all_modules.0.")}, "trained on the VE SDE"),
+    "FIR": (lambda t: {**t, "all_modules.6.Conv2d_0.weight": torch.zeros(32, 3, 3, 3)}, "FIR filters"),
+    "no time": (lambda t: {**t, "all_modules.0.weight": torch.zeros(32, 3, 3, 3)}, "not told the time"),
+    "DDPM blocks": (lambda t: {**t, "all_modules.3.NIN_0.W": torch.zeros(32, 32)}, "the older DDPM"),
+    "pyramid": (
+        lambda t: {**without(t, "all_modules.4."), "all_modules.4.weight": torch.zeros(32)},
+        "module 4, of a progressive",
+    ),
+    "gap": (lambda t: without(t, "all_modules.4."), "with gaps"),
+    "no size": (lambda t: t, "image_size must be given"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_other_networks_of_score_sde_are_refused_by_name(tensors, change, reason):
+    given = {} if reason.startswith("image_size") else GIVEN
+    with pytest.raises(ValueError, match=reason) as error:
+        recognised(shapes_of(change(tensors)), [SCORE_SDE], "a test", given=given)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,42 @@
+"""What every layout is held to: one comparison of our network with the same network written out from the layout's own names."""
+
+import torch
+
+from purify_engine.models import UNet
+from purify_engine.models.checkpoints.layout import shapes_of, translate, written
+from purify_engine.models.checkpoints.registry import recognised
+
+
+def our_unet(layout, tensors, given=None, dtype=torch.float64):
+    """The U-Net that a layout makes of a file's tensors, by the way a file takes."""
+    config = recognised(shapes_of(tensors), [layout], "a test", given=given).config
+    with torch.device("meta"):
+        wanted = shapes_of(UNet(config).state_dict())
+    unet = UNet(config).to(dtype).eval().requires_grad_(False)
+    unet.load_state_dict(translate(layout, config, tensors, wanted, "a test"))
+    return unet
+
+
+def largest_difference(ours, wanted):
+    """Relative to the largest value wanted."""
+    return float((ours.double() - wanted).abs().max() / wanted.abs().max())
+
+
+def comes_back(layout, unet, tensors):
+    """Whether the network's tensors under the layout's names are the file's, to the bit."""
+    back = written(layout, unet.config, unet.state_dict())
+    return set(back) <= set(tensors) and all(torch.equal(tensor, tensors[name].to(tensor)) for name, tensor in back.items())
+
+
+def on_meta(layout, tensors, given=None):
+    """(configuration, parameters read, names not read) of full-size tensors without values."""
+    config = recognised(shapes_of(tensors), [layout], "a test", given=given).config
+    with torch.device("meta"):
+        wanted = shapes_of(UNet(config).state_dict())
+    ours = translate(layout, config, tensors, wanted, "a test")
+    assert set(ours) == set(wanted)
+    return (
+        config,
+        sum(tensor.numel() for tensor in ours.values()),
+        set(tensors) - {name for entry in layout.entries(config) for name in entry.theirs},
+    )
