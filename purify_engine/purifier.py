@@ -133,13 +133,13 @@ class GuidedPurifier(nn.Module):
     def _cycles(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         for cycle in range(self.config.cycles):
             key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
-            x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end)
+            x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end, cycle)
         return x
 
-    def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
-        process = ReverseProcess(self.plan(x.dtype), self.denoiser, self._guide(), noise)
+    def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None, cycle: int) -> Images:
+        process = ReverseProcess(self.plan(x.dtype, cycle=cycle), self.denoiser, self._guide(), noise)
         if torch.is_grad_enabled():
-            surrogate = self.plan(x.dtype, self.config.surrogate_steps)
+            surrogate = self.plan(x.dtype, self.config.surrogate_steps, cycle)
             return self._executed(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
         if on_step_end is not None and (self.execution_reason is not None or not self._replay.tells_every_step(x.device)):
             return Loop().run(process, x, on_step_end)
@@ -157,15 +157,23 @@ class GuidedPurifier(nn.Module):
             self._replay.refused = str(failed)
             return work(Loop())
 
-    def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None) -> ReversePlan:
-        """The reverse plan on this purifier's device, for images of `dtype`; `num_steps` gives it another number of steps."""
+    def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
+        """The reverse plan of one cycle on this purifier's device, for images of `dtype`; cycles as deep as each other share it.
+
+        num_steps: another number of steps, as many as there are timesteps at most.
+        """
         parameter = next(self.denoiser.parameters())
         net_dtype = None if parameter.dtype == dtype else parameter.dtype
-        key = self.config, num_steps, parameter.device, net_dtype
+        key = self.config, num_steps, parameter.device, net_dtype, self.config.depths[cycle]
         if key not in self._plans:
             devices.require_float64(parameter.device)
-            self._plans[key] = make_plan(self.config, num_steps).to(parameter.device, net_dtype)
+            self._plans[key] = make_plan(self.config, num_steps, cycle).to(parameter.device, net_dtype)
         return self._plans[key]
+
+    @property
+    def num_steps(self) -> int:
+        """Reverse steps of a whole purification, all cycles together: calls of the U-Net."""
+        return sum(len(self.plan(cycle=cycle)) for cycle in range(self.config.cycles))
 
     def _guide(self) -> Guide:
         made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
@@ -216,7 +224,8 @@ class GuidedPurifier(nn.Module):
         """The guidance scale s at which guidance has `ratio` times the length of unit noise prediction (docs/math.md E13).
 
         images: training images in [0, 1], never the ones evaluated on. ratio: r, typically in [0, 1]. quantile: of the pull over
-        images and steps; the label gradient vanishes where the guide is certain, so the mean says little.
+        images and steps, of each cycle that is deeper or shallower than those before it; the label gradient vanishes where the
+        guide is certain, so the mean says little.
         """
         self._check(images)
         require(ratio >= 0, "ratio", "at least 0", ratio)
@@ -225,12 +234,14 @@ class GuidedPurifier(nn.Module):
         probe = self.configured(guidance=unit)
         noise = NoiseKey(self.seed, self._ids(images, None))
         x = in_model_space(images)
-        process = ReverseProcess(probe.plan(x.dtype), self.denoiser, probe._guide(), noise)
-        return guidance_scale_for(process, x, ratio, quantile, self._bridge())
+        depths = self.config.depths
+        plans = (probe.plan(x.dtype, cycle=depths.index(t_star)) for t_star in dict.fromkeys(depths))
+        processes = [ReverseProcess(plan, self.denoiser, probe._guide(), noise) for plan in plans]
+        return guidance_scale_for(processes, x, ratio, quantile, self._bridge())
 
     def memory_report(self, height: int | None = None, width: int | None = None) -> dict[str, int]:
-        """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory and of one
-        step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
+        """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory over all
+        cycles and of one step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
         network, bridge = self.denoiser.unet.config, self._bridge()
         shape = network.in_channels, height or network.image_size, width or network.image_size
         probe = torch.zeros(1, *shape, device=self.seed.device)
@@ -240,7 +251,7 @@ class GuidedPurifier(nn.Module):
         process = ReverseProcess(self.plan(), self.denoiser, self._guide(), noise)
         return {
             "parameters": sum(p.numel() * p.element_size() for p in self.parameters()),
-            "trajectory_per_image": len(parts) * len(process.plan) * part.numel() * part.element_size(),
+            "trajectory_per_image": len(parts) * self.num_steps * part.numel() * part.element_size(),
             "step_per_image": step_memory(process, part.contiguous()),
         }
 

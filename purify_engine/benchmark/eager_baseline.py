@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine.benchmark.plain_unet import PlainUNet
+from purify_engine.config import require
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.models.classifiers import Classifier
 from purify_engine.purifier import GuidedPurifier
@@ -72,6 +73,8 @@ class EagerPurifier(nn.Module):
 
     def __init__(self, purifier: GuidedPurifier, dtype: torch.dtype = torch.float32, *, channels_last: bool = False) -> None:
         super().__init__()
+        stars = purifier.config.cycle_t_stars
+        require(stars is None, "cycle_t_stars", "None: the baseline walks one plan in every cycle", stars)
         self.config, self.dtype = purifier.config, dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         denoiser, classifier = copy.deepcopy((purifier.denoiser, purifier.guide))

@@ -99,8 +99,8 @@ def measure(
                 on_point(point)
     reason = purifier.execution_reason
     execution = "graph" if reason is None else f"loop ({reason})"
-    steps = len(purifier.plan()) * purifier.config.cycles
-    return Benchmark(name, steps, devices.precision_of(purifier.denoiser), execution, machine_card(device), tuple(points))
+    precision = devices.precision_of(purifier.denoiser)
+    return Benchmark(name, purifier.num_steps, precision, execution, machine_card(device), tuple(points))
 
 
 def opponents(purifier: GuidedPurifier) -> dict[str, Any]:

@@ -41,7 +41,9 @@ from purify_engine.config.purification import (
     Sampler,
     ScheduleConfig,
     Sizes,
+    TimeLabels,
 )
+from purify_engine.config.timesteps import Spacing, check_timesteps, ddim_landings, respaced_timesteps, spaced_timesteps
 from purify_engine.config.training import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining, Training
 
 __all__ = [
@@ -77,12 +79,18 @@ __all__ = [
     "ScheduleConfig",
     "Sinusoid",
     "Sizes",
+    "Spacing",
     "TimeInjection",
+    "TimeLabels",
     "TradesTraining",
     "Training",
     "UNetConfig",
+    "check_timesteps",
+    "ddim_landings",
     "from_dict",
     "one_of",
     "require",
+    "respaced_timesteps",
+    "spaced_timesteps",
     "to_dict",
 ]

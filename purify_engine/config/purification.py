@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from purify_engine.config.checks import one_of, require
+from purify_engine.config.timesteps import check_timesteps
 
 Sampler = Literal["ddpm", "ddpm_large", "ddpm_learned", "ddim", "vp_sde"]
 ClipX0 = Literal["never", "consistent", "x0_only"]
@@ -16,6 +17,7 @@ GuidanceInput = Literal["xt", "x0"]
 GradientMode = Literal["exact", "surrogate", "bpda", "blind", "straight_through", "detached_guidance"]
 NoiseMode = Literal["fresh", "fixed"]
 Sizes = Literal["exact", "native", "resize", "tile"]
+TimeLabels = Literal["index", "diffpure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +85,18 @@ class PurifierConfig:
     """Noising steps; larger washes out more attack, and more image."""
     sampler: Sampler = "ddpm"
     """The reverse process: ddpm (posterior variance), ddpm_large (the step's own variance), ddpm_learned (what the network says
-    lies between the two, for each pixel), ddim, or Euler-Maruyama on the VP-SDE."""
+    lies between the two, for each pixel), ddim, or Euler-Maruyama on the VP-SDE as DiffPure (linear schedules only)."""
     num_steps: int | None = None
     """Reverse steps, evenly strided over t_star; None walks every timestep."""
+    timesteps: tuple[int, ...] | None = None
+    """The timesteps visited, falling from t_star - 1, where even strides will not do; config/timesteps.py writes the spacings of
+    diffusers and of guided-diffusion."""
+    landings: tuple[int, ...] | None = None
+    """Where the step from each of these timesteps lands, -1 being the clean image; None: on the next one, the last on -1."""
+    time_labels: TimeLabels = "index"
+    """vp_sde only: the network is told the timestep's index, or as DiffPure tells guided-diffusion's networks, int(1000 t)."""
+    last_noise: bool = False
+    """ddpm_large only: draw noise in a last step from above timestep 0, too, as diffusers."""
     eta: float = 0.0
     """ddim only: 0 deterministic, 1 DDPM."""
     clip_x0: ClipX0 = "never"
@@ -97,6 +108,8 @@ class PurifierConfig:
     """The noise schedule of the diffusion model."""
     cycles: int = 1
     """How many times to repeat noising and denoising."""
+    cycle_t_stars: tuple[int, ...] | None = None
+    """t_star of each cycle in turn (gradual noise); the largest must be t_star. None: t_star in every cycle."""
     seed: int = 0
     """Of the noise."""
     noise: NoiseMode = "fresh"
@@ -115,19 +128,61 @@ class PurifierConfig:
     """sizes="tile" only: pixels from one tile to the next; None: three quarters of a tile."""
 
     def __post_init__(self) -> None:
+        self._hold_tuples()
         one_of("sampler", self.sampler, Sampler)
         one_of("noise", self.noise, NoiseMode)
         one_of("gradient", self.gradient, GradientMode)
         one_of("sizes", self.sizes, Sizes)
         last = self.schedule.num_timesteps
         require(1 <= self.t_star <= last, "t_star", f"in [1, {last}]", self.t_star)
-        steps = self.t_star if self.num_steps is None else self.num_steps
-        require(1 <= steps <= self.t_star, "num_steps", f"in [1, t_star={self.t_star}]", self.num_steps)
         require(0 <= self.eta <= 1, "eta", "in [0, 1]", self.eta)
         one_of("clip_x0", self.clip_x0, ClipX0)
         x0_only = "'never' or 'consistent' unless sampler='ddim'"
         require(self.clip_x0 != "x0_only" or self.sampler == "ddim", "clip_x0", x0_only, self.clip_x0)
         require(self.cycles >= 1, "cycles", "at least 1", self.cycles)
+        self._check_cycles()
+        steps, least = self.num_steps, min(self.depths)
+        name = "t_star" if self.cycle_t_stars is None else "least of cycle_t_stars"
+        require(steps is None or 1 <= steps <= least, "num_steps", f"in [1, {name}={least}]", steps)
+        self._check_timesteps()
+        is_sde, is_linear = self.sampler == "vp_sde", self.schedule.kind == "linear"
+        require(is_linear or not is_sde, "sampler", "other than vp_sde for a cosine schedule", self.sampler)
+        one_of("time_labels", self.time_labels, TimeLabels)
+        require(is_sde or self.time_labels == "index", "time_labels", "index, but for sampler='vp_sde'", self.time_labels)
+        is_large = self.sampler == "ddpm_large"
+        require(is_large or not self.last_noise, "last_noise", "false, but for sampler='ddpm_large'", self.last_noise)
         require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
         require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)
         require(self.tile_stride is None or self.tile_stride >= 1, "tile_stride", "at least 1, or None", self.tile_stride)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """t* of each cycle, [cycles]."""
+        return (self.t_star,) * self.cycles if self.cycle_t_stars is None else self.cycle_t_stars
+
+    @property
+    def fewest_steps(self) -> int:
+        """Reverse steps of the shortest cycle."""
+        return self.num_steps or (len(self.timesteps) if self.timesteps else min(self.depths))
+
+    def _check_cycles(self) -> None:
+        stars = self.cycle_t_stars
+        if stars is not None:
+            require(len(stars) == self.cycles, "cycle_t_stars", f"{self.cycles} numbers, one a cycle (cycles)", stars)
+            require(min(stars) >= 1, "cycle_t_stars", f"in [1, t_star={self.t_star}]", stars)
+            require(max(stars) == self.t_star, "t_star", f"the largest of cycle_t_stars, {max(stars)}", self.t_star)
+
+    def _hold_tuples(self) -> None:
+        """Lists become tuples: a configuration is hashable."""
+        for name in ("timesteps", "landings", "cycle_t_stars"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(given))
+
+    def _check_timesteps(self) -> None:
+        stops, landings = self.timesteps, self.landings
+        require(stops is not None or landings is None, "landings", "None where timesteps is None", landings)
+        if stops is None:
+            return
+        require(self.cycle_t_stars is None, "timesteps", "None where cycle_t_stars is given", stops)
+        check_timesteps(stops, landings, self.t_star)
+        require(self.num_steps in (None, len(stops)), "num_steps", f"None or {len(stops)}, as many as timesteps", self.num_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,16 +38,19 @@ class _MeasuringGuide:
 
 @torch.no_grad()
 def guidance_scale_for(
-    process: ReverseProcess, x: Images, ratio: float, quantile: float, bridge: Bridge | None = None
+    processes: Sequence[ReverseProcess], x: Images, ratio: float, quantile: float, bridge: Bridge | None = None
 ) -> float:
-    """s = ratio / quantile of r at s = 1, over the images and steps of unguided walks from `x` in [-1, 1].
+    """s = ratio / quantile of r at s = 1, over the images and steps of unguided walks from `x` in [-1, 1], one a process.
 
     bridge: what the network is given of `x`, part by part; None: `x` itself.
     """
-    guide = _MeasuringGuide(process.guide)
-    for part, noise in [(x, process.noise)] if bridge is None else bridge.parts(x, process.noise):
-        Loop().run(process._replace(guide=guide, noise=noise), part)
-    return ratio / float(torch.cat(guide.ratios).double().quantile(quantile))
+    ratios = list[Tensor]()
+    for process in processes:
+        guide = _MeasuringGuide(process.guide)
+        for part, noise in [(x, process.noise)] if bridge is None else bridge.parts(x, process.noise):
+            Loop().run(process._replace(guide=guide, noise=noise), part)
+        ratios += guide.ratios
+    return ratio / float(torch.cat(ratios).double().quantile(quantile))
 
 
 def step_memory(process: ReverseProcess, x: Images) -> int:

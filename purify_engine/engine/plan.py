@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purify_engine.config import ClipX0, GuidanceForm, PurifierConfig, Sampler, one_of, require
+from purify_engine.config import ClipX0, GuidanceForm, PurifierConfig, Sampler, TimeLabels, one_of, require
+from purify_engine.engine.timesteps import DIFFPURE_END, diffpure_labels, walk
 from purify_engine.reference.philox import FORWARD_STEP
-from purify_engine.reference.schedules import NoiseSchedule, make_schedule
+from purify_engine.reference.schedules import VPSDE, NoiseSchedule, make_schedule
 from purify_engine.types import Marginal, Rows
 
 
@@ -105,12 +106,12 @@ class ReversePlan:
 
 
 class Interval(NamedTuple):
-    """One step from index i to index j, float64 scalars or [N]. j = -1 is the clean image, alpha_bar = 1."""
+    """One step from index i to index j, scalars or [N]; j = -1 is the clean image, alpha_bar = 1."""
 
-    alpha_bar: Tensor  # at i
+    alpha_bar: Tensor  # at i, float64
     alpha_bar_next: Tensor  # at j
-    beta: Tensor  # at i
-    stride: Tensor  # i - j
+    i: Tensor  # int64, as j
+    j: Tensor
 
     @property
     def alpha(self) -> Tensor:
@@ -129,17 +130,19 @@ class Interval(NamedTuple):
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def ddpm(step: Interval, form: GuidanceForm, *, large: bool = False) -> Columns:
+def ddpm(step: Interval, form: GuidanceForm, *, large: bool = False, last_noise: bool = False) -> Columns:
     """Ancestral sampling: Ho et al. 2020, algorithm 2, at stride 1; Nichol & Dhariwal 2021, section 4, at any other.
 
-    The variance is the posterior's (fixed-small) or the interval's own (`large`: fixed-large, but none on the last step).
+    The variance is the posterior's (fixed-small) or the interval's own (`large`: fixed-large). The last step draws no noise; with
+    `last_noise` a large one does from above index 0, as diffusers.
     """
     a = step.alpha.rsqrt()
     b = -(1 - step.alpha) / (step.alpha.sqrt() * step.sigma)
     small = step.posterior_std(1.0)
     spread = (1 - step.alpha).sqrt() if large else small
     d = (1 - step.alpha) * a if form == "score" else spread.square()
-    return a, b, d, torch.where(step.alpha_bar_next < 1, spread, 0.0)
+    noisy = (step.alpha_bar_next < 1) | ((step.i > 0) & last_noise)
+    return a, b, d, torch.where(noisy, spread, 0.0)
 
 
 def ddpm_learned(step: Interval, form: GuidanceForm) -> Columns:
@@ -172,30 +175,36 @@ def ddim(step: Interval, form: GuidanceForm, *, eta: float = 0.0) -> Columns:
     return a, b, d, spread
 
 
-def vp_sde(step: Interval, form: GuidanceForm) -> Columns:
-    """Euler-Maruyama on the reverse VP-SDE (Song et al. 2021, equation 6), noise on the last step too, as DiffPure.
+def vp_sde(step: Interval, form: GuidanceForm, *, sde: VPSDE | None) -> Columns:
+    """Euler-Maruyama on the reverse VP-SDE as DiffPure (Nie et al. 2022) runs it; Song et al. 2021, equation 6.
 
+    Index i is t = (i + 1)/T, beta and sigma are those of continuous time, the last step ends at t = 1e-5 and draws noise, too.
     Score form and mean form are the same here. It converges to the reverse SDE, not to DDPM.
     """
-    drift = step.beta * step.stride
-    return 1 + drift / 2, -drift / step.sigma, drift, drift.sqrt()
+    if sde is None:
+        raise ValueError("sampler must be other than 'vp_sde' for a schedule without an SDE (cosine), got 'vp_sde'")
+    t, h = sde.time(step.i), (step.i - step.j).double() / sde.num_timesteps
+    h = torch.where(step.j < 0, h - DIFFPURE_END, h)
+    require(bool((h > 0).all()), "num_steps", f"so few that the last step is longer than {DIFFPURE_END:g} in t", len(h))
+    drift = sde.beta(t) * h
+    return 1 + drift / 2, -drift / sde.sigma(t), drift, drift.sqrt()
 
 
-def sampler_columns(sampler: Sampler, eta: float = 0.0) -> Callable[[Interval, GuidanceForm], Columns]:
-    """The function that writes the columns (a, b, d / s, c) of a named sampler."""
+def sampler_columns(
+    sampler: Sampler, eta: float = 0.0, *, sde: VPSDE | None = None, last_noise: bool = False
+) -> Callable[[Interval, GuidanceForm], Columns]:
+    """The function that writes the columns (a, b, d / s, c) of a named sampler.
+
+    sde: for vp_sde. last_noise: for ddpm_large.
+    """
     writers: dict[Sampler, Callable[[Interval, GuidanceForm], Columns]] = {
         "ddpm": ddpm,
-        "ddpm_large": partial(ddpm, large=True),
+        "ddpm_large": partial(ddpm, large=True, last_noise=last_noise),
         "ddpm_learned": ddpm_learned,
         "ddim": partial(ddim, eta=eta),
-        "vp_sde": vp_sde,
+        "vp_sde": partial(vp_sde, sde=sde),
     }
     return writers[sampler]
-
-
-def visited(t_star: int, num_steps: int) -> Tensor:
-    """How many noising steps remain at each stop, from `t_star` down to 0, int64 [num_steps + 1], evenly spread."""
-    return torch.linspace(t_star, 0, num_steps + 1, dtype=torch.float64, device="cpu").round().long()
 
 
 def write_plan(
@@ -204,34 +213,38 @@ def write_plan(
     num_steps: int | None = None,
     sampler: Sampler = "ddpm",
     *,
+    timesteps: Sequence[int] | None = None,
+    landings: Sequence[int] | None = None,
+    time_labels: TimeLabels = "index",
     eta: float = 0.0,
+    last_noise: bool = False,
     form: GuidanceForm = "score",
     guidance_scale: float | Sequence[float] = 0.0,
     clip_x0: ClipX0 = "never",
 ) -> ReversePlan:
     """The table of a purification: `t_star` noising steps undone in `num_steps` (every one of them by default).
 
-    t_star: in [1, T]; the first index visited is t_star - 1. num_steps: in [1, t_star], evenly spread.
+    t_star: in [1, T]; the first index visited is t_star - 1. num_steps: in [1, t_star], evenly spread. timesteps, landings: the
+    indices visited and where each step lands, as in `PurifierConfig`; with them `num_steps` takes so many of these.
     guidance_scale: s, one number or one a step; see the module's note on portability. Raises ValueError naming the argument.
     """
-    num_steps = t_star if num_steps is None else num_steps
     require(1 <= t_star <= schedule.num_timesteps, "t_star", f"in [1, {schedule.num_timesteps}]", t_star)
-    require(1 <= num_steps <= t_star, "num_steps", f"in [1, t_star={t_star}]", num_steps)
     one_of("sampler", sampler, Sampler)
+    one_of("time_labels", time_labels, TimeLabels)
     device = schedule.betas.device
+    here, there = (index.to(device) for index in walk(t_star, num_steps, timesteps, landings))
     scale = torch.as_tensor(guidance_scale, dtype=torch.float64, device=device)
-    require(scale.numel() in (1, num_steps), "guidance_scale", f"1 or {num_steps} numbers", guidance_scale)
+    require(scale.numel() in (1, len(here)), "guidance_scale", f"1 or {len(here)} numbers", guidance_scale)
 
-    remaining = visited(t_star, num_steps).to(device)
     clean = torch.ones(1, dtype=torch.float64, device=device)
     alpha_bar = torch.cat([clean, schedule.alphas_cumprod])  # index i lives at i + 1
-    here, there = remaining[:-1], remaining[1:]
-    interval = Interval(alpha_bar[here], alpha_bar[there], schedule.betas[here - 1], (here - there).double())
-    a, b, d, c = sampler_columns(sampler, eta)(interval, form)
+    interval = Interval(alpha_bar[here + 1], alpha_bar[there + 1], here, there)
+    a, b, d, c = sampler_columns(sampler, eta, sde=schedule.sde, last_noise=last_noise)(interval, form)
+    told = schedule.times if time_labels == "index" else diffpure_labels(t_star, schedule.num_timesteps).to(device)
     return ReversePlan(
         sampler=sampler,
         rows=torch.stack([a, b, d * scale, c], dim=1),
-        times=schedule.times[here - 1],
+        times=told[here],
         marginals=torch.stack([interval.alpha_bar.sqrt(), interval.sigma], dim=1),
         guided=bool((scale != 0).any()),
         log_variances=log_variances(interval) if sampler == "ddpm_learned" else None,
@@ -240,14 +253,20 @@ def write_plan(
     )
 
 
-def make_plan(config: PurifierConfig, num_steps: int | None = None) -> ReversePlan:
-    """The plan that a configuration names, or the same in another number of steps."""
+def make_plan(config: PurifierConfig, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
+    """The plan that a configuration names for one of its cycles, or the same in at most `num_steps` steps."""
+    t_star = config.depths[cycle]
+    most = t_star if config.timesteps is None else len(config.timesteps)
     return write_plan(
         make_schedule(config.schedule),
-        config.t_star,
-        config.num_steps if num_steps is None else min(num_steps, config.t_star),
+        t_star,
+        config.num_steps if num_steps is None else min(num_steps, most),
         config.sampler,
+        timesteps=config.timesteps,
+        landings=config.landings,
+        time_labels=config.time_labels,
         eta=config.eta,
+        last_noise=config.last_noise,
         form=config.guidance.form,
         guidance_scale=config.guidance.scale if config.guidance.kind != "none" else 0.0,
         clip_x0=config.clip_x0,

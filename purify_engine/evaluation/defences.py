@@ -64,7 +64,7 @@ class Defence:
             return self
         purifier = self.purifier if queried else in_float32(self.purifier)
         config = purifier.config
-        shorter = min(config.surrogate_steps, max(1, (config.num_steps or config.t_star) // 2))
+        shorter = min(config.surrogate_steps, max(1, config.fewest_steps // 2))
         return dataclasses.replace(self, purifier=purifier.configured(gradient=gradient, surrogate_steps=shorter))
 
     def describe(self) -> dict[str, Any]:

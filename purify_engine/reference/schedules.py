@@ -14,7 +14,7 @@ from purify_engine.config import ScheduleConfig, require
 def linear_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
     """beta_i of the linear (variance preserving) schedule, float64 [T] (E1; Ho et al. 2020).
 
-    At T = 1000 the defaults are the VP-SDE beta(t) = 0.1 + 19.9 t of Song et al. 2021, times dt = 1/T.
+    At T = 1000 the defaults run from end to end of the VP-SDE's beta(t) = 0.1 + 19.9 t (`VPSDE`), times dt = 1/T.
     """
     return torch.linspace(beta_start, beta_end, num_timesteps, dtype=torch.float64, device="cpu")
 
@@ -26,12 +26,38 @@ def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: flo
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 
+@dataclass(frozen=True)
+class VPSDE:
+    """The continuous process whose grid of T steps a linear schedule is, t in [0, 1] (E1; Song et al. 2021, equation 11).
+
+    beta(t) = T beta_start + T (beta_end - beta_start) t: at the defaults 0.1 + 19.9 t. Index i stands for t = (i + 1) / T.
+    """
+
+    num_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    def time(self, index: Tensor) -> Tensor:
+        """t of a timestep index, float64."""
+        return (index.double() + 1) / self.num_timesteps
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The rate at which noise comes in at t."""
+        return self.num_timesteps * (self.beta_start + (self.beta_end - self.beta_start) * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Standard deviation of the noise at t: sigma^2 = 1 - exp(-(integral of beta up to t))."""
+        rise = self.num_timesteps * (self.beta_end - self.beta_start)
+        return (-torch.expm1(-rise / 2 * t**2 - self.num_timesteps * self.beta_start * t)).sqrt()
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """Tables over the timestep index i = 0 … T - 1, float64 [T]. One schedule serves the forward and the reverse process."""
 
     betas: Tensor
     times: Tensor  # what the network is told at index i; i itself on the integer grid
+    sde: VPSDE | None = None  # the process in continuous time; None where it is not written down, as for a cosine
 
     @property
     def num_timesteps(self) -> int:
@@ -50,13 +76,14 @@ class NoiseSchedule:
         require(factor >= 1, "factor", "at least 1", factor)
         betas = (self.betas / factor).repeat_interleave(factor)
         times = (torch.arange(len(betas), dtype=torch.float64, device=betas.device) + 1) / factor - 1
-        return NoiseSchedule(betas, times)
+        sde = self.sde and VPSDE(len(betas), self.sde.beta_start / factor, self.sde.beta_end / factor)
+        return NoiseSchedule(betas, times, sde)
 
 
 def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     """The schedule that a configuration names."""
+    times = torch.arange(config.num_timesteps, dtype=torch.float64, device="cpu")
     if config.kind == "cosine":
-        betas = cosine_betas(config.num_timesteps)
-    else:
-        betas = linear_betas(config.num_timesteps, config.beta_start, config.beta_end)
-    return NoiseSchedule(betas, torch.arange(config.num_timesteps, dtype=torch.float64, device="cpu"))
+        return NoiseSchedule(cosine_betas(config.num_timesteps), times)
+    linear = config.num_timesteps, config.beta_start, config.beta_end
+    return NoiseSchedule(linear_betas(*linear), times, VPSDE(*linear))

@@ -38,7 +38,10 @@ CHANGED = {  # every field of every configuration at another value than its defa
     PurifierConfig(
         t_star=71, sampler="ddim", num_steps=7, eta=0.5, guidance=GUIDANCE, schedule=SCHEDULE, cycles=2, seed=2**62 + 1,
         noise="fixed", gradient="bpda", surrogate_steps=3, clip_x0="x0_only", clamp=False, sizes="tile", tile_stride=5,
+        timesteps=(70, 60, 50, 33, 20, 10, 1), landings=(60, 50, 34, 20, 10, 0, -1),
     ),
+    PurifierConfig(cycles=3, cycle_t_stars=(30, 70, 50), sampler="vp_sde", time_labels="diffpure"),
+    PurifierConfig(sampler="ddpm_large", last_noise=True),
     UNetConfig(
         image_size=16, in_channels=1, base_channels=32, channel_mult=(1, 3), num_res_blocks=1, attention_resolutions=(8, 4),
         num_heads=2, num_head_channels=8, time_embedding="scale_shift", resample="pool", downsample_padding="symmetric",
@@ -89,10 +92,24 @@ def by_name(value):
 
 def test_every_configuration_is_here_with_every_field_changed():
     assert {type(value) for value in CHANGED} == set(ALL)
-    for value in CHANGED:
-        for field in dataclasses.fields(value):
-            same = getattr(value, field.name) == field.default
-            assert not same, (by_name(value), field.name)
+    for cls in ALL:
+        of_it = [value for value in CHANGED if type(value) is cls]  # several where one field's other value shuts out another's
+        for field in dataclasses.fields(cls):
+            same = all(getattr(value, field.name) == field.default for value in of_it)
+            assert not same, (cls.__name__, field.name)
+
+
+def test_lists_of_timesteps_become_tuples():
+    found = PurifierConfig(t_star=9, timesteps=[8, 3], landings=[3, -1])
+    assert found == PurifierConfig(t_star=9, timesteps=(8, 3), landings=(3, -1)) and hash(found)
+    assert PurifierConfig(t_star=9, cycles=2, cycle_t_stars=[9, 3]).cycle_t_stars == (9, 3)
+
+
+def test_a_configuration_says_how_deep_its_cycles_go_and_how_few_steps_one_takes():
+    assert PurifierConfig(t_star=9, cycles=2).depths == (9, 9) and PurifierConfig(t_star=9).fewest_steps == 9
+    gradual = PurifierConfig(t_star=9, cycles=3, cycle_t_stars=(4, 4, 9))
+    assert gradual.depths == (4, 4, 9) and gradual.fewest_steps == 4
+    assert PurifierConfig(t_star=9, num_steps=2).fewest_steps == PurifierConfig(t_star=9, timesteps=(8, 3)).fewest_steps == 2
 
 
 @pytest.mark.parametrize("value", sorted(CHANGED, key=by_name), ids=by_name)

@@ -36,7 +36,7 @@ def test_the_scale_is_the_ratio_over_the_quantile_of_an_unguided_walks_pull(quan
 
     Loop().run(process(watched, NoGuide()), X)
     expected = 0.2 / float(torch.cat(ratios).quantile(quantile))
-    assert guidance_scale_for(process(WORLD.denoiser, WORLD), X, 0.2, quantile) == pytest.approx(expected, rel=1e-9)
+    assert guidance_scale_for([process(WORLD.denoiser, WORLD)], X, 0.2, quantile) == pytest.approx(expected, rel=1e-9)
 
 
 def test_nothing_is_recorded_while_the_pull_is_measured():
@@ -46,7 +46,7 @@ def test_nothing_is_recorded_while_the_pull_is_measured():
         recorded.append(torch.is_grad_enabled() or x_net.requires_grad)
         return WORLD.denoiser(x_net, plan, step)
 
-    guidance_scale_for(process(watched, WORLD), X.clone().requires_grad_(), 0.2, 0.5)
+    guidance_scale_for([process(watched, WORLD)], X.clone().requires_grad_(), 0.2, 0.5)
     assert recorded == [False] * 4
 
 

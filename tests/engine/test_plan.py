@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from purify_engine.config import GuidanceConfig, PurifierConfig, ScheduleConfig
-from purify_engine.engine.plan import make_plan, visited, write_plan
+from purify_engine.engine.plan import make_plan, write_plan
+from purify_engine.engine.timesteps import visited
 from purify_engine.reference.schedules import make_schedule
 
 SCHEDULE = make_schedule(ScheduleConfig())

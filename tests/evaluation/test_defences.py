@@ -115,9 +115,14 @@ def test_a_defence_calls_its_purifier_with_ids_and_draw_and_classifies_what_come
 
 
 def test_a_description_holds_every_setting_but_the_gradient_mode(networks):
+    """What every purifier has always, what some have where it is given: so that a setting more leaves results what they were."""
     config = PurifierConfig(t_star=11, guidance=OURS, gradient="bpda")
     said = Defence("d", networks[0], ToyPurifier(config), networks[1]).describe()
     assert said == {"name": "d", "purifier": said["purifier"], "guided": True}
-    assert said["purifier"].keys() == {field.name for field in dataclasses.fields(PurifierConfig)} - {"gradient"}
+    always = {"t_star", "sampler", "num_steps", "eta", "guidance", "schedule", "cycles", "seed", "noise", "surrogate_steps"}
+    assert said["purifier"].keys() == always
+    given = dataclasses.replace(config, timesteps=(10, 2), landings=(3, -1))
+    said_of_given = Defence("d", networks[0], ToyPurifier(given), networks[1]).describe()["purifier"]
+    assert said_of_given == {**said["purifier"], "timesteps": (10, 2), "landings": (3, -1)}
     assert said["purifier"]["t_star"] == 11 and said["purifier"]["guidance"] == dataclasses.asdict(OURS)
     assert Defence("plain", networks[0]).describe() == {"name": "plain", "purifier": None, "guided": False}

@@ -18,7 +18,7 @@ def different(value):
     """Another value of the same kind that every configuration allows in its place."""
     others = {"pgd": "none", "linf": "l2", "cross_entropy": "margin", "random": "clean", "defence": "guide", "exact": "bpda"}
     others |= {"ddpm": "vp_sde", "adversarial": "pixel", "score": "mean", "pseudo": "soft", "xt": "x0", "linear": "cosine"}
-    others |= {"fresh": "fixed"}
+    others |= {"fresh": "fixed", "never": "consistent"}
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
@@ -34,10 +34,19 @@ def changed(config):
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             yield from ((f"{name}.{inner}", dataclasses.replace(config, **{name: other})) for inner, other in changed(value))
-        else:
+        elif name not in ELSEWHERE:
             other = "native" if name == "sizes" else different(value)  # whose "exact" is no gradient mode
             yield name, dataclasses.replace(config, **{name: other})
 
+
+# Settings whose other value is no neighbour of their default: the value, and what else it takes, on both sides.
+ELSEWHERE = {
+    "timesteps": (tuple(range(19, -1, -2)), {}),
+    "landings": (tuple(range(16, -1, -2)) + (-1,), {"timesteps": tuple(range(19, 0, -2))}),
+    "cycle_t_stars": ((20, 10), {"cycles": 2}),
+    "time_labels": ("diffpure", {"sampler": "vp_sde"}),
+    "last_noise": (True, {"sampler": "ddpm_large"}),
+}
 
 ATTACK = AttackConfig(name="one", epsilon=0.02, num_steps=5, num_eot=2)
 
@@ -57,6 +66,16 @@ def test_fingerprint_hangs_on_every_setting_of_the_purifier_but_the_gradient_mod
     rows = (Defence("d", classifier, ToyPurifier(how)) for how in (PURIFIER, config))
     one, other = (fingerprint(row, ATTACK, images, labels, CONFIG) for row in rows)
     assert (one == other) == (name == "gradient")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_fingerprint_hangs_on_every_setting_that_takes_others_beside_it(name):
+    classifier, images, labels = linear_world()
+    value, beside = ELSEWHERE[name]
+    base = dataclasses.replace(PURIFIER, **beside)
+    rows = [Defence("d", classifier, ToyPurifier(how)) for how in (base, dataclasses.replace(base, **{name: value}))]
+    one, other = (fingerprint(row, ATTACK, images, labels, CONFIG) for row in rows)
+    assert one != other
 
 
 def test_fingerprint_hangs_on_names_draws_seed_guidedness_and_labels():
