@@ -69,7 +69,7 @@ def strong_plan(guide, sampler="ddpm", eta=0.0, num_steps=5, ratio=0.5):
     probe = write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=1.0)
     if isinstance(guide, NoGuide):
         return probe
-    scale = guidance_scale_for(process(probe, guide), images(), ratio, 0.5)
+    scale = guidance_scale_for([process(probe, guide)], images(), ratio, 0.5)
     return write_plan(SCHEDULE, 150, num_steps, sampler, eta=eta, guidance_scale=scale)
 
 
