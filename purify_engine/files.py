@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,6 +38,22 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
         temporary.unlink(missing_ok=True)
     if durable:
         _wait_for_disk(path.parent)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder beside `path`, then rename it: a reader sees no folder, or the whole one.
+
+    `path` must be a new or an empty folder: OSError where it holds something by then. `write` makes each file durable itself.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    temporary.mkdir()
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _wait_for_disk(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,26 +1,19 @@
-"""Where purifiers come from: the ones shipped inside the package, a folder, or the Hugging Face Hub.
+"""Where purifiers come from: shipped inside the package, a folder, a published checkpoint, or the Hugging Face Hub.
 
-A folder holds `config.json` (schema_version, unet, guide, classifier, purifier), `unet.safetensors`, and where the configuration
-names them `guide.safetensors` and `classifier.safetensors`.
+`folders.py` says what a folder holds; a checkpoint of others is converted into one, kept in a cache (`cache.py`).
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from purify_engine.config import (
-    SCHEMA_VERSION,
-    ClassifierConfig,
-    PurifierConfig,
-    UNetConfig,
-    from_dict,
-    require,
-    to_dict,
-)
-from purify_engine.files import write_text
+from purify_engine.cache import cached
+from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, require
+from purify_engine.conversion import AS_IT_IS, Stated
+from purify_engine.folders import read_config, write_config
 from purify_engine.models.checkpoints import load_safetensors, save_safetensors
+from purify_engine.models.checkpoints.reading import is_published
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
@@ -33,54 +26,60 @@ def list_purifiers() -> list[str]:
     return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").is_file())
 
 
-def load_networks(name_or_dir: str | Path) -> tuple[Denoiser, Classifier | None, PurifierConfig]:
-    """The diffusion model, the guide (None where there is none) and the configuration of a saved purifier."""
-    folder = resolve(name_or_dir)
-    config = _read_config(folder)
+def load_networks(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> tuple[Denoiser, Classifier | None, PurifierConfig]:
+    """The diffusion model, the guide (None where there is none) and the configuration of a purifier that `resolve` finds."""
+    folder = resolve(name_or_path, stated)
+    config = read_config(folder)
     unet = load_safetensors(UNet(from_dict(UNetConfig, config["unet"])), folder / "unet.safetensors")
     guide = _classifier(folder, "guide", config) if config.get("guide") else None
     return Denoiser(unet), guide, from_dict(PurifierConfig, config["purifier"])
 
 
-def load_classifier(name_or_dir: str | Path) -> Classifier:
-    """The plain classifier shipped beside a purifier, frozen, in evaluation mode: something to defend."""
-    folder = resolve(name_or_dir)
-    config = _read_config(folder)
-    require("classifier" in config, "name_or_dir", "a purifier with a classifier beside it", str(name_or_dir))
+def load_classifier(name_or_path: str | Path, *, layout: str | None = None, **fields: Any) -> Classifier:
+    """Something to defend, frozen, in evaluation mode: the classifier beside a purifier, or one in a published checkpoint.
+
+    name_or_path: as `resolve` takes it. layout, fields: of a published one, where the weights cannot tell them
+    (`mean=(0.5, 0.5, 0.5)`).
+    """
+    folder = resolve(name_or_path, Stated(layout=layout, classifier=fields))
+    config = read_config(folder, needed=())
+    require("classifier" in config, "name_or_path", "a purifier with a classifier beside it, or a classifier", str(name_or_path))
     return _classifier(folder, "classifier", config)
 
 
-def save_networks(folder: Path, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig) -> None:
-    """Write what `load_networks` reads."""
+def save_networks(
+    folder: Path, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, classifier: Classifier | None = None
+) -> None:
+    """Write what `load_networks` and, where there is a classifier, `load_classifier` read."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(denoiser.unet, folder / "unet.safetensors")
-    if guide is not None:
-        save_safetensors(guide, folder / "guide.safetensors")
-    write_config(folder, unet=denoiser.unet.config, guide=guide and guide.config, purifier=config)
+    networks = {"unet": denoiser.unet, "guide": guide, "classifier": classifier}
+    for part, network in networks.items():
+        if network is not None:
+            save_safetensors(network, folder / f"{part}.safetensors")
+    configs = {part: network and network.config for part, network in networks.items()}
+    write_config(folder, **configs, purifier=config)
 
 
-def write_config(folder: Path, **parts: Any) -> None:
-    """Write `config.json` from dataclasses; a part that is None is left out."""
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        **{name: to_dict(part) for name, part in parts.items() if part is not None},
-    }
-    write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
+def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
+    """The folder of an embedded name, of a path, or of a Hub id ("owner/name", downloaded by `huggingface_hub`).
 
-
-def resolve(name_or_dir: str | Path) -> Path:
-    """The folder of an embedded name, of a path, or of a Hub id ("owner/name", downloaded by `huggingface_hub`)."""
-    folder = Path(name_or_dir)
-    embedded = EMBEDDED / str(name_or_dir)
+    A published checkpoint, a file or a diffusers folder, is converted into the cache; `stated` says what its weights cannot.
+    """
+    path = Path(name_or_path)
+    embedded = EMBEDDED / str(name_or_path)
     if (embedded / "config.json").is_file():
         return embedded
-    if folder.is_dir():
-        return folder
-    if str(name_or_dir).count("/") == 1 and not folder.is_absolute():
-        return _from_hub(str(name_or_dir))
+    if path.is_file() or is_published(path):
+        return cached(path, stated)
+    if path.is_dir():
+        return path
+    if str(name_or_path).count("/") == 1 and not path.is_absolute():
+        found = _from_hub(str(name_or_path))
+        return cached(found, stated) if is_published(Path(found)) else found
     known = ", ".join(list_purifiers())
     raise FileNotFoundError(
-        f"purifier must be an embedded name ({known}), a folder, or a Hub id owner/name, got {str(name_or_dir)!r}"
+        f"purifier must be an embedded name ({known}), a folder, or a Hub id owner/name, or a checkpoint's file, "
+        f"got {str(name_or_path)!r}"
     )
 
 
@@ -89,29 +88,8 @@ def _from_hub(repo_id: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         hint = 'pip install "purify-engine[hub]" to load it from the Hugging Face Hub'
-        raise FileNotFoundError(f"purifier {repo_id!r} is no folder here; {hint}") from error
+        raise FileNotFoundError(f"purifier {repo_id!r} is no file or folder here; {hint}") from error
     return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: a purifier folder holds config.json and unet.safetensors (save_pretrained writes it)"
-        )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}") from error
-    require(
-        isinstance(config, dict) and {"unet", "purifier"} <= set(config),
-        str(path),
-        "an object with unet and purifier",
-        config,
-    )
-    version = config.get("schema_version")
-    require(version == SCHEMA_VERSION, f"schema_version of {path}", f"{SCHEMA_VERSION} for this release", version)
-    return config
 
 
 def _classifier(folder: Path, part: str, config: dict[str, Any]) -> Classifier:

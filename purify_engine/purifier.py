@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from purify_engine import devices, ops, presets
+from purify_engine import conversion, devices, ops, presets
 from purify_engine.config import GuidanceConfig, Precision, PurifierConfig, one_of, require
+from purify_engine.conversion import Stated
 from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
@@ -257,19 +258,48 @@ class GuidedPurifier(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir: str | Path, *, device: str | torch.device = "cpu", precision: Precision = "auto"
+        cls,
+        name_or_path: str | Path,
+        *,
+        layout: str | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
     ) -> GuidedPurifier:
-        """A purifier by embedded name (`list_purifiers()`), by folder, or by Hugging Face Hub id (needs the `hub` extra).
+        """A purifier by embedded name (`list_purifiers()`), folder, published checkpoint, or Hub id (needs the `hub` extra).
 
+        layout: of a checkpoint, where its names fit several; it is converted into a cache (`from_checkpoint` needs none).
         device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
         GPUs that have it, float32 elsewhere (docs/performance.md).
         """
         where = devices.torch_device(device)  # refused before anything is loaded
-        return devices.place(cls(*presets.load_networks(name_or_dir)), where, precision)
+        return devices.place(cls(*presets.load_networks(name_or_path, Stated(layout=layout))), where, precision)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and the weights as safetensors, for `from_pretrained`."""
-        presets.save_networks(Path(folder), self.denoiser, self.guide, self.config)
+    @classmethod
+    def from_checkpoint(
+        cls,
+        unet: str | Path,
+        guide: str | Path | Classifier | None = None,
+        *,
+        layout: str | None = None,
+        network: Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        **changes: Any,
+    ) -> GuidedPurifier:
+        """A purifier from published files: the diffusion model's, and where guidance needs one the guide's.
+
+        network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). changes: fields of `PurifierConfig`.
+        ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
+        """
+        where = devices.torch_device(device)
+        stated = Stated(layout=layout, unet=network or {})
+        denoiser, config = conversion.load_unet(Path(unet), stated)
+        guide = presets.load_classifier(guide) if isinstance(guide, str | Path) else guide
+        return devices.place(cls(denoiser, guide, dataclasses.replace(config, **changes)), where, precision)
+
+    def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
+        """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""
+        presets.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)
 
 
 def _make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:

@@ -26,17 +26,32 @@ NetworkPrecision = Annotated[
         "elsewhere. On CPUs 16 bits are slower, and for comparisons only."
     ),
 ]
+PurifierName = Annotated[
+    str,
+    Parameter(
+        help="An embedded name, a folder written by save_pretrained or convert, a published checkpoint (converted once, into a "
+        "cache in ~/.cache/purify-engine), or a Hugging Face Hub id."
+    ),
+]
+LayoutName = Annotated[
+    str | None, Parameter(help="Of a published checkpoint, where its names fit several or are to be checked against one.")
+]
 
 
 def load_purifier(
-    name_or_dir: str, options: Any = None, device: str = "auto", precision: Precision = "auto"
+    name_or_path: str,
+    options: Any = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    *,
+    layout: str | None = None,
 ) -> GuidedPurifier:
-    """The saved purifier with the given options in place, on `device` in `precision`."""
+    """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint."""
     from purify_engine import devices
     from purify_engine.purifier import GuidedPurifier
 
     where = devices.torch_device(device)
-    saved = GuidedPurifier.from_pretrained(name_or_dir)
+    saved = GuidedPurifier.from_pretrained(name_or_path, layout=layout)
     return devices.place(saved.configured(**vars(with_options(saved.config, options))), where, precision)
 
 

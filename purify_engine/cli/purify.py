@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from purify_engine import __version__
 from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import Device, NetworkPrecision, image_shape, load_purifier
+from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, PurifierName, image_shape, load_purifier
 from purify_engine.cli.options import options_of
 from purify_engine.config import PurifierConfig, to_dict
 
@@ -25,7 +25,8 @@ def purify(
     source: Path,
     output: Path,
     *,
-    purifier: str = "digits",
+    purifier: PurifierName = "digits",
+    layout: LayoutName = None,
     batch_size: int = 64,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
@@ -43,8 +44,6 @@ def purify(
         An image folder (class folders are kept), or a .npy or .npz file of images.
     output:
         A new or empty folder, or a new file of the source's kind. Images are written as PNG, lossless.
-    purifier:
-        An embedded name, a folder written by save_pretrained, or a Hugging Face Hub id.
     batch_size:
         Images a batch.
     json:
@@ -53,7 +52,7 @@ def purify(
     from purify_engine import devices
     from purify_engine.data import open_sink, open_source, purify_dataset, write_record
 
-    model = load_purifier(purifier, options, device, precision)
+    model = load_purifier(purifier, options, device, precision, layout=layout)
     images_in = open_source(source, image_shape(model))
     images_out = open_sink(images_in, output)
     with Meter("purify") as meter:

@@ -19,6 +19,7 @@ from cyclopts.config import Toml
 from purify_engine import __version__
 from purify_engine.cli import train
 from purify_engine.cli.bench import bench
+from purify_engine.cli.convert import convert
 from purify_engine.cli.demo import demo
 from purify_engine.cli.doctor import doctor
 from purify_engine.cli.evaluate import evaluate
@@ -37,7 +38,7 @@ def application() -> App:
     training = App(name="train", help="Train a diffusion model, a guide, a classifier, or the embedded digits again.")
     for network in (train.diffusion, train.trades, train.classifier, train.digits):
         training.command(network)
-    for verb in (demo, purify, evaluate, training, bench, doctor):
+    for verb in (demo, purify, evaluate, convert, training, bench, doctor):
         app.command(verb)
 
     @app.meta.default

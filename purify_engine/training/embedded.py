@@ -16,8 +16,8 @@ from purify_engine.config import (
     TradesTraining,
     UNetConfig,
 )
+from purify_engine.folders import write_config
 from purify_engine.models import Classifier, Denoiser, UNet, load_safetensors
-from purify_engine.presets import write_config
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.training.classifier import LabelledImages, train_classifier
 from purify_engine.training.diffusion import train_diffusion

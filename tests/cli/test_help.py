@@ -26,11 +26,20 @@ OFFERED = {  # verb -> the configurations that are its options, by prefix
     "demo": {"": DemoConfig},
     "purify": {"": PurifierConfig},
     "evaluate": {"": EvaluationConfig, "attack.": AttackConfig},
+    "convert": {
+        "": PurifierConfig,
+        "unet.": UNetConfig,
+        "guide-network.": ClassifierConfig,
+        "classifier-network.": ClassifierConfig,
+    },
     "train diffusion": {"": DiffusionTraining, "network.": UNetConfig},
     "train trades": {"": TradesTraining, "network.": ClassifierConfig},
     "train classifier": {"": ClassifierTraining, "network.": ClassifierConfig},
 }
-NOT_OFFERED = {"purify": {"schedule", "noise", "gradient", "surrogate_steps"}}  # of the saved model, or of an attacker
+NOT_OFFERED = {  # of the saved model, or of an attacker
+    "purify": {"schedule", "noise", "gradient", "surrogate_steps"},
+    "convert": {"noise", "gradient", "surrogate_steps"},
+}
 CONFIGS = [thing for name in config.__all__ if dataclasses.is_dataclass(thing := getattr(config, name))]
 
 

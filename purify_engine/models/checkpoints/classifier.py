@@ -55,6 +55,12 @@ def read_classifier(
     return ReadClassifier(found.config, weights, found.layout.name, says)
 
 
+def is_classifier(held: Any) -> bool:
+    """Whether a file's content has, somewhere, a first convolution and a head by the names of a classifier's."""
+    parts = [held, *held.values()] if isinstance(held, Mapping) else []
+    return any(_prefixes(_tensors(part)) for part in parts if isinstance(part, Mapping))
+
+
 def unwrapped(held: Mapping[str, Any], source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(weights under the names of their network, means and deviations beside them) of what a file holds."""
     tensors = _weights(held, source)

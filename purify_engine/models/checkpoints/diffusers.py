@@ -7,15 +7,16 @@ layers. Attention's tensors had other names until 2023, which old files still ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from purify_engine.config import UNetConfig, require
+from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
-from purify_engine.models.checkpoints.layout import SAME, Entry, Given, Layout, Shapes, as_conv1x1, pair, stacked
+from purify_engine.models.checkpoints.diffusers_unet import multiples, unet_config
+from purify_engine.models.checkpoints.layout import SAME, Beside, Entry, Given, Layout, Shapes, as_conv1x1, pair, stacked
 from purify_engine.models.checkpoints.walk import Unit, units
 from purify_engine.models.published import DDPM_CIFAR10
 
@@ -101,6 +102,11 @@ def recognise(shapes: Shapes, given: Given, names: AttentionNames = TODAY) -> UN
     return replace(_at(found, given["image_size"], attends), **given)
 
 
+def stated(beside: Beside) -> Given:
+    """Every field of our configuration that a folder's config.json says; nothing where there is none."""
+    return vars(unet_config(beside["config.json"])) if "config.json" in beside else {}
+
+
 def _names_of(shapes: Shapes) -> AttentionNames:
     return UNTIL_2023 if any(name.endswith(".proj_attn.weight") for name in shapes) else TODAY
 
@@ -135,12 +141,6 @@ def _read(shapes: Shapes, names: AttentionNames) -> tuple[UNetConfig, list[int]]
     return found, [level for level in levels if _width(shapes, f"down_blocks.{level}.attentions.0.{names.output}")]
 
 
-def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
-    """The channels of every level in units of the first convolution's."""
-    require(all(width and width % base == 0 for width in widths), "block_out_channels", f"multiples of {base}", list(widths))
-    return tuple(width // base for width in widths)
-
-
 def _width(shapes: Shapes, layer: str) -> int:
     """Channels that a layer puts out; 0 where there is none."""
     shape = shapes.get(f"{layer}.weight", ())
@@ -156,12 +156,14 @@ DIFFUSERS = Layout(
     title="diffusers' UNet2DModel: google/ddpm-cifar10-32 and its family",
     recognise=recognise,
     entries=entries,
+    stated=stated,
 )
 DIFFUSERS_OLD = Layout(
     name="diffusers-old",
     title="diffusers' UNet2DModel as it was saved until 2023 (query, key, value, proj_attn)",
     recognise=partial(recognise, names=UNTIL_2023),
     entries=partial(entries, names=UNTIL_2023),
+    stated=stated,
 )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from purify_engine.config import UNetConfig, require
-from purify_engine.models.checkpoints.diffusers import multiples
 
 Resampler = Literal["conv", "resnet"]
 
@@ -95,6 +94,12 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
         norm_eps=told["norm_eps"],
         dropout=told["dropout"],
     )
+
+
+def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
+    """The channels of every level in units of the first convolution's."""
+    require(all(width and width % base == 0 for width in widths), "block_out_channels", f"multiples of {base}", list(widths))
+    return tuple(width // base for width in widths)
 
 
 def _refuse_other_networks(said: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from purify_engine.config import require
+from purify_engine.config import ScheduleConfig, require
 
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
@@ -22,6 +22,7 @@ ConfigT = TypeVar("ConfigT")
 Tensors = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 Given = Mapping[str, Any]  # fields of the configuration that the user states, because weights cannot tell them
+Beside = Mapping[str, Any]  # the JSON files beside the weights, by name; none beside a single file
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Layout(Generic[ConfigT]):
     things (an optimizer, moving averages); None where it is not this layout's. Plain dictionaries of tensors need none.
     told: what is known of weights of these names and shapes in a file of this name (without its ending); what the user states
     goes before it.
+    stated: fields of the configuration that the JSON files beside the weights say, by file name ("config.json"). schedule: the
+    noise schedule that the network was trained on, from the configuration and those files; without it, that of Ho et al.
     """
 
     name: str  # as `--layout` says it
@@ -95,6 +98,8 @@ class Layout(Generic[ConfigT]):
     unwrap: Callable[[Any], Tensors | None] | None = field(default=None)
     told: Callable[[Shapes, str], Sequence[Told]] | None = None
     by_name_only: bool = False  # its names and shapes are another layout's: taken where its own name is said
+    stated: Callable[[Beside], Given] | None = field(default=None)
+    schedule: Callable[[ConfigT, Beside], ScheduleConfig] | None = field(default=None)
 
 
 def shapes_of(tensors: Tensors) -> Shapes:

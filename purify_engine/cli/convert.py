@@ -1,0 +1,86 @@
+"""`purify-engine convert`: a published checkpoint in, a purifier's folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from purify_engine.cli.console import say
+from purify_engine.cli.loading import LayoutName
+from purify_engine.cli.options import given, options_of, with_options
+from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, to_dict
+
+if TYPE_CHECKING:
+    from purify_engine.conversion import Conversion
+
+PurifierOptions: Any = options_of(PurifierConfig, without=("noise", "gradient", "surrogate_steps"), saved=True)
+UNetOptions: Any = options_of(UNetConfig, saved=True)
+ClassifierOptions: Any = options_of(ClassifierConfig, saved=True)
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    layout: LayoutName = None,
+    precision: Literal["float32", "bf16"] = "float32",
+    guide: Path | None = None,
+    classifier: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    unet: UNetOptions | None = None,
+    guide_network: ClassifierOptions | None = None,
+    classifier_network: ClassifierOptions | None = None,
+    options: Annotated[PurifierOptions | None, Parameter(name="*")] = None,
+) -> int:
+    """Convert the checkpoint SOURCE into the folder OUTPUT, which every --purifier takes: safetensors and config.json.
+
+    No code of the file is run. config.json says where each network came from: file name, SHA-256, layout. What weights cannot
+    tell (--unet.image-size, --classifier-network.mean) and how to purify is stated by options. A classifier's file becomes a
+    folder with that classifier, which --classifier takes.
+
+    Parameters
+    ----------
+    source:
+        A checkpoint of PyTorch (.pt, .pth, .ckpt, .bin, .safetensors), or a diffusers folder.
+    output:
+        A new or an empty folder.
+    precision:
+        Of the stored weights.
+    guide:
+        The checkpoint of the guide, an adversarially trained classifier.
+    classifier:
+        The checkpoint of the classifier that is defended; `evaluate` wants one.
+    json:
+        Print the result as one JSON line.
+    unet:
+        Of the diffusion model.
+    guide_network:
+        Of the guide.
+    classifier_network:
+        Of the classifier.
+    """
+    from purify_engine import conversion
+
+    stated = conversion.Stated(layout=layout, unet=given(unet), guide=given(guide_network), classifier=given(classifier_network))
+    made = conversion.convert(
+        source, output, guide=guide, classifier=classifier, stated=stated, precision=precision,
+        configured=lambda config: with_options(config, options),
+    )  # fmt: skip
+    purifier = None if made.purifier is None else to_dict(made.purifier)
+    result = {"output": str(output), "precision": precision, "origin": made.origin, "purifier": purifier}
+    say(result, _text(made, output, precision), as_json=json)
+    return 0
+
+
+def _text(made: Conversion, output: Path, precision: str) -> str:
+    lines = [f"{output}: {precision}"]
+    for part, network in made.networks.items():
+        origin = made.origin[part]
+        count = sum(tensor.numel() for tensor in network.weights.values())
+        lines.append(f"  {part}: {count:,} numbers from {origin['file']} ({network.layout}), SHA-256 {origin['sha256'][:16]}...")
+    if made.purifier is not None:
+        how = made.purifier
+        lines.append(f"  purifies with t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}), {how.sampler}")
+    return "\n".join(lines)

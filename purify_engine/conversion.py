@@ -1,0 +1,131 @@
+"""Published checkpoints into purifiers: on disk as a folder (`convert`), or in memory (`networks`).
+
+Weights say what a network is, but not how it is to purify: that is a preset's, or what the user states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from purify_engine.config import PurifierConfig, UNetConfig, one_of, require
+from purify_engine.files import write_folder, write_whole
+from purify_engine.folders import write_config
+from purify_engine.models.checkpoints.layout import Given
+from purify_engine.models.checkpoints.network import Published, kind_of, read_classifier, read_unet, sha256
+from purify_engine.models.checkpoints.reading import Opened, opened
+from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.unet import UNet
+
+Stored = Literal["float32", "bf16"]
+Part = Literal["unet", "guide", "classifier"]
+
+STORED_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What a user says of networks because weights cannot tell it: the layout of the first file, and fields of configurations."""
+
+    layout: str | None = None
+    unet: Given = dataclasses.field(default_factory=dict)
+    guide: Given = dataclasses.field(default_factory=dict)
+    classifier: Given = dataclasses.field(default_factory=dict)
+
+
+AS_IT_IS = Stated()
+
+
+class Conversion(NamedTuple):
+    """What became of the files: each network by its part, the purifier's configuration (None for a classifier alone), origins."""
+
+    networks: dict[Part, Published]
+    purifier: PurifierConfig | None
+    origin: dict[Part, dict[str, Any]]
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    guide: Path | None = None,
+    classifier: Path | None = None,
+    stated: Stated = AS_IT_IS,
+    precision: Stored = "float32",
+    configured: Callable[[PurifierConfig], PurifierConfig] = lambda config: config,
+) -> Conversion:
+    """Write the folder `output` from published files, whole or not at all: a purifier's, or where `source` is a classifier, its.
+
+    guide, classifier: files of those networks. precision: of the stored weights. configured: from the default configuration to
+    the one that is written. ValueError where `output` holds something, or a file is no checkpoint that is known.
+    """
+    one_of("precision", precision, Stored)
+    free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    require(free, "output", "a new or an empty folder", str(output))
+    beside: dict[Part, Path | None] = {"guide": guide, "classifier": classifier}
+    first = opened(source)
+    files: dict[Part, Opened] = {kind_of(first, stated.layout): first}
+    for part, path in beside.items():
+        require(path is None or part not in files, part, f"left out where {source} is a classifier", str(path))
+        if path is not None:
+            files[part] = opened(path)
+    networks = {part: published(part, held, stated) for part, held in files.items()}
+    purifier = configured(purifier_of(networks["unet"])) if "unet" in networks else None
+    origin = {part: {**_origin(held), **_told(networks[part])} for part, held in files.items()}
+    made = Conversion(networks, purifier, origin)
+    write_folder(output, lambda folder: write(folder, made, precision))
+    return made
+
+
+def published(part: Part, held: Opened, stated: Stated) -> Published:
+    """The network of an opened file, as the purifier's `part`."""
+    if part == "unet":
+        return read_unet(held, given=stated.unet, layout=stated.layout)
+    given = stated.guide if part == "guide" else stated.classifier
+    return read_classifier(held, given=given, layout=stated.layout if part == "classifier" else None)
+
+
+def purifier_of(unet: Published) -> PurifierConfig:
+    """How a network purifies where nothing else is said: our defaults on the schedule that it was trained on."""
+    return PurifierConfig(schedule=unet.schedule)
+
+
+def write(folder: Path, made: Conversion, precision: Stored) -> None:
+    """Weights, then `config.json`, into `folder`."""
+    for part, network in made.networks.items():
+        weights = {name: _stored(tensor, STORED_DTYPES[precision]) for name, tensor in network.weights.items()}
+        write_whole(folder / f"{part}.safetensors", partial(save_file, weights))
+    configs: dict[str, Any] = {str(part): network.config for part, network in made.networks.items()}
+    write_config(folder, **configs, purifier=made.purifier, precision=precision, origin=made.origin)
+
+
+def load_unet(source: Path, stated: Stated = AS_IT_IS) -> tuple[Denoiser, PurifierConfig]:
+    """The diffusion model of a published file, frozen, and how it purifies where nothing else is said; nothing is written."""
+    found = published("unet", opened(source), stated)
+    assert isinstance(found.config, UNetConfig)
+    unet = UNet(found.config)
+    unet.load_state_dict(found.weights)
+    return Denoiser(unet), purifier_of(found)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in `dtype`, with memory of its own: safetensors refuses two tensors in one, as parts of a stacked one are."""
+    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _origin(held: Opened) -> dict[str, Any]:
+    file = held.files[0]
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def _told(found: Published) -> dict[str, Any]:
+    return {"layout": found.layout, "says": list(found.says)}

@@ -1,0 +1,40 @@
+"""A purifier's folder, written and read: `config.json` and weights as safetensors.
+
+`config.json` holds schema_version, unet and purifier, and where there are such: guide, classifier, precision (of the stored
+weights), and origin (the files that were converted). `{part}.safetensors` lies beside it for unet, guide and classifier.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from purify_engine.config import SCHEMA_VERSION, require, to_dict
+from purify_engine.files import write_text
+
+
+def write_config(folder: Path, **parts: Any) -> None:
+    """Write `config.json` from dataclasses and plain data; a part that is None is left out."""
+    given = {name: part for name, part in parts.items() if part is not None}
+    plain = {name: to_dict(part) if is_dataclass(part) else part for name, part in given.items()}
+    content = {"schema_version": SCHEMA_VERSION, **plain}
+    write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_config(folder: Path, needed: tuple[str, ...] = ("unet", "purifier")) -> dict[str, Any]:
+    """What `config.json` says, of this release's schema, with the parts that are needed."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: a purifier folder holds config.json and unet.safetensors (save_pretrained writes it)"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}") from error
+    require(isinstance(config, dict) and {*needed} <= {*config}, str(path), f"an object with {' and '.join(needed)}", config)
+    version = config.get("schema_version")
+    require(version == SCHEMA_VERSION, f"schema_version of {path}", f"{SCHEMA_VERSION} for this release", version)
+    return config
