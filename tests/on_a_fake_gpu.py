@@ -31,6 +31,13 @@ NETWORKS = {
     "ResNet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=16),
     "WRN": ClassifierConfig(architecture="wide_resnet", depth=10, width=1),
 }
+OTHER_NETWORKS = {
+    "ImageNet": ClassifierConfig(architecture="imagenet_resnet", depth=14, width=16),
+    "DeepMind": ClassifierConfig(
+        architecture="preact_resnet", depth=10, width=16, downsample_padding="asymmetric", shortcut_reads="input",
+        shortcut_kernel=3,
+    ),
+}  # fmt: skip
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALF, BRAIN, FLOAT, DOUBLE = FLOATS
 MIXED = [(BRAIN, HALF), (HALF, BRAIN), (BRAIN, FLOAT), (FLOAT, BRAIN), (DOUBLE, FLOAT), (FLOAT, DOUBLE)]
@@ -49,7 +56,7 @@ def purified(
     """What a whole call on a GPU does on the host, after a first one, which packs weights and fills tables; its launches."""
     launches = []
     with torch.device("meta"):
-        model, guide = Denoiser(UNet(FAMILIES[family])), Classifier(NETWORKS[network])
+        model, guide = Denoiser(UNet(FAMILIES[family])), Classifier((NETWORKS | OTHER_NETWORKS)[network])
     plans = {steps: make_plan(config, steps) for steps in (None, config.surrogate_steps)}
     with (
         fake_gpu() as mode,
@@ -86,6 +93,11 @@ def test_a_purification_asks_nothing_of_the_host(family, network, guidance):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_guide_asks_anything_of_the_host(network, guidance):
     assert not purified(configured(guidance), network=network)[0]
+
+
+@pytest.mark.parametrize("network", OTHER_NETWORKS)
+def test_a_guide_of_pooled_or_one_sided_images_asks_nothing_of_the_host(network):
+    assert not purified(configured(), network=network)[0]
 
 
 @pytest.mark.parametrize("sampler", get_args(Sampler))

@@ -75,10 +75,10 @@ def test_a_replay_computes_what_the_work_computes(name):
     recorded(WORK[name], torch.rand(3, 4, 6, 6))
 
 
-@pytest.mark.parametrize("architecture", ["resnet", "wide_resnet"])
+@pytest.mark.parametrize("architecture", ["resnet", "wide_resnet", "preact_resnet", "imagenet_resnet"])
 def test_a_guide_of_relus_is_recorded_with_its_gradient(architecture, monkeypatch):
     monkeypatch.setattr(winograd, "tiling", lambda *problem: Tiling(4, 24, True))
-    config = ClassifierConfig(architecture=architecture, depth=10 if architecture == "resnet" else 16, width=2)
+    config = ClassifierConfig(architecture=architecture, depth=16 if architecture == "wide_resnet" else 10, width=2)
     network = randomised(Classifier(config), 3).eval().requires_grad_(False)
 
     def pull(x):

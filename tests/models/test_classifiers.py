@@ -1,6 +1,7 @@
 """Classifiers: published names, sizes and, with real weights, accuracy; small variants that learn and differentiate."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ SIZES = {
     "ResNet-56": (ClassifierConfig(architecture="cifar_resnet", depth=56, width=16), 853_018),
     "WRN-28-10": (ClassifierConfig(architecture="wide_resnet", depth=28, width=10), 36_479_194),
     "WRN-70-16": (ClassifierConfig(architecture="wide_resnet", depth=70, width=16), 266_796_506),
+    "PreActResNet-18": (ClassifierConfig(architecture="preact_resnet"), 11_172_170),
+    "ResNet-50": (ClassifierConfig(architecture="imagenet_resnet", depth=50, num_classes=1000), 25_557_032),
 }
 DIGITS = {"in_channels": 1, "mean": (0.3,), "std": (0.4,), "activation": "silu"}
 SMALL = {
     "resnet": ClassifierConfig(architecture="resnet", depth=10, width=4, **DIGITS),
     "cifar_resnet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=4, **DIGITS),
     "wide_resnet": ClassifierConfig(architecture="wide_resnet", depth=10, width=1, **DIGITS),
+    "preact_resnet": ClassifierConfig(architecture="preact_resnet", depth=10, width=4, **DIGITS),
+    "imagenet_resnet": ClassifierConfig(architecture="imagenet_resnet", depth=14, width=4, **DIGITS),
 }
 NAMES = {
     "resnet": {"conv1.weight", "bn1.running_var", "layer2.0.shortcut.0.weight", "layer2.0.shortcut.1.bias", "linear.bias"},
@@ -33,6 +38,8 @@ NAMES = {
         "block3.layer.0.convShortcut.weight",
         "fc.bias",
     },
+    "preact_resnet": {"conv1.weight", "layer1.0.bn1.bias", "layer2.0.convShortcut.weight", "bn1.running_var", "linear.bias"},
+    "imagenet_resnet": {"conv1.weight", "bn1.running_var", "layer1.0.shortcut.0.weight", "layer4.0.conv3.weight", "linear.bias"},
 }
 
 architectures = pytest.mark.parametrize("architecture", SMALL)
@@ -51,7 +58,7 @@ def images(count=2):
 def test_size_is_the_published_one(config, parameters):
     with torch.device("meta"):
         classifier = Classifier(config).eval()
-        assert classifier(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+        assert classifier(torch.empty(2, 3, 32, 32)).shape == (2, config.num_classes)
     assert sum(parameter.numel() for parameter in classifier.parameters()) == parameters
 
 
@@ -113,6 +120,18 @@ def test_learns(architecture):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("size", [(18, 16), (16, 22)], ids=str)
+def test_zeros_on_one_side_ask_for_sizes_that_can_be_halved(size):
+    """A shortcut of one pixel keeps the last odd row, the convolution beside it does not."""
+    config = ClassifierConfig(architecture="wide_resnet", depth=10, width=1, downsample_padding="asymmetric")
+    with pytest.raises(ValueError, match="images must be of multiples of 4 pixels a side"):
+        Classifier(config)(torch.zeros(1, 3, *size))
+    narrow = ClassifierConfig(architecture="preact_resnet", depth=10, width=4, downsample_padding="asymmetric")
+    with pytest.raises(ValueError, match="images must be of multiples of 8 pixels a side"):
+        Classifier(narrow)(torch.zeros(1, 3, 12, 16))
+    assert Classifier(replace(narrow, shortcut_kernel=3)).eval()(torch.zeros(1, 3, *size)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(
