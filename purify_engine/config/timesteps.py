@@ -19,7 +19,8 @@ def spaced_timesteps(
     """`num_steps` timesteps as diffusers' schedulers space them (Lin et al. 2023, arXiv 2305.08891, table 2).
 
     leading: multiples of T // num_steps from 0, plus `steps_offset`, which leading alone reads. linspace: from T - 1 down to 0,
-    evenly. trailing: T - 1 and down by T / num_steps. num_steps: in [1, num_timesteps]. Raises ValueError naming the argument.
+    evenly. trailing: T - 1 and down by T / num_steps; for some counts, such as 61, diffusers adds a -1, which is left out.
+    num_steps: in [1, num_timesteps]. Raises ValueError naming the argument.
     """
     one_of("spacing", spacing, Spacing)
     require(1 <= num_steps <= num_timesteps, "num_steps", f"in [1, num_timesteps={num_timesteps}]", num_steps)
@@ -30,7 +31,8 @@ def spaced_timesteps(
     elif spacing == "linspace":
         rising = [round(k * ((num_timesteps - 1) / max(num_steps - 1, 1))) for k in range(num_steps)]
     else:
-        rising = [round(num_timesteps - k * (num_timesteps / num_steps)) - 1 for k in reversed(range(num_steps))]
+        stride = num_timesteps - (num_timesteps - num_timesteps / num_steps)  # as numpy.arange rounds it
+        rising = [round(num_timesteps - k * stride) - 1 for k in reversed(range(num_steps))]
     return tuple(reversed(rising))
 
 
