@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine import conversion, devices, ops, presets
-from purify_engine.config import GuidanceConfig, Precision, PurifierConfig, one_of, require
+from purify_engine.config import Precision, PurifierConfig, one_of, require
 from purify_engine.conversion import Stated
 from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
-from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
+from purify_engine.engine.guide import Guide, make_guide
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
@@ -180,7 +180,7 @@ class GuidedPurifier(nn.Module):
         made_of = self.guide, self.config.guidance, self.config.gradient == "straight_through"
         guide = self._guides.get(made_of)
         if guide is None:
-            guide = _make_guide(*made_of)
+            guide = make_guide(*made_of)
             self._guides = {made_of: guide}
         return guide
 
@@ -300,12 +300,3 @@ class GuidedPurifier(nn.Module):
     def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""
         presets.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)
-
-
-def _make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
-    if guidance.scale == 0 or guidance.kind == "none":
-        return NoGuide()
-    if guidance.kind == "pixel":
-        return PixelGuide()
-    assert network is not None
-    return AdversarialGuide(network, guidance, straight_through=straight_through)

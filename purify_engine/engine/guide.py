@@ -178,3 +178,13 @@ def _gradient(function: Callable[[Images, bool], tuple[Tensor, Tensor | None]], 
         of, weights = function(view, recorded)
         (grad,) = torch.autograd.grad(of, view, weights, create_graph=recorded)
     return grad
+
+
+def make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
+    """The guide that a configuration asks for, which sees `network` where it needs one."""
+    if guidance.scale == 0 or guidance.kind == "none":
+        return NoGuide()
+    if guidance.kind == "pixel":
+        return PixelGuide()
+    assert network is not None
+    return AdversarialGuide(network, guidance, straight_through=straight_through)
