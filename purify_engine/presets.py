@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from purify_engine.cache import cached
 from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, require
-from purify_engine.conversion import AS_IT_IS, Stated
+from purify_engine.conversion import AS_IT_IS, Stated, load_unet
 from purify_engine.folders import read_config, write_config
 from purify_engine.models.checkpoints import load_safetensors, save_safetensors
 from purify_engine.models.checkpoints.reading import is_published
@@ -33,6 +35,15 @@ def load_networks(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> tuple[
     unet = load_safetensors(UNet(from_dict(UNetConfig, config["unet"])), folder / "unet.safetensors")
     guide = _classifier(folder, "guide", config) if config.get("guide") else None
     return Denoiser(unet), guide, from_dict(PurifierConfig, config["purifier"])
+
+
+def load_parts(
+    unet: str | Path, guide: str | Path | Classifier | None, stated: Stated, changes: Mapping[str, Any]
+) -> tuple[Denoiser, Classifier | None, PurifierConfig]:
+    """The same from published files, without a cache; `guide` as `load_classifier` takes it, `changes` of the configuration."""
+    denoiser, config = load_unet(Path(unet), stated)
+    network = load_classifier(guide) if isinstance(guide, str | Path) else guide
+    return denoiser, network, dataclasses.replace(config, **changes)
 
 
 def load_classifier(name_or_path: str | Path, *, layout: str | None = None, **fields: Any) -> Classifier:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from purify_engine import conversion, devices, ops, presets
+from purify_engine import devices, ops, presets
 from purify_engine.config import Precision, PurifierConfig, one_of, require
 from purify_engine.conversion import Stated
 from purify_engine.engine.bridges import Bridge, make_bridge
@@ -292,10 +292,8 @@ class GuidedPurifier(nn.Module):
         ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
         """
         where = devices.torch_device(device)
-        stated = Stated(layout=layout, unet=network or {})
-        denoiser, config = conversion.load_unet(Path(unet), stated)
-        guide = presets.load_classifier(guide) if isinstance(guide, str | Path) else guide
-        return devices.place(cls(denoiser, guide, dataclasses.replace(config, **changes)), where, precision)
+        parts = presets.load_parts(unet, guide, Stated(layout=layout, unet=network or {}), changes)
+        return devices.place(cls(*parts), where, precision)
 
     def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""
