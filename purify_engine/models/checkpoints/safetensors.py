@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from purify_engine.files import write_whole
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+PORTION = 2**26  # numbers read through one mapping of the file: its pages count as this process's memory until it is closed
 PICKLE_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's zip, and plain pickles
 PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 
@@ -30,17 +34,55 @@ def load_safetensors(module: ModuleT, path: str | os.PathLike[str]) -> ModuleT:
     Raises FileNotFoundError where there is no file, and ValueError for a pickle (never opened), a damaged file, or weights of
     another network; each in one line that names the file and says what to do.
     """
-    path = Path(path)
+    weights = _read(module, Path(path), None)
+    module.load_state_dict(weights, strict=False)  # the names were checked; only counters of batch norms may be missing
+    return module
+
+
+def built_from_safetensors(
+    network: Callable[[], ModuleT], path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> ModuleT:
+    """`network()` with the weights at `path` for its parameters: no random ones are drawn, and no memory is filled twice.
+
+    For networks whose state_dict is their whole state. dtype: of the parameters; None: as stored. Errors as `load_safetensors`.
+    """
+    with torch.device("meta"):
+        module = network()
+    module.load_state_dict(_read(module, Path(path), dtype), assign=True)
+    return module
+
+
+def _read(module: nn.Module, path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The weights at `path`, of `module`'s names and shapes; floats in `dtype`, where one is given, as they are read."""
     _refuse_what_is_no_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-            _refuse_other_networks(module, {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}, path)
-            weights = {name: file.get_tensor(name) for name in slices}
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+        _refuse_other_networks(module, found, path)
+        weights = dict[str, Tensor]()
+        for names in _portions({name: math.prod(shape) for name, (shape, _) in found.items()}):
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: _owned(file.get_tensor(name), dtype) for name in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or cut short ({_first_line(error)}); copy or download it again") from None
-    module.load_state_dict(weights, strict=False)  # the names were checked; only counters of batch norms may be missing
-    return module
+    return weights
+
+
+def _portions(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Names in portions of at most PORTION numbers, or one tensor."""
+    names: list[str] = []
+    for name, size in sizes.items():
+        if names and sum(sizes[other] for other in names) + size > PORTION:
+            yield names
+            names = []
+        names.append(name)
+    yield names
+
+
+def _owned(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy: a tensor of the mapped file would change with the file, and end the process where that is cut short."""
+    return tensor.to(dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 def _refuse_what_is_no_safetensors(path: Path) -> None:

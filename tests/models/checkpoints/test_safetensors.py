@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from purify_engine.models import load_safetensors, save_safetensors
+from purify_engine.models.checkpoints import built_from_safetensors, safetensors
 
 
 def network(width=4):
@@ -48,6 +49,32 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
 
 def test_weights_take_the_dtype_of_the_network(saved):
     assert load_safetensors(network().double(), saved)[0].weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("portion", [1, 20, 2**26])
+def test_a_network_is_built_with_the_weights_of_a_file(saved, monkeypatch, portion):
+    """No number is drawn, and nothing of it changes or is lost where the file does, even in place."""
+    monkeypatch.setattr(safetensors, "PORTION", portion)
+    expected, before = load_safetensors(network(), saved).state_dict(), torch.get_rng_state()
+    built = built_from_safetensors(network, saved)
+    assert torch.equal(torch.get_rng_state(), before)
+    saved.write_bytes(b"")
+    assert built.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in built.state_dict().items())
+    assert built[0].weight.requires_grad and not built[1].running_mean.requires_grad
+
+
+def test_a_network_is_built_in_the_dtype_that_is_asked_for(saved):
+    exact = load_safetensors(network(), saved)
+    built = built_from_safetensors(network, saved, torch.bfloat16)
+    assert torch.equal(built[0].weight, exact[0].weight.bfloat16())
+    assert built[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_weights_of_another_network_build_none(saved):
+    with pytest.raises(ValueError, match=r"0.weight must be \(5, 1, 3, 3\), got \(4, 1, 3, 3\)") as error:
+        built_from_safetensors(lambda: network(width=5), saved)
+    one_line(error, saved)
 
 
 def test_missing_file(tmp_path):
