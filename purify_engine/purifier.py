@@ -22,6 +22,7 @@ from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
+from purify_engine.engine.suitability import require_suitable
 from purify_engine.images import check_images, from_model_space, in_model_space
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
@@ -56,11 +57,7 @@ class GuidedPurifier(nn.Module):
     ) -> None:
         super().__init__()
         one_of("execution", execution, Execution)
-        make_bridge(config, denoiser.unet.config)  # refuses tiles that do not fit
-        needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
-        require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
-        has_variance = config.sampler != "ddpm_learned" or denoiser.unet.config.learned_variance
-        require(has_variance, "sampler", "another where UNetConfig.learned_variance is False, as ddpm", config.sampler)
+        require_suitable(config, denoiser.unet.config, guide)
         self.denoiser = denoiser
         self.guide = guide
         self.config = config

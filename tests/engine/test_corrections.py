@@ -13,9 +13,10 @@ from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.gradients import differentiable_run
 from purify_engine.engine.guide import NoGuide
 from purify_engine.engine.loop import Loop
-from purify_engine.engine.plan import visited, write_plan
+from purify_engine.engine.plan import write_plan
 from purify_engine.engine.process import ReverseProcess
 from purify_engine.engine.replay import Replay
+from purify_engine.engine.timesteps import visited
 from purify_engine.models import Denoiser
 from purify_engine.testing.oracles import smooth_denoiser
 from tests.engine.test_gradients import GUIDES, NOISE, SCHEDULE, gradient, images, loss

@@ -1,0 +1,16 @@
+"""Whether networks can do what a configuration asks of them: refused when a purifier is made, and not in its first call."""
+
+from __future__ import annotations
+
+from purify_engine.config import PurifierConfig, UNetConfig, require
+from purify_engine.engine.bridges import make_bridge
+from purify_engine.models.classifiers import Classifier
+
+
+def require_suitable(config: PurifierConfig, unet: UNetConfig, guide: Classifier | None) -> None:
+    """ValueError, in one line, where tiles do not fit, guidance has no network, or a variance is to be learned and is not."""
+    make_bridge(config, unet)
+    needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
+    require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
+    has_variance = unet.learned_variance or config.sampler != "ddpm_learned"
+    require(has_variance, "sampler", "another where UNetConfig.learned_variance is False, as ddpm", config.sampler)
