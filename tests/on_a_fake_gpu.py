@@ -66,7 +66,7 @@ def purified(
         purifier = GuidedPurifier(moved(model, dtype), moved(guide, of_guide or dtype), config, execution="loop")
         of_images = torch.promote_types(images, torch.float32)
         there = {steps: plan_there(mode, plan, None if dtype == of_images else dtype) for steps, plan in plans.items()}
-        purifier.plan = lambda dtype, steps=None: there[steps]
+        purifier.plan = lambda dtype, steps=None, cycle=0: there[steps]
         x = torch.empty(2, 3, 16, 16, dtype=images, device=GPU).requires_grad_(with_gradient)
         for _ in range(2):
             launches.clear()
