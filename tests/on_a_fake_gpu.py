@@ -14,7 +14,7 @@ from purify_engine.config.purification import GradientMode, Sampler
 from purify_engine.engine.plan import make_plan
 from purify_engine.kernels import _launch
 from purify_engine.models import Classifier, Denoiser, UNet
-from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10
+from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10, EDM_CIFAR10
 from purify_engine.ops import switches
 from purify_engine.types import NoiseKey
 from tests.fake_gpu import GPU, Host, fake_gpu, moved, plan_there
@@ -26,6 +26,7 @@ FAMILIES = {
     "DDPM": replace(DDPM_CIFAR10, **SMALL),
     "DDPM++": replace(DDPMPP_CIFAR10, **SMALL),
     "ADM": replace(ADM_IMAGENET256, **SMALL, num_head_channels=32),
+    "EDM": replace(EDM_CIFAR10, **SMALL),
 }
 NETWORKS = {
     "ResNet": ClassifierConfig(architecture="cifar_resnet", depth=8, width=16),
@@ -104,6 +105,10 @@ def test_a_guide_of_pooled_or_one_sided_images_asks_nothing_of_the_host(network)
 def test_no_sampler_asks_anything_of_the_host(sampler):
     family = "ADM" if sampler == "ddpm_learned" else "DDPM"
     assert not purified(configured(sampler=sampler), family, with_gradient=family == "ADM")[0]
+
+
+def test_the_gradient_through_what_edm_puts_out_asks_nothing_of_the_host():
+    assert not purified(configured("x0, normalised"), "EDM", with_gradient=True)[0]
 
 
 @pytest.mark.parametrize("clip_x0", ["consistent", "x0_only"])

@@ -77,6 +77,8 @@ class EagerPurifier(nn.Module):
         require(stars is None, "cycle_t_stars", "None: the baseline walks one plan in every cycle", stars)
         self.config, self.dtype = purifier.config, dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        prediction = purifier.denoiser.unet.config.prediction
+        require(prediction == "eps", "prediction", "'eps' for the eager baseline, which knows no other", prediction)
         denoiser, classifier = copy.deepcopy((purifier.denoiser, purifier.guide))
         self.unet: nn.Module = PlainUNet(denoiser.unet)
         self.classifier: Classifier | None = classifier if purifier.config.guidance.kind == "adversarial" else None

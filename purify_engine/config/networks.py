@@ -12,6 +12,7 @@ Resample = Literal["conv", "pool", "residual"]
 Padding = Literal["symmetric", "asymmetric"]
 DecoderAttention = Literal["every_block", "last_block"]
 Sinusoid = Literal["sin_first", "cos_first"]
+Prediction = Literal["eps", "x0", "v", "edm"]
 ClassifierArchitecture = Literal["resnet", "cifar_resnet", "wide_resnet", "preact_resnet", "imagenet_resnet"]
 Activation = Literal["relu", "silu"]
 ShortcutInput = Literal["activated", "input"]
@@ -60,6 +61,9 @@ class UNetConfig:
     """DDPM++: (x + h) / sqrt(2) where residual blocks add."""
     learned_variance: bool = False
     """Twice the output channels; the second half is dropped by the denoiser."""
+    prediction: Prediction = "eps"
+    """What the network puts out, which the denoiser turns into eps: the noise, the clean image, v (Salimans & Ho 2022), or EDM's
+    preconditioned mixture (Karras et al. 2022), where the network is told ln(sigma) / 4 in place of t."""
     sinusoid: Sinusoid = "sin_first"
     """Which half of the sinusoidal embedding of the time comes first."""
     sinusoid_endpoint: bool = True
@@ -96,6 +100,7 @@ class UNetConfig:
         one_of("downsample_padding", self.downsample_padding, Padding)
         one_of("decoder_attention", self.decoder_attention, DecoderAttention)
         one_of("sinusoid", self.sinusoid, Sinusoid)
+        one_of("prediction", self.prediction, Prediction)
         require(self.norm_groups >= 1, "norm_groups", "at least 1", self.norm_groups)
         least = self.norm_min_channels
         require(least is None or least >= 1, "norm_min_channels", "at least 1, or None", least)

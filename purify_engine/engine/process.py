@@ -21,7 +21,8 @@ Other = TypeVar("Other")
 class NoisePredictor(Protocol):
     """Predicts the noise in `x_net` at one step of a plan: eps, of the same shape.
 
-    (eps, v) where `plan.learns_variance`: v, of the same shape, says where the step's variance lies (docs/math.md E26).
+    (eps, v) where `plan.learns_variance`: v, of the same shape, says where the step's variance lies (docs/math.md E26). One that
+    has a true `reads_x_t` is given x_t itself in place of x_net.
     """
 
     def __call__(self, x_net: Images, plan: ReversePlan, step: Step) -> Images | tuple[Images, Images]: ...
@@ -102,7 +103,7 @@ class ReverseProcess(NamedTuple):
     def _predicted(self, x_t: Images, x_net: Images, step: Step) -> tuple[Images, Images, Images | None]:
         """(x_t, eps) as the step takes them, and the logarithm of its variance where that is learned (E25, E26)."""
         plan, log_variance = self.plan, None
-        predicted = self.model(x_net, plan, step)
+        predicted = self.model(x_t if getattr(self.model, "reads_x_t", False) else x_net, plan, step)
         eps, v = predicted if isinstance(predicted, tuple) else (predicted, None)
         if plan.log_variances is not None:
             if v is None:

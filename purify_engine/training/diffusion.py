@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from purify_engine.config import DiffusionTraining, UNetConfig
+from purify_engine.config import DiffusionTraining, UNetConfig, require
 from purify_engine.models import UNet
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
@@ -37,6 +37,7 @@ def train_diffusion(
     `held_out` images are only measured. `data` is the card's sentence about the images. ValueError: images that do not fit.
     """
     check_training_set(images, None, network.in_channels)
+    require(network.prediction == "eps", "prediction", "'eps' to be trained, as docs/math.md E20 says", network.prediction)
     schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
     model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

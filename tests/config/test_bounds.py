@@ -85,6 +85,7 @@ BOUNDS = [
     (UNetConfig, "downsample_padding", ["symmetric", "asymmetric"], ["none"], "one of symmetric, asymmetric", {}),
     (UNetConfig, "decoder_attention", ["every_block", "last_block"], ["none"], "one of every_block, last_block", {}),
     (UNetConfig, "sinusoid", ["sin_first", "cos_first"], ["none"], "one of sin_first, cos_first", {}),
+    (UNetConfig, "prediction", ["eps", "x0", "v", "edm"], ["score"], "one of eps, x0, v, edm", {}),
     (UNetConfig, "dropout", [0, NEXT_TO_ONE], [-1e-9, 1.0], "in [0, 1)", {}),
     (ClassifierConfig, "architecture", ["resnet", "preact_resnet", "imagenet_resnet"], ["vgg"],
      "one of resnet, cifar_resnet, wide_resnet, preact_resnet, imagenet_resnet", {}),

@@ -47,7 +47,7 @@ CHANGED = {  # every field of every configuration at another value than its defa
         num_heads=2, num_head_channels=8, time_embedding="scale_shift", resample="pool", downsample_padding="symmetric",
         resample_shortcut=True, decoder_attention="last_block", middle_attention=False, skip_rescale=True, learned_variance=True,
         sinusoid="cos_first", sinusoid_endpoint=False, time_scale=0.999, time_offset=1.0, norm_groups=4, norm_min_channels=2,
-        time_channels=48, norm_eps=1e-5, dropout=0.1,
+        time_channels=48, norm_eps=1e-5, dropout=0.1, prediction="v",
     ),
     ClassifierConfig(
         architecture="preact_resnet", depth=26, width=10, num_classes=3, in_channels=1, activation="silu", mean=(0.3,),
