@@ -106,12 +106,14 @@ def write(folder: Path, made: Conversion, precision: Stored) -> None:
     write_config(folder, **configs, purifier=made.purifier, precision=precision, origin=made.origin)
 
 
-def load_unet(source: Path, stated: Stated = AS_IT_IS) -> tuple[Denoiser, PurifierConfig]:
-    """The diffusion model of a published file, frozen, and how it purifies where nothing else is said; nothing is written."""
+def load_unet(source: Path, stated: Stated = AS_IT_IS, dtype: torch.dtype = torch.float32) -> tuple[Denoiser, PurifierConfig]:
+    """The diffusion model of a published file, in `dtype`, and how it purifies where nothing else is said; nothing is written."""
     found = published("unet", opened(source), stated)
     assert isinstance(found.config, UNetConfig)
-    unet = UNet(found.config)
-    unet.load_state_dict(found.weights)
+    with torch.device("meta"):
+        unet = UNet(found.config)
+    weights = {name: tensor.to(dtype, copy=True) for name, tensor in found.weights.items()}  # the file may change later
+    unet.load_state_dict(weights, assign=True)
     return Denoiser(unet), purifier_of(found)
 
 

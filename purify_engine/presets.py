@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from purify_engine import devices
 from purify_engine.cache import cached
-from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, require
+from purify_engine.config import ClassifierConfig, Precision, PurifierConfig, UNetConfig, from_dict, require
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet
 from purify_engine.folders import read_config, write_config
-from purify_engine.models.checkpoints import load_safetensors, save_safetensors
+from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
 from purify_engine.models.checkpoints.reading import is_published
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
+
+
+class Parts(NamedTuple):
+    """What a `GuidedPurifier` is made of: the diffusion model, the guide (None where there is none), the configuration."""
+
+    denoiser: Denoiser
+    guide: Classifier | None
+    config: PurifierConfig
+
 
 EMBEDDED = Path(__file__).parent / "weights"
 
@@ -28,22 +41,42 @@ def list_purifiers() -> list[str]:
     return sorted(folder.name for folder in EMBEDDED.iterdir() if (folder / "config.json").is_file())
 
 
-def load_networks(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> tuple[Denoiser, Classifier | None, PurifierConfig]:
-    """The diffusion model, the guide (None where there is none) and the configuration of a purifier that `resolve` finds."""
+def load_networks(
+    name_or_path: str | Path,
+    stated: Stated = AS_IT_IS,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> Parts:
+    """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py)."""
+    where = devices.torch_device(device)  # refused before anything is loaded
     folder = resolve(name_or_path, stated)
     config = read_config(folder)
-    unet = load_safetensors(UNet(from_dict(UNetConfig, config["unet"])), folder / "unet.safetensors")
+    network = partial(UNet, from_dict(UNetConfig, config["unet"]))
+    unet = built_from_safetensors(network, folder / "unet.safetensors", devices.dtype_on(where, precision))
     guide = _classifier(folder, "guide", config) if config.get("guide") else None
-    return Denoiser(unet), guide, from_dict(PurifierConfig, config["purifier"])
+    return _placed(Denoiser(unet), guide, from_dict(PurifierConfig, config["purifier"]), where, precision)
 
 
 def load_parts(
-    unet: str | Path, guide: str | Path | Classifier | None, stated: Stated, changes: Mapping[str, Any]
-) -> tuple[Denoiser, Classifier | None, PurifierConfig]:
+    unet: str | Path,
+    guide: str | Path | Classifier | None,
+    changes: Mapping[str, Any],
+    stated: Stated = AS_IT_IS,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+) -> Parts:
     """The same from published files, without a cache; `guide` as `load_classifier` takes it, `changes` of the configuration."""
-    denoiser, config = load_unet(Path(unet), stated)
+    where = devices.torch_device(device)
+    denoiser, config = load_unet(Path(unet), stated, devices.dtype_on(where, precision))
     network = load_classifier(guide) if isinstance(guide, str | Path) else guide
-    return denoiser, network, dataclasses.replace(config, **changes)
+    return _placed(denoiser, network, dataclasses.replace(config, **changes), where, precision)
+
+
+def _placed(
+    denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, device: torch.device, precision: Precision
+) -> Parts:
+    placed = None if guide is None else devices.place(guide, device, precision)
+    return Parts(devices.place(denoiser, device, precision), placed, config)
 
 
 def load_classifier(name_or_path: str | Path, *, layout: str | None = None, **fields: Any) -> Classifier:

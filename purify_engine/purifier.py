@@ -268,8 +268,7 @@ class GuidedPurifier(nn.Module):
         device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
         GPUs that have it, float32 elsewhere (docs/performance.md).
         """
-        where = devices.torch_device(device)  # refused before anything is loaded
-        return devices.place(cls(*presets.load_networks(name_or_path, Stated(layout=layout))), where, precision)
+        return cls(*presets.load_networks(name_or_path, Stated(layout=layout), device, precision))
 
     @classmethod
     def from_checkpoint(
@@ -288,9 +287,8 @@ class GuidedPurifier(nn.Module):
         network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). changes: fields of `PurifierConfig`.
         ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
         """
-        where = devices.torch_device(device)
-        parts = presets.load_parts(unet, guide, Stated(layout=layout, unet=network or {}), changes)
-        return devices.place(cls(*parts), where, precision)
+        stated = Stated(layout=layout, unet=network or {})
+        return cls(*presets.load_parts(unet, guide, changes, stated, device, precision))
 
     def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""

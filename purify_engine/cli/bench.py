@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import Device, NetworkPrecision, load_purifier
+from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, load_purifier
 from purify_engine.config import require
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Batches = Annotated[list[int] | None, Parameter(negative_iterable=())]
 def bench(
     *,
     purifier: str = "digits",
+    layout: LayoutName = None,
     batch: Batches = None,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
@@ -40,8 +41,8 @@ def bench(
     Parameters
     ----------
     purifier:
-        An embedded name, a folder, a Hub id; or a published architecture with random weights: ddpm-cifar10, ddpmpp-cifar10,
-        adm-imagenet256, each guided by a ResNet-18, or by a WRN-28-10 as in ddpm-cifar10+wrn-28-10.
+        An embedded name, a folder, a checkpoint, a Hub id; or a published architecture with random weights: ddpm-cifar10,
+        ddpmpp-cifar10, adm-imagenet256, each guided by a ResNet-18, or by a WRN-28-10 as in ddpm-cifar10+wrn-28-10.
     batch:
         Images a call, any number of times; 1, 4, 16 on a CPU and 1, 8, 64, 256 on a GPU by default.
     seconds:
@@ -59,7 +60,7 @@ def bench(
     where = torch_device(device)
     batches = list(batch or (GPU_BATCHES if where.type == "cuda" else CPU_BATCHES))
     require(min(batches) >= 1, "batch", "at least 1", min(batches))
-    ours, done = place(_purifier(purifier, where), where, precision), 0
+    ours, done = place(_purifier(purifier, where, layout), where, precision), 0
     with Meter("bench") as meter:
 
         def tell(point: Point) -> None:
@@ -75,13 +76,13 @@ def bench(
     return 0
 
 
-def _purifier(name: str, device: torch.device) -> GuidedPurifier:
+def _purifier(name: str, device: torch.device, layout: str | None) -> GuidedPurifier:
     from purify_engine.benchmark.networks import named_networks, random_purifier
     from purify_engine.config import PurifierConfig
 
     named = named_networks(name)
     if named is None:
-        return load_purifier(name, device=str(device), precision="float32")
+        return load_purifier(name, device=str(device), precision="float32", layout=layout)
     return random_purifier(*named, PurifierConfig(t_star=100, num_steps=RANDOM_STEPS), device=device)
 
 

@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import Device, NetworkPrecision, image_shape, labelled_images, load_purifier, training_images
+from purify_engine.cli.loading import (
+    Device,
+    LayoutName,
+    NetworkPrecision,
+    PurifierName,
+    image_shape,
+    labelled_images,
+    load_purifier,
+    training_images,
+)
 from purify_engine.cli.options import given, options_of, with_options
-from purify_engine.config import AttackConfig, EvaluationConfig, Precision, require, to_dict
+from purify_engine.config import AttackConfig, EvaluationConfig, require, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.evaluation.defences import Defence
     from purify_engine.evaluation.protocol import Cell
     from purify_engine.evaluation.summary import Comparison
+    from purify_engine.models import Classifier
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images, Labels
 
@@ -34,7 +44,10 @@ AttackOptions: Any = options_of(AttackConfig)
 def evaluate(
     source: str = "digits",
     *,
-    purifier: str = "digits",
+    purifier: PurifierName = "digits",
+    layout: LayoutName = None,
+    classifier: str | None = None,
+    normalisation: str | None = None,
     output: Path = Path("evaluation.jsonl"),
     report: Path | None = None,
     calibration: str = "digits",
@@ -58,8 +71,11 @@ def evaluate(
     ----------
     source:
         "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`.
-    purifier:
-        An embedded name, or a folder written by save_pretrained with a classifier beside it.
+    classifier:
+        What is defended: a published checkpoint (TRADES, RobustBench, torchvision, ...) or a folder with a classifier; by default
+        the one beside the purifier.
+    normalisation:
+        Of that checkpoint's images, where neither the file nor its name tells it: none, half, cifar10, cifar100, imagenet.
     output:
         JSON lines, one a cell: scores image by image, and everything that decided them.
     report:
@@ -87,8 +103,10 @@ def evaluate(
 
     require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
-    rows, ours = _defences(purifier, calibration, device, precision, defences)
-    images, labels = _images(source, ours, limit)
+    ours = load_purifier(purifier, device=device, precision=precision, layout=layout)
+    defended = _classifier(classifier or purifier, normalisation, ours)
+    rows = _defences(ours, defended, calibration, defences)
+    images, labels = _images(source, ours, limit, defended.config.num_classes)
     wanted = _attacks(config, attacks, given(attack))
     self_test = gradient_self_test(ours, images[:8], seed=config.seed)
     total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
@@ -115,22 +133,27 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
         _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
 
 
-def _defences(
-    purifier: str, calibration: str, device: str, precision: Precision, names: list[str] | None
-) -> tuple[list[Defence], GuidedPurifier]:
-    from purify_engine.evaluation.defences import standard_defences
+def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier) -> Classifier:
     from purify_engine.presets import load_classifier
 
-    ours, classifier = load_purifier(purifier, device=device, precision=precision), load_classifier(purifier)
-    classifier = classifier.to(ours.seed.device)
+    found = load_classifier(name, **({} if normalisation is None else {"normalisation": normalisation}))
+    wanted, channels = ours.denoiser.unet.config.in_channels, found.config.in_channels
+    require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
+    return found.to(ours.seed.device)
+
+
+def _defences(ours: GuidedPurifier, classifier: Classifier, calibration: str, names: list[str] | None) -> list[Defence]:
+    from purify_engine.evaluation.defences import standard_defences
+
     known = training_images(calibration, image_shape(ours)).to(ours.seed.device)
-    rows = standard_defences(ours, classifier, known)
-    return _chosen(rows, names, "defences"), ours
+    return _chosen(standard_defences(ours, classifier, known), names, "defences")
 
 
-def _images(source: str, purifier: GuidedPurifier, limit: int | None) -> tuple[Images, Labels]:
+def _images(source: str, purifier: GuidedPurifier, limit: int | None, num_classes: int) -> tuple[Images, Labels]:
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
     images, labels = labelled_images(source, image_shape(purifier), split="test")
+    labelled = int(labels.max()) if len(labels) else 0
+    require(labelled < num_classes, "labels", f"below {num_classes}, the classes of the classifier", labelled)
     where = purifier.seed.device
     return images[:limit].to(where), labels[:limit].to(where)
 

@@ -47,12 +47,10 @@ def load_purifier(
     layout: str | None = None,
 ) -> GuidedPurifier:
     """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint."""
-    from purify_engine import devices
     from purify_engine.purifier import GuidedPurifier
 
-    where = devices.torch_device(device)
-    saved = GuidedPurifier.from_pretrained(name_or_path, layout=layout)
-    return devices.place(saved.configured(**vars(with_options(saved.config, options))), where, precision)
+    saved = GuidedPurifier.from_pretrained(name_or_path, layout=layout, device=device, precision=precision)
+    return saved.configured(**vars(with_options(saved.config, options)))
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from purify_engine.config import UNetConfig
+from purify_engine.config import ScheduleConfig, UNetConfig
 
 # Ho, Jain & Abbeel 2020, "Denoising diffusion probabilistic models", appendix B. 35,746,307 parameters.
 DDPM_CIFAR10 = UNetConfig(
@@ -79,6 +79,9 @@ IMPROVED_CIFAR10 = UNetConfig(
     norm_eps=1e-5,
     dropout=0.3,
 )
+
+# What it and the next were trained on.
+IMPROVED_SCHEDULE = ScheduleConfig(kind="cosine", num_timesteps=4000)
 
 # The same paper and repository, ImageNet 64x64 unconditional (imagenet64_uncond_100M_1500K.pt), 4000 cosine steps.
 IMPROVED_IMAGENET64 = replace(IMPROVED_CIFAR10, image_size=64, channel_mult=(1, 2, 3, 4), dropout=0.0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from purify_engine import GuidedPurifier, load_classifier
-from purify_engine.config import AttackConfig, EvaluationConfig, GuidanceConfig
+from purify_engine import Classifier, GuidedPurifier, load_classifier
+from purify_engine.config import AttackConfig, ClassifierConfig, EvaluationConfig, GuidanceConfig
 from purify_engine.data import digits
 from purify_engine.evaluation import protocol, self_test
 from purify_engine.evaluation.suite import CLEAN, attack_suite
@@ -204,6 +204,40 @@ def test_a_purifier_without_labels_for_its_images_is_refused(command, small_puri
         "evaluate", tmp_path / "bare.npz", "--purifier", small_purifier, "--calibration", tmp_path / "bare.npz"
     )
     assert code == 2 and "source must have labels" in err
+
+
+def published_classifier(path, num_classes, channels=1):
+    config = ClassifierConfig(
+        architecture="cifar_resnet", depth=8, width=8, num_classes=num_classes, in_channels=channels, mean=(0.3,) * channels,
+        std=(0.4,) * channels,
+    )  # fmt: skip
+    network = Classifier(config).eval()
+    named = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save({"net": {**named, "mean": network.mean, "std": network.std}}, path)
+    return network
+
+
+def test_the_classifier_of_a_published_file_is_defended(handed_on, evaluated, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = published_classifier(tmp_path / "net.pth", 10)
+    assert evaluated("--classifier", tmp_path / "net.pth", "--json")[0] == 0
+    defended = handed_on["rows"][0].classifier
+    assert all(torch.equal(value, defended.state_dict()[name]) for name, value in network.state_dict().items())
+    assert defended.config.mean == pytest.approx((0.3,))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((3, 1), "labels must be below 3, the classes of the classifier, got 3"),
+        ((10, 3), "classifier must be one for images of 1 channels, got 3"),
+    ],
+)
+def test_a_classifier_of_other_classes_or_images_is_one_line(handed_on, evaluated, tmp_path, monkeypatch, words, said):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    published_classifier(tmp_path / "net.pth", *words)
+    code, _, err = evaluated("--classifier", tmp_path / "net.pth")
+    assert code == 2 and said in err and err.count("\n") == 1
 
 
 def test_the_committed_evaluation_is_shown_where_there_is_one(capsys, tmp_path):

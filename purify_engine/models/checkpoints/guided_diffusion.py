@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from purify_engine.config import UNetConfig
+from purify_engine.config import ScheduleConfig, UNetConfig
 from purify_engine.models.blocks import AttentionBlock, ResBlock
 from purify_engine.models.checkpoints.layout import (
     SAME,
+    Beside,
     Entry,
     Given,
     Layout,
@@ -34,6 +35,7 @@ from purify_engine.models.published import (
     IMPROVED_CIFAR10,
     IMPROVED_IMAGENET64,
     IMPROVED_LSUN256,
+    IMPROVED_SCHEDULE,
 )
 
 PUBLISHED = (ADM_IMAGENET256, ADM_LSUN256, IMPROVED_CIFAR10, IMPROVED_IMAGENET64, IMPROVED_LSUN256)
@@ -79,6 +81,11 @@ def told(shapes: Shapes, name: str) -> list[Told]:
             f"images of {size}, heads of attention and scale of the time: as the published network of these shapes has them",
         )
     ]
+
+
+def schedule(config: UNetConfig, beside: Beside) -> ScheduleConfig:
+    """improved-diffusion's 4000 cosine steps where the time is told rescaled to 1000 (rescale_timesteps), else Ho et al.'s."""
+    return IMPROVED_SCHEDULE if config.time_scale == IMPROVED_CIFAR10.time_scale else ScheduleConfig()
 
 
 def _untold(published: UNetConfig) -> dict[str, Any]:
@@ -256,12 +263,20 @@ def _of_unit(unit: Unit, theirs: str, new_order: bool) -> Iterator[Entry]:
         yield from pair(f"{ours}.conv", f"{theirs}.{'op' if unit.side == 'down' else 'conv'}")
 
 
-GUIDED_DIFFUSION = Layout("guided-diffusion", "guided-diffusion and improved-diffusion, OpenAI", recognise, entries, told=told)
+GUIDED_DIFFUSION = Layout(
+    "guided-diffusion",
+    "guided-diffusion and improved-diffusion, OpenAI",
+    recognise,
+    entries,
+    told=told,
+    schedule=schedule,
+)
 GUIDED_DIFFUSION_NEW_ORDER = Layout(
     "guided-diffusion-new-order",
     "guided-diffusion trained with use_new_attention_order",
     recognise,
     entries_in_new_order,
     told=told,
+    schedule=schedule,
     by_name_only=True,
 )
