@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,13 +12,24 @@ from purify_engine.cli.console import say
 from purify_engine.cli.loading import LayoutName
 from purify_engine.cli.options import given, options_of, with_options
 from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, to_dict
+from purify_engine.config.networks import NormalisationName
 
 if TYPE_CHECKING:
     from purify_engine.conversion import Conversion
 
 PurifierOptions: Any = options_of(PurifierConfig, without=("noise", "gradient", "surrogate_steps"), saved=True)
 UNetOptions: Any = options_of(UNetConfig, saved=True)
-ClassifierOptions: Any = options_of(ClassifierConfig, saved=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StatedClassifier(ClassifierConfig):
+    """What can be said of a published classifier."""
+
+    normalisation: NormalisationName | None = None
+    """In place of mean and std: images are not normalised, centred at 0.5 and doubled (half), or as is usual for a dataset."""
+
+
+ClassifierOptions: Any = options_of(StatedClassifier, saved=True)
 
 
 def convert(
@@ -37,8 +49,8 @@ def convert(
     """Convert the checkpoint SOURCE into the folder OUTPUT, which every --purifier takes: safetensors and config.json.
 
     No code of the file is run. config.json says where each network came from: file name, SHA-256, layout. What weights cannot
-    tell (--unet.image-size, --classifier-network.mean) and how to purify is stated by options. A classifier's file becomes a
-    folder with that classifier, which --classifier takes.
+    tell (--unet.image-size, --classifier-network.normalisation) and how to purify is stated by options. A classifier's file
+    becomes a folder with that classifier, which --classifier takes.
 
     Parameters
     ----------
@@ -80,6 +92,7 @@ def _text(made: Conversion, output: Path, precision: str) -> str:
         origin = made.origin[part]
         count = sum(tensor.numel() for tensor in network.weights.values())
         lines.append(f"  {part}: {count:,} numbers from {origin['file']} ({network.layout}), SHA-256 {origin['sha256'][:16]}...")
+        lines.extend(f"    {said}" for said in network.says)
     if made.purifier is not None:
         how = made.purifier
         lines.append(f"  purifies with t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}), {how.sampler}")

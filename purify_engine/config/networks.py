@@ -15,6 +15,7 @@ Sinusoid = Literal["sin_first", "cos_first"]
 Prediction = Literal["eps", "x0", "v", "edm"]
 ClassifierArchitecture = Literal["resnet", "cifar_resnet", "wide_resnet", "preact_resnet", "imagenet_resnet"]
 Activation = Literal["relu", "silu"]
+NormalisationName = Literal["none", "half", "cifar10", "cifar100", "imagenet"]  # of models/checkpoints/normalisation.py
 ShortcutInput = Literal["activated", "input"]
 BASIC_DEPTHS = (10, 18, 34)
 BOTTLENECK_DEPTHS = (14, 26, 50, 101, 152)

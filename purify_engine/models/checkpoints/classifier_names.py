@@ -13,9 +13,11 @@ import torch
 from purify_engine.config import ClassifierConfig
 from purify_engine.config.networks import BASIC_DEPTHS, BOTTLENECK_DEPTHS
 from purify_engine.models.checkpoints.layout import Entry, Given, Shapes, shapes_of
+from purify_engine.models.checkpoints.normalisation import NORMALISATIONS
 from purify_engine.models.classifiers import RESNET_BLOCKS, Classifier
 
 COUNTERS = "*num_batches_tracked"  # of batch norms, which evaluation never reads
+ON_THE_COMMAND_LINE = "`purify-engine convert` takes it as --classifier-network.NAME"
 ALL_RELU = "activation relu, as most published weights of this layout: say activation for others"
 
 
@@ -86,7 +88,7 @@ def configured(given: Given, **read: Any) -> ClassifierConfig:
         if name not in given:
             raise ValueError(
                 f"{name} must be stated, for these weights do not tell how images are normalised: "
-                "normalisation='none', 'half', 'cifar10', 'cifar100' or 'imagenet', or mean and std"
+                f"state normalisation ({', '.join(NORMALISATIONS)}), or mean and std; {ON_THE_COMMAND_LINE}"
             )
     for name, value in read.items():
         if given.get(name, value) != value:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from purify_engine.config import require
+from purify_engine.config import one_of, require
+from purify_engine.config.networks import NormalisationName
 from purify_engine.models.checkpoints.layout import Given, Tensors
 
 
@@ -23,7 +24,7 @@ class Normalisation(NamedTuple):
 
 # CIFAR's by four digits as in RobustBench (robustbench/model_zoo/architectures/dm_wide_resnet.py) and DiffPure
 # (classifiers/cifar10_resnet.py), ImageNet's as in torchvision's documentation of its weights.
-NORMALISATIONS = {
+NORMALISATIONS: dict[str, Normalisation] = {
     "none": Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "half": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "cifar10": Normalisation((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
@@ -41,7 +42,7 @@ def stated(given: Given) -> dict[str, Any]:
         both = ("mean" in fields) == ("std" in fields)
         require(both, "mean and std", "given together", ", ".join(sorted({"mean", "std"} & set(fields))))
         return fields
-    require(name in NORMALISATIONS, "normalisation", f"one of {', '.join(NORMALISATIONS)}", name)
+    one_of("normalisation", name, NormalisationName)
     require(not {"mean", "std"} & set(fields), "normalisation", "given without mean and std", name)
     return fields | NORMALISATIONS[name].fields()
 

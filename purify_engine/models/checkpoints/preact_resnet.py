@@ -11,6 +11,7 @@ from purify_engine.models.checkpoints import robustbench_zoo
 from purify_engine.models.checkpoints.classifier_names import (
     ALL_RELU,
     COUNTERS,
+    ON_THE_COMMAND_LINE,
     bottleneck_factor,
     classes,
     configured,
@@ -35,7 +36,7 @@ def recognise(shapes: Shapes, given: Given) -> ClassifierConfig | None:
     if "shortcut_reads" not in given:
         raise ValueError(
             "shortcut_reads must be stated, for these weights do not tell what shortcuts read: 'activated' as kuangliu's "
-            "PreActResNet, or 'input' as RobustBench's PreActBlock"
+            f"PreActResNet, or 'input' as RobustBench's PreActBlock; {ON_THE_COMMAND_LINE}"
         )
     bottlenecks = "layer1.0.conv3.weight" in shapes
     width, in_channels, *_ = sizes(shapes, "conv1.weight", 4)
