@@ -8,7 +8,7 @@ from torch import Tensor
 from purify_engine import ops
 from purify_engine.config import require
 from purify_engine.engine.bridges import Bridge
-from purify_engine.types import Images
+from purify_engine.types import Ids, Images
 
 ROUNDING = 1e-4  # how far outside [0, 1] a float image may lie before it is not an image
 
@@ -33,6 +33,15 @@ def check_images(images: Images, channels: int, bridge: Bridge, device: torch.de
     require(images.device == device, "images", where, str(images.device))
     if images.numel() and not images.is_meta:  # which hold no values
         _check_range(*(float(bound) for bound in images.detach().aminmax()))
+
+
+def image_ids(images: Images, ids: Ids | None = None) -> Ids:
+    """`ids` as int64 [B] beside `images` [B, C, H, W], 0 … B - 1 where none are given; ValueError where they are not one each."""
+    if ids is None:
+        return torch.arange(len(images), device=images.device)
+    require(ids.shape == images.shape[:1], "ids", f"one id an image, [{len(images)}]", list(ids.shape))
+    require(not ids.is_floating_point(), "ids", "integers", ids.dtype)
+    return ids.to(images.device, torch.int64)
 
 
 def in_model_space(images: Images) -> Images:

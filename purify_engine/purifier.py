@@ -23,7 +23,7 @@ from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.engine.suitability import require_suitable
-from purify_engine.images import check_images, from_model_space, in_model_space
+from purify_engine.images import check_images, from_model_space, image_ids, in_model_space
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.derived import Watched
@@ -110,7 +110,7 @@ class GuidedPurifier(nn.Module):
         Raises ValueError where `images` are not what the networks read, TypeError where they are not floats.
         """
         self._check(images)
-        noise = NoiseKey(self._key(ids, draw), self._ids(images, ids))
+        noise = NoiseKey(self._key(ids, draw), image_ids(images, ids))
         if torch.is_inference_mode_enabled():  # guidance needs autograd, which inference tensors refuse
             with torch.inference_mode(False), torch.no_grad():
                 return self._purify(images.clone(), noise, callback_on_step_end)
@@ -124,7 +124,7 @@ class GuidedPurifier(nn.Module):
             return images
         x = in_model_space(images)
         if not (torch.is_grad_enabled() and self.config.gradient == "blind"):  # which knows of no bridge either
-            bridge = self._bridge()
+            bridge = self.bridge
             x = bridge.joined((self._cycles(part, drawn, on_step_end) for part, drawn in bridge.parts(x, noise)), x)
         return from_model_space(x, images.dtype, clamp=self.config.clamp)
 
@@ -189,22 +189,13 @@ class GuidedPurifier(nn.Module):
         require(0 <= draw < DRAWS, "draw", f"in [0, {DRAWS})", draw)
         return torch.full_like(self.seed, derived_number(self.config.seed, DRAWS + draw))
 
-    def _ids(self, images: Images, ids: Ids | None) -> Ids:
-        if ids is None:
-            return torch.arange(len(images), device=images.device)
-        require(ids.shape == images.shape[:1], "ids", f"one id an image, [{len(images)}]", list(ids.shape))
-        require(not ids.is_floating_point(), "ids", "integers", ids.dtype)
-        return ids.to(images.device, torch.int64)
-
     def _check(self, images: Images) -> None:
-        check_images(images, self.denoiser.unet.config.in_channels, self._bridge(), self.seed.device)
+        check_images(images, self.denoiser.unet.config.in_channels, self.bridge, self.seed.device)
 
-    def _bridge(self) -> Bridge:
+    @property
+    def bridge(self) -> Bridge:
+        """What `config.sizes` does to images of other sizes than the network's, and which of them it refuses."""
         return make_bridge(self.config, self.denoiser.unet.config)
-
-    def size_refusal(self, height: int, width: int) -> str | None:
-        """Why images of `height` by `width` pixels are not taken, and what to do about it; None where they are."""
-        return self._bridge().refusal(height, width)
 
     def configured(self, **changes: Any) -> GuidedPurifier:
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
@@ -230,21 +221,21 @@ class GuidedPurifier(nn.Module):
         require(0 < quantile < 1, "quantile", "in (0, 1)", quantile)
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
         probe = self.configured(guidance=unit)
-        noise = NoiseKey(self.seed, self._ids(images, None))
+        noise = NoiseKey(self.seed, image_ids(images))
         x = in_model_space(images)
         depths = self.config.depths
         plans = (probe.plan(x.dtype, cycle=depths.index(t_star)) for t_star in dict.fromkeys(depths))
         processes = [ReverseProcess(plan, self.denoiser, probe._guide(), noise) for plan in plans]
-        return guidance_scale_for(processes, x, ratio, quantile, self._bridge())
+        return guidance_scale_for(processes, x, ratio, quantile, self.bridge)
 
     def memory_report(self, height: int | None = None, width: int | None = None) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory over all
         cycles and of one step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
-        network, bridge = self.denoiser.unet.config, self._bridge()
+        network, bridge = self.denoiser.unet.config, self.bridge
         shape = network.in_channels, height or network.image_size, width or network.image_size
         probe = torch.zeros(1, *shape, device=self.seed.device)
         self._check(probe)
-        parts = list(bridge.parts(probe, NoiseKey(self.seed, self._ids(probe, None))))
+        parts = list(bridge.parts(probe, NoiseKey(self.seed, image_ids(probe))))
         part, noise = parts[0]
         process = ReverseProcess(self.plan(), self.denoiser, self._guide(), noise)
         return {

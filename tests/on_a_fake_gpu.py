@@ -12,6 +12,7 @@ import torch
 from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig
 from purify_engine.config.purification import GradientMode, Sampler
 from purify_engine.engine.plan import make_plan
+from purify_engine.images import image_ids
 from purify_engine.kernels import _launch
 from purify_engine.models import Classifier, Denoiser, UNet
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10, EDM_CIFAR10
@@ -72,7 +73,7 @@ def purified(
         for _ in range(2):
             launches.clear()
             with Host() as host:
-                out = purifier._purify(x, NoiseKey(purifier._key(None, 1), purifier._ids(x, None)), None)
+                out = purifier._purify(x, NoiseKey(purifier._key(None, 1), image_ids(x)), None)
                 made = torch.autograd.grad(out.sum(), x) if with_gradient else (out,)
         assert all((result.device.type, result.dtype, result.shape) == (GPU, x.dtype, x.shape) for result in (out, *made))
     return host.found, launches

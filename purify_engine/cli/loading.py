@@ -54,11 +54,12 @@ def load_purifier(
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:
-    """What the purifier's network was built for."""
+    """Which images the purifier takes."""
     from purify_engine.data import ImageShape
 
     network = purifier.denoiser.unet.config
-    return ImageShape(network.in_channels, network.image_size)
+    size = network.image_size if purifier.config.sizes == "exact" else None
+    return ImageShape(network.in_channels, size, purifier.bridge.refusal)
 
 
 def training_images(source: str, shape: ImageShape) -> Images:

@@ -1,4 +1,4 @@
-"""`purify-engine purify`: an image folder or an array file in, the same out."""
+"""`purify-engine purify`: an image folder, an image or an array file in, the same out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from purify_engine.config import PurifierConfig, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.data import PurificationSummary
+    from purify_engine.purifier import GuidedPurifier
 
 SOME_FAILED, ALL_FAILED = 3, 4
 
@@ -41,9 +42,10 @@ def purify(
     Parameters
     ----------
     source:
-        An image folder (class folders are kept), or a .npy or .npz file of images.
+        An image folder (class folders are kept), one image file, or a .npy or .npz file of images.
     output:
-        A new or empty folder, or a new file of the source's kind. Images are written as PNG, lossless.
+        A new or empty folder for a folder; for an image a new .png file, or a folder to put it in; for an array a new file of
+        its kind. Images are written as PNG, lossless, at the size that they had.
     batch_size:
         Images a batch.
     json:
@@ -65,7 +67,8 @@ def purify(
         )
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "batch_size": batch_size}
     computing = devices.computing(model.denoiser)
-    run = {**asked, **computing, "config": to_dict(model.config), **_circumstances(), **summary.as_record()}
+    circumstances = {**_circumstances(model), "image_sizes": dict(summary.sizes)}
+    run = {**asked, **computing, "config": to_dict(model.config), **circumstances, **summary.as_record()}
     write_record(images_out.record("run.json"), run)
     where = devices.described(model.denoiser)
     text = _text(summary, output, images_out.record("failed.jsonl"), where)
@@ -80,12 +83,13 @@ def exit_code(summary: PurificationSummary) -> int:
     return SOME_FAILED if summary.ok else ALL_FAILED
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(model: GuidedPurifier) -> dict[str, Any]:
     import torch
 
     from purify_engine.data.pixels import POLICIES
 
-    return {"purify_engine": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "policies": POLICIES}
+    policies = {**POLICIES, "sizes": model.bridge.policy}
+    return {"purify_engine": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "policies": policies}
 
 
 def _text(summary: PurificationSummary, output: Path, failures: Path, where: str) -> str:

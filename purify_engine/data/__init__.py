@@ -2,12 +2,14 @@
 
 from purify_engine.data.bundled import digits
 from purify_engine.data.pipeline import ItemFailure, PurificationSummary, purify_dataset
-from purify_engine.data.sinks import ArraySink, FolderSink, Sink, open_sink, write_record
-from purify_engine.data.sources import ArraySource, FolderSource, ImageShape, Source, open_source, read_all
+from purify_engine.data.sinks import ArraySink, FileSink, FolderSink, Sink, open_sink, write_record
+from purify_engine.data.sources import ArraySource, FileSource, FolderSource, ImageShape, Source, open_source, read_all
 
 __all__ = [
     "ArraySink",
     "ArraySource",
+    "FileSink",
+    "FileSource",
     "FolderSink",
     "FolderSource",
     "ImageShape",

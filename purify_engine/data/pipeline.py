@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class PurificationSummary:
     failed: tuple[ItemFailure, ...]
     skipped: tuple[str, ...]
     seconds: float
+    sizes: Mapping[str, int] = field(default_factory=dict)  # how many images of each "WIDTHxHEIGHT" were purified
 
     @property
     def images_per_second(self) -> float:
@@ -54,34 +56,45 @@ def purify_dataset(
     """Purify every image of `source` into `sink`, `batch_size` at a time.
 
     `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids, so batching changes results by
-    float rounding at most. An image that cannot be read, or comes out with NaN or infinity, is listed in failed.jsonl.
+    float rounding at most. Images of several sizes in one batch are given to it size by size. What is written is cut to [0, 1].
+    An image that cannot be read, or comes out with NaN or infinity, is listed in failed.jsonl.
     """
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    started, ok, failed = time.perf_counter(), 0, []
+    started, ok, failed, sizes = time.perf_counter(), 0, [], Counter[str]()
     for rows in _read_ahead(source, batch_size):
         failed += [_failure(source, index, row) for index, row in rows if isinstance(row, ItemError)]
         good = [(index, row) for index, row in rows if isinstance(row, Tensor)]
         for index, image in _purified(purifier, good):
             if image.isfinite().all():
-                sink.write(index, image)
+                sink.write(index, image.clamp(0, 1))
                 ok += 1
+                sizes[f"{image.shape[2]}x{image.shape[1]}"] += 1
             else:
                 failed.append(_failure(source, index, ItemError("the purified image holds NaN or infinity")))
         if progress is not None:
             progress(ok + len(failed), len(source.names), len(failed))
     sink.close()
     write_record(sink.record("failed.jsonl"), [vars(failure) for failure in failed])
-    return PurificationSummary(ok, tuple(failed), source.skipped, time.perf_counter() - started)
+    return PurificationSummary(ok, tuple(failed), source.skipped, time.perf_counter() - started, dict(sizes))
 
 
 def _purified(purifier: nn.Module, rows: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    if not rows:
-        return []
-    indices, images = zip(*rows, strict=True)
     device = next((buffer.device for buffer in purifier.buffers()), torch.device("cpu"))
-    with torch.no_grad():
-        out = purifier(torch.stack(images).to(device), ids=torch.tensor(indices, device=device)).cpu()
-    return list(zip(indices, out, strict=True))
+    purified: list[tuple[int, Tensor]] = []
+    for alike in _by_size(rows):
+        indices, images = zip(*alike, strict=True)
+        with torch.no_grad():
+            out = purifier(torch.stack(images).to(device), ids=torch.tensor(indices, device=device)).cpu()
+        purified += zip(indices, out, strict=True)
+    return purified
+
+
+def _by_size(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+    """The same rows in groups of one shape each."""
+    groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+    for index, image in rows:
+        groups.setdefault(image.shape, []).append((index, image))
+    return list(groups.values())
 
 
 def _read_ahead(source: Source, batch_size: int) -> Iterator[list[tuple[int, Tensor | ItemError]]]:

@@ -59,8 +59,8 @@ def encode(image: Tensor, path: Path) -> None:
 
 
 def to_levels(pixels: np.ndarray) -> np.ndarray:
-    """[0, 1] to the nearest of the 256 levels, uint8."""
-    return np.rint(pixels * 255.0).astype(np.uint8)
+    """To the nearest of the 256 levels of [0, 1], uint8."""
+    return np.rint(np.clip(pixels, 0, 1) * 255.0).astype(np.uint8)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:

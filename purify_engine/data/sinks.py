@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from purify_engine.config import require
-from purify_engine.data.pixels import encode, to_levels
-from purify_engine.data.sources import ArraySource, FolderSource
+from purify_engine.data.pixels import SUFFIXES, encode, to_levels
+from purify_engine.data.sources import ArraySource, FileSource, FolderSource
 from purify_engine.files import make_durable, write_text, write_whole
 
 
@@ -41,7 +41,7 @@ class FolderSink:
         require(not root.exists() or root.is_dir(), "output", "a folder, as the source is one", str(root))
         require(not root.exists() or not any(root.iterdir()), "output", "a new or an empty folder", str(root))
         self.root = root
-        self.names = tuple(name if Path(name).suffix.lower() == ".png" else f"{name}.png" for name in source.names)
+        self.names = tuple(map(_as_png, source.names))
         clash = [name for name, count in Counter(self.names).items() if count > 1]
         require(not clash, "source", "free of two images that would be written to one file", ", ".join(clash))
         self.written: list[Path] = []
@@ -58,6 +58,28 @@ class FolderSink:
 
     def record(self, name: str) -> Path:
         return self.root / name
+
+
+class FileSink:
+    """One PNG file: at `path` where that ends in .png, else under the source's name in the folder `path`."""
+
+    def __init__(self, source: FileSource, path: Path) -> None:
+        names_a_file = path.suffix.lower() in SUFFIXES and not path.is_dir()
+        require(not names_a_file or path.suffix.lower() == ".png", "output", "a .png file, lossless, or a folder", str(path))
+        require(names_a_file or path.is_dir() or not path.exists(), "output", "a .png file or a folder", str(path))
+        self.path = path if names_a_file else path / _as_png(source.path.name)
+        require(not self.path.exists(), "output", "a file that does not exist yet", str(self.path))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, index: int, image: Tensor) -> None:
+        encode(image, self.path)
+
+    def close(self) -> None:
+        """The image is in its place already; wait until the disk has it."""
+        make_durable([self.path] if self.path.exists() else [])
+
+    def record(self, name: str) -> Path:
+        return self.path.with_name(f"{self.path.stem}.{name}")
 
 
 class ArraySink:
@@ -92,12 +114,19 @@ class ArraySink:
         return self.path.with_name(f"{self.path.stem}.{name}")
 
 
-def open_sink(source: FolderSource | ArraySource, output: Path) -> FolderSink | ArraySink:
+def open_sink(source: FolderSource | FileSource | ArraySource, output: Path) -> FolderSink | FileSink | ArraySink:
     """The sink of the source's own kind at `output`; ValueError where something is in the way."""
-    return FolderSink(source, output) if isinstance(source, FolderSource) else ArraySink(source, output)
+    if isinstance(source, FolderSource):
+        return FolderSink(source, output)
+    return FileSink(source, output) if isinstance(source, FileSource) else ArraySink(source, output)
 
 
 def write_record(path: Path, content: Any) -> None:
     """`content` as JSON, or one JSON line per entry where the name ends in .jsonl; appears whole or not at all."""
     lines = [json.dumps(entry) for entry in content] if path.suffix == ".jsonl" else [json.dumps(content, indent=2)]
     write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _as_png(name: str) -> str:
+    """The name of the PNG file that is made of an image file; other suffixes are kept in front, so that two stay two."""
+    return name if Path(name).suffix.lower() == ".png" else f"{name}.png"

@@ -1,12 +1,14 @@
-"""Where images come from: a folder of images with its class folders, or one array in a .npy or .npz file.
+"""Where images come from: a folder of images with its class folders, one image file, or one array in a .npy or .npz file.
 
 An item's index is its image id, and so the key of its noise: by sorted relative path in a folder, by row in an array.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -19,11 +21,23 @@ from purify_engine.types import Images, Labels
 Arrays: TypeAlias = dict[str, np.ndarray]
 
 
-class ImageShape(NamedTuple):
-    """What a network takes: `channels` planes of `size` by `size` pixels; None where any size will do."""
+@dataclass(frozen=True)
+class ImageShape:
+    """What is taken: `channels` planes of `size` by `size` pixels; None where any size will do.
+
+    refusal: (height, width) -> why such images are not taken, in words, or None; decides in the place of `size`.
+    """
 
     channels: int
     size: int | None = None
+    refusal: Callable[[int, int], str | None] | None = field(default=None, compare=False)  # two functions are hardly ever equal
+
+    def refused(self, height: int, width: int) -> str | None:
+        """Why images of `height` by `width` pixels are not taken, None where they are."""
+        if self.refusal is not None:
+            return self.refusal(height, width)
+        is_taken = self.size is None or height == width == self.size
+        return None if is_taken else f"the network takes {self.size}x{self.size}: resize it first"
 
 
 class Source(Protocol):
@@ -51,11 +65,22 @@ class FolderSource:
         self.labels = _class_folders(self.names)
 
     def read(self, index: int) -> Tensor:
-        image, size = decode(self.root / self.names[index], self.shape.channels), self.shape.size
-        height, width = image.shape[1:]
-        if size is not None and (height, width) != (size, size):
-            raise ItemError(f"is {width}x{height} pixels, the network takes {size}x{size}: resize it first")
-        return image
+        return _decoded(self.root / self.names[index], self.shape)
+
+
+class FileSource:
+    """One image file."""
+
+    skipped: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, shape: ImageShape) -> None:
+        require(shape.channels in (1, 3), "channels", "1 or 3 for an image file", shape.channels)
+        self.path, self.shape = path, shape
+        self.names: tuple[str, ...] = (path.name,)
+        self.labels: Labels | None = None
+
+    def read(self, index: int) -> Tensor:
+        return _decoded(self.path, self.shape)
 
 
 class ArraySource:
@@ -85,12 +110,15 @@ class ArraySource:
         return torch.from_numpy(np.ascontiguousarray(planes))
 
 
-def open_source(path: Path, shape: ImageShape) -> FolderSource | ArraySource:
-    """The source at `path`, by what it is. ValueError, in a line that says what to do, where it is neither kind."""
-    require(path.exists(), "source", "an existing image folder, .npy or .npz file", str(path))
+def open_source(path: Path, shape: ImageShape) -> FolderSource | FileSource | ArraySource:
+    """The source at `path`, by what it is. ValueError, in a line that says what to do, where it is of no kind."""
+    require(path.exists(), "source", "an existing image folder, .npy or .npz file, or image file", str(path))
     if path.is_dir():
         return FolderSource(path, shape)
-    require(path.suffix in (".npy", ".npz"), "source", "an image folder, a .npy or a .npz file", str(path))
+    if path.suffix.lower() in SUFFIXES:
+        return FileSource(path, shape)
+    images = f"or an image ({', '.join(sorted(SUFFIXES))})"
+    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, a .npy or a .npz file, {images}", str(path))
     return ArraySource(path, shape)
 
 
@@ -125,15 +153,30 @@ def _images_key(arrays: Arrays, path: Path) -> str:
 
 
 def _layout(shape: tuple[int, ...], wanted: ImageShape) -> str:
-    channels, size = wanted
+    channels, size = wanted.channels, wanted.size
     side = size or "any"
-    layouts: dict[str, tuple[int | str, ...]] = {"NCHW": (channels, side, side), "NHWC": (side, side, channels)}
+    layouts: dict[str, tuple[int | str, ...]] = {"NCHW": (channels, "H", "W"), "NHWC": ("H", "W", channels)}
     if channels == 1:
-        layouts["NHW"] = (side, side)
-    for layout, expected in layouts.items():
-        if len(shape) == len(expected) + 1 and all(e in (n, "any") for n, e in zip(shape[1:], expected, strict=True)):
-            return layout
-    raise ValueError(f"images must be [N, {channels}, {side}, {side}] or [N, {side}, {side}, {channels}], got {list(shape)}")
+        layouts["NHW"] = ("H", "W")
+    mend = ""
+    for layout, axes in layouts.items():
+        if len(shape) == len(axes) + 1 and all(axis in (n, "H", "W") for n, axis in zip(shape[1:], axes, strict=True)):
+            height, width = (shape[1 + axes.index(axis)] for axis in ("H", "W"))
+            refused = wanted.refused(height, width)
+            if refused is None:
+                return layout
+            mend = mend or f"; {refused}"
+    said = f"[N, {channels}, {side}, {side}] or [N, {side}, {side}, {channels}]"
+    raise ValueError(f"images must be {said}, got {list(shape)}{mend}")
+
+
+def _decoded(path: Path, shape: ImageShape) -> Tensor:
+    image = decode(path, shape.channels)
+    height, width = image.shape[1:]
+    refused = shape.refused(height, width)
+    if refused is not None:
+        raise ItemError(f"is {width}x{height} pixels, {refused}")
+    return image
 
 
 def _is_image(path: Path) -> bool:

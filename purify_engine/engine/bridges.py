@@ -31,6 +31,11 @@ class Bridge(Protocol):
         """Height and width of the images that are taken, as a shape names them."""
         ...
 
+    @property
+    def policy(self) -> str:
+        """What is done to images of other sizes than the network's, in words."""
+        ...
+
     def refusal(self, height: int, width: int) -> str | None:
         """Why images of this size are not taken, and what to do; None where they are."""
         ...
@@ -54,6 +59,12 @@ class Whole:
     @property
     def taken(self) -> str:
         return f"{self.side}, {self.side}" if self.side else "H, W"
+
+    @property
+    def policy(self) -> str:
+        if self.side is not None:
+            return f"exact: {self.side}x{self.side} alone"
+        return "native: the network runs at the image's own height and width, which differ from training"
 
     def refusal(self, height: int, width: int) -> str | None:
         if self.side is not None:
@@ -81,6 +92,10 @@ class Resized:
     side: int
     taken = "H, W"
 
+    @property
+    def policy(self) -> str:
+        return f"resize: to {self.side}x{self.side} and back, bilinear, without antialiasing"
+
     def refusal(self, height: int, width: int) -> str | None:
         return None
 
@@ -97,12 +112,16 @@ class Tiled:
     """Images of the network's `side` at least, in tiles of it every `stride` pixels, the last ones shifted inwards.
 
     A tile has noise of its own, by where it stands; the one at the top left has the image's. Overlaps are averaged, with weights
-    that fall towards a tile's edges.
+    that fall towards those edges of a tile that are not the image's.
     """
 
     side: int
     stride: int
     taken = "H, W"
+
+    @property
+    def policy(self) -> str:
+        return f"tile: {self.side}x{self.side} every {self.stride} pixels, each with noise of its own, overlaps averaged"
 
     def refusal(self, height: int, width: int) -> str | None:
         others = f"enlarge it first, or {CHOICES} resize or native"
@@ -132,11 +151,15 @@ class Tiled:
 
     def _shares(self, length: int, device: torch.device) -> dict[int, Tensor]:
         """By the start of a tile, its share in each of its rows (or columns), float64 [side]: exactly 1 where it stands alone."""
-        ramp = torch.arange(1, self.side + 1, dtype=torch.float64, device=device)
-        weight, total = torch.minimum(ramp, ramp.flip(0)), torch.zeros(length, dtype=torch.float64, device=device)
-        for start in self._starts(length):
-            total[start : start + self.side] += weight
-        return {start: weight / total[start : start + self.side] for start in self._starts(length)}
+        middle, starts = (self.side + 1) // 2, self._starts(length)
+        rising = torch.arange(1, self.side + 1, dtype=torch.float64, device=device).clamp(max=middle)
+        even, total = torch.full_like(rising, middle), torch.zeros(length, dtype=torch.float64, device=device)
+        weights = {}
+        for start in starts:  # no ramp at the image's own edges, where no other tile lies
+            before, behind = rising if start else even, rising.flip(0) if start < starts[-1] else even
+            weights[start] = torch.minimum(before, behind)
+            total[start : start + self.side] += weights[start]
+        return {start: weight / total[start : start + self.side] for start, weight in weights.items()}
 
 
 def make_bridge(config: PurifierConfig, network: UNetConfig) -> Bridge:

@@ -120,3 +120,31 @@ def test_bad_weights_are_one_line(spoil, tmp_path, folder, command, small_purifi
     }[spoil]()
     code, _, err = command("purify", folder, tmp_path / "out", "--purifier", tmp_path / "bad")
     assert code == 2 and "unet.safetensors" in err and err.count("\n") == 1
+
+
+def test_one_photo_of_another_size_becomes_one_file_and_the_record_says_how(tmp_path, command, small_purifier):
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (13, 9, 3)).astype(np.uint8)).save(tmp_path / "photo.png")
+    words = ["purify", tmp_path / "photo.png", tmp_path / "clean.png", "--purifier", small_purifier]
+    code, out, _ = command(*words, "--json")
+    assert code == 4 and json.loads(out)["failed"] == 1
+    failure = json.loads((tmp_path / "clean.failed.jsonl").read_text())["reason"]
+    assert failure == "is 9x13 pixels, the network takes 8x8: resize it first, or set sizes (--sizes) to resize, tile or native"
+    for sizes, policy in (("resize", "resize: to 8x8 and back"), ("tile", "tile: 8x8 every 5 pixels")):
+        words[2] = tmp_path / f"{sizes}.png"
+        assert command(*words, "--sizes", sizes, "--tile-stride", 5, "--no-clamp")[0] == 0
+        record = json.loads((tmp_path / f"{sizes}.run.json").read_text())
+        assert record["config"]["sizes"] == sizes and record["config"]["clamp"] is False
+        assert record["policies"]["sizes"].startswith(policy) and record["image_sizes"] == {"9x13": 1}
+        assert Image.open(tmp_path / f"{sizes}.png").size == (9, 13)
+
+
+def test_a_toml_file_chooses_the_sizes_and_arrays_of_any_size_pass(tmp_path, command, small_purifier):
+    (tmp_path / "my.toml").write_text(f'[purify]\npurifier = "{small_purifier}"\nsizes = "native"\nclamp = false\n')
+    np.save(tmp_path / "in.npy", np.zeros((2, 1, 6, 10), np.float32))
+    assert command("purify", tmp_path / "in.npy", tmp_path / "out.npy", "--config", tmp_path / "my.toml")[0] == 0
+    written = np.load(tmp_path / "out.npy")
+    assert written.shape == (2, 1, 6, 10) and 0 <= written.min() < written.max() <= 1
+    config = json.loads((tmp_path / "out.run.json").read_text())["config"]
+    assert config["sizes"] == "native" and config["clamp"] is False
+    code, _, err = command("purify", tmp_path / "in.npy", tmp_path / "other.npy", "--purifier", small_purifier)
+    assert code == 2 and "--sizes" in err and err.count("\n") == 1
