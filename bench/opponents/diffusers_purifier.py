@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.core.comparison import AbsentError
 from purify_engine.benchmark.eager_baseline import EagerPurifier, Noise, Row, gaussian
 from purify_engine.config import ScheduleConfig, UNetConfig
 from purify_engine.engine.plan import ReversePlan
-from purify_engine.models.blocks import Downsample, ResBlock, Stage, Upsample
+from purify_engine.models.checkpoints.diffusers import DIFFUSERS
+from purify_engine.models.checkpoints.layout import written
 from purify_engine.models.published import DDPM_CIFAR10
 from purify_engine.models.unet import UNet
 from purify_engine.purifier import GuidedPurifier
@@ -88,62 +89,5 @@ def diffusers_unet(unet: UNet) -> nn.Module:
         up_block_types=["AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(attends)],
         downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
     )  # fmt: skip
-    network.load_state_dict(diffusers_weights(unet))
+    network.load_state_dict(written(DIFFUSERS, config, unet.state_dict()))
     return network
-
-
-def diffusers_weights(unet: UNet) -> dict[str, Tensor]:
-    """Our state_dict of the DDPM family under diffusers' names; attention's 1x1 convolutions become linear layers."""
-    weights: dict[str, Tensor] = {}
-
-    def put(name: str, module: nn.Module) -> None:
-        weights.update({f"{name}.{key}": value for key, value in module.state_dict().items()})
-
-    def put_block(name: str, block: ResBlock) -> None:
-        for part in ("norm1", "conv1", "norm2", "conv2"):
-            put(f"{name}.{part}", block.get_submodule(part))
-        put(f"{name}.time_emb_proj", unet.time_embedding.projections[block.index])
-        if not isinstance(block.shortcut, nn.Identity):
-            put(f"{name}.conv_shortcut", block.shortcut)
-
-    def put_attention(name: str, attention: nn.Module) -> None:
-        put(f"{name}.group_norm", attention.get_submodule("norm"))
-        for key, value in attention.get_submodule("qkv").state_dict().items():
-            for part, third in zip(("to_q", "to_k", "to_v"), value.squeeze().chunk(3), strict=True):
-                weights[f"{name}.{part}.{key}"] = third
-        weights.update({f"{name}.to_out.0.{key}": v.squeeze() for key, v in attention.get_submodule("out").state_dict().items()})
-
-    def put_stages(side: str, level: int, stages: list[Stage]) -> None:
-        for index, stage in enumerate(stages):
-            put_block(f"{side}.{level}.resnets.{index}", stage.block)
-            if not isinstance(stage.attention, nn.Identity):
-                put_attention(f"{side}.{level}.attentions.{index}", stage.attention)
-
-    put("conv_in", unet.conv_in)
-    put("time_embedding.linear_1", unet.time_embedding.mlp[0])
-    put("time_embedding.linear_2", unet.time_embedding.mlp[2])
-    for side, layers in (("down_blocks", unet.encoder), ("up_blocks", unet.decoder)):
-        for level, (stages, resampler) in enumerate(_levels(layers)):
-            put_stages(side, level, stages)
-            if resampler is not None:
-                put(f"{side}.{level}.{'down' if side == 'down_blocks' else 'up'}samplers.0.conv", resampler.get_submodule("conv"))
-    middle, last = cast(tuple[Stage, Stage], tuple(unet.middle))
-    put_block("mid_block.resnets.0", middle.block)
-    put_block("mid_block.resnets.1", last.block)
-    put_attention("mid_block.attentions.0", middle.attention)
-    put("conv_norm_out", unet.norm_out)
-    put("conv_out", unet.conv_out)
-    return weights
-
-
-def _levels(layers: nn.ModuleList) -> list[tuple[list[Stage], nn.Module | None]]:
-    """The stages of every resolution, and the resampler that ends it."""
-    levels: list[tuple[list[Stage], nn.Module | None]] = []
-    stages: list[Stage] = []
-    for layer in layers:
-        if isinstance(layer, Downsample | Upsample):
-            levels.append((stages, layer))
-            stages = []
-        else:
-            stages.append(cast(Stage, layer))
-    return [*levels, (stages, None)]

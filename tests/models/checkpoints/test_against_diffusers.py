@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.opponents.diffusers_purifier import diffusers_unet
+from purify_engine.config import UNetConfig
 from purify_engine.models import UNet
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS
 from purify_engine.models.checkpoints.diffusers_unet import unet_config
@@ -89,3 +91,12 @@ def test_a_network_is_written_under_diffusers_names(name):
     back = written(DIFFUSERS, ours.config, ours.state_dict())
     assert back.keys() == wanted.keys()
     assert all(torch.equal(back[key], value) for key, value in wanted.items())
+
+
+def test_the_benchmarks_opponent_computes_what_we_do():
+    small = {"image_size": 8, "base_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
+    torch.manual_seed(0)
+    ours = UNet(UNetConfig(**small, norm_min_channels=None)).requires_grad_(False)
+    for parameter in ours.parameters():
+        parameter.normal_(std=0.15)
+    assert furthest(ours, diffusers_unet(ours), torch.float32) < 2e-5
