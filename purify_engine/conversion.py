@@ -93,8 +93,8 @@ def published(part: Part, held: Opened, stated: Stated) -> Published:
 
 
 def purifier_of(unet: Published) -> PurifierConfig:
-    """How a network purifies where nothing else is said: our defaults on the schedule that it was trained on."""
-    return PurifierConfig(schedule=unet.schedule)
+    """How a network purifies where nothing else is said: as what lies beside it says, on the schedule that it was trained on."""
+    return PurifierConfig(**{"schedule": unet.schedule, **unet.sampling})
 
 
 def write(folder: Path, made: Conversion, precision: Stored) -> None:

@@ -41,6 +41,7 @@ from purify_engine.config.purification import (
     PurifierConfig,
     Sampler,
     ScheduleConfig,
+    ScheduleKind,
     Sizes,
     TimeLabels,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Sampler",
     "ScheduleConfig",
+    "ScheduleKind",
     "Sinusoid",
     "Sizes",
     "Spacing",

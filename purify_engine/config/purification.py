@@ -10,6 +10,7 @@ from purify_engine.config.timesteps import check_timesteps
 
 Sampler = Literal["ddpm", "ddpm_large", "ddpm_learned", "ddim", "vp_sde"]
 ClipX0 = Literal["never", "consistent", "x0_only"]
+ScheduleKind = Literal["linear", "cosine", "scaled_linear", "sigmoid"]
 GuidanceForm = Literal["score", "mean"]
 GuideKind = Literal["none", "adversarial", "pixel"]
 PseudoLabel = Literal["pseudo", "none", "soft"]
@@ -22,19 +23,20 @@ TimeLabels = Literal["index", "diffpure"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The noise schedule of the diffusion model (docs/math.md E1, E2)."""
+    """The noise schedule of the diffusion model (docs/math.md E1, E2, E27)."""
 
-    kind: Literal["linear", "cosine"] = "linear"
-    """How beta grows: linear (Ho et al. 2020), or so that alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021)."""
+    kind: ScheduleKind = "linear"
+    """How beta grows: linear (Ho et al. 2020), so that alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021), or as in
+    diffusers: its root linearly (scaled_linear), or along a sigmoid."""
     num_timesteps: int = 1000
     """T, the timesteps that the diffusion model was trained on."""
     beta_start: float = 1e-4
-    """The first beta; linear only."""
+    """The first beta; not for a cosine."""
     beta_end: float = 2e-2
-    """The last beta; linear only."""
+    """The last beta; not for a cosine. A sigmoid only comes close to both."""
 
     def __post_init__(self) -> None:
-        require(self.kind in ("linear", "cosine"), "kind", "one of linear, cosine", self.kind)
+        one_of("kind", self.kind, ScheduleKind)
         require(self.num_timesteps >= 1, "num_timesteps", "at least 1", self.num_timesteps)
         require(
             0 < self.beta_start <= self.beta_end < 1, "beta_start", f"in (0, beta_end={self.beta_end}]", self.beta_start
@@ -146,7 +148,7 @@ class PurifierConfig:
         require(steps is None or 1 <= steps <= least, "num_steps", f"in [1, {name}={least}]", steps)
         self._check_timesteps()
         is_sde, is_linear = self.sampler == "vp_sde", self.schedule.kind == "linear"
-        require(is_linear or not is_sde, "sampler", "other than vp_sde for a cosine schedule", self.sampler)
+        require(is_linear or not is_sde, "sampler", "other than vp_sde unless the schedule is linear", self.sampler)
         one_of("time_labels", self.time_labels, TimeLabels)
         require(is_sde or self.time_labels == "index", "time_labels", "index, but for sampler='vp_sde'", self.time_labels)
         is_large = self.sampler == "ddpm_large"

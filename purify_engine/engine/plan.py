@@ -182,7 +182,7 @@ def vp_sde(step: Interval, form: GuidanceForm, *, sde: VPSDE | None) -> Columns:
     Score form and mean form are the same here. It converges to the reverse SDE, not to DDPM.
     """
     if sde is None:
-        raise ValueError("sampler must be other than 'vp_sde' for a schedule without an SDE (cosine), got 'vp_sde'")
+        raise ValueError("sampler must be other than 'vp_sde' for a schedule without an SDE (all but linear), got 'vp_sde'")
     t, h = sde.time(step.i), (step.i - step.j).double() / sde.num_timesteps
     h = torch.where(step.j < 0, h - DIFFPURE_END, h)
     require(bool((h > 0).all()), "num_steps", f"so few that the last step is longer than {DIFFPURE_END:g} in t", len(h))

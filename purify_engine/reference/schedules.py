@@ -1,4 +1,7 @@
-"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3). Tables are computed on the CPU: equal on every machine."""
+"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3, E27).
+
+Tables are computed on the CPU: equal on every machine.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,16 @@ def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: flo
     u = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
     alpha_bar = torch.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
+
+
+def scaled_linear_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """beta_i whose square roots are evenly spaced, float64 [T] (E27; latent diffusion, Rombach et al. 2022)."""
+    return linear_betas(num_timesteps, beta_start**0.5, beta_end**0.5) ** 2
+
+
+def sigmoid_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
+    """beta_i along a sigmoid between the two, float64 [T] (E27; GeoDiff, Xu et al. 2022)."""
+    return beta_start + (beta_end - beta_start) * torch.sigmoid(linear_betas(num_timesteps, -6.0, 6.0))
 
 
 @dataclass(frozen=True)
@@ -85,5 +98,7 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     times = torch.arange(config.num_timesteps, dtype=torch.float64, device="cpu")
     if config.kind == "cosine":
         return NoiseSchedule(cosine_betas(config.num_timesteps), times)
-    linear = config.num_timesteps, config.beta_start, config.beta_end
-    return NoiseSchedule(linear_betas(*linear), times, VPSDE(*linear))
+    numbers = config.num_timesteps, config.beta_start, config.beta_end
+    if config.kind == "linear":
+        return NoiseSchedule(linear_betas(*numbers), times, VPSDE(*numbers))
+    return NoiseSchedule({"scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}[config.kind](*numbers), times)

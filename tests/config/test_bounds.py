@@ -27,7 +27,8 @@ NEXT_TO_ONE = 1 - 1e-9
 
 # (class, field, allowed values, refused values, the range as the error says it, what else must be given)
 BOUNDS = [
-    (ScheduleConfig, "kind", ["linear", "cosine"], ["square"], "one of linear, cosine", {}),
+    (ScheduleConfig, "kind", ["linear", "cosine", "scaled_linear", "sigmoid"], ["square"],
+     "one of linear, cosine, scaled_linear, sigmoid", {}),
     (ScheduleConfig, "num_timesteps", [1, 1000], [0, -1], "at least 1", {}),
     (ScheduleConfig, "beta_start", [1e-9, 2e-2], [0.0, -1e-9, 0.0201], "in (0, beta_end=0.02]", {}),
     (GuidanceConfig, "kind", ["none", "adversarial", "pixel"], ["magic"], "one of none, adversarial, pixel", {}),
@@ -66,7 +67,7 @@ BOUNDS = [
     (PurifierConfig, "time_labels", ["index"], ["diffpure"], "index, but for sampler='vp_sde'", {}),
     (PurifierConfig, "last_noise", [False, True], [], "", {"sampler": "ddpm_large"}),
     (PurifierConfig, "last_noise", [False], [True], "false, but for sampler='ddpm_large'", {}),
-    (PurifierConfig, "sampler", ["ddpm", "ddpm_large", "ddim"], ["vp_sde"], "other than vp_sde for a cosine schedule",
+    (PurifierConfig, "sampler", ["ddpm", "ddpm_large", "ddim"], ["vp_sde"], "other than vp_sde unless the schedule is linear",
      {"schedule": ScheduleConfig(kind="cosine")}),
     (PurifierConfig, "eta", [0, 1], [-1e-9, 1 + 1e-9], "in [0, 1]", {}),
     (PurifierConfig, "cycles", [1, 9], [0], "at least 1", {}),

@@ -7,16 +7,17 @@ layers. Attention's tensors had other names until 2023, which old files still ha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from purify_engine.config import UNetConfig
+from purify_engine.config import ScheduleConfig, UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
+from purify_engine.models.checkpoints.diffusers_scheduler import scheduler
 from purify_engine.models.checkpoints.diffusers_unet import multiples, unet_config
-from purify_engine.models.checkpoints.layout import SAME, Beside, Entry, Given, Layout, Shapes, as_conv1x1, pair, stacked
+from purify_engine.models.checkpoints.layout import SAME, Beside, Entry, Given, Layout, Shapes, Told, as_conv1x1, pair, stacked
 from purify_engine.models.checkpoints.walk import Unit, units
 from purify_engine.models.published import DDPM_CIFAR10
 
@@ -35,6 +36,7 @@ UNTIL_2023 = AttentionNames(("query", "key", "value"), "proj_attn")
 UNTOLD = (
     "image_size", "num_head_channels", "norm_groups", "norm_eps", "downsample_padding", "sinusoid", "sinusoid_endpoint"
 )  # fmt: skip
+SCHEDULER = "scheduler_config.json"
 PUBLISHED = DDPM_CIFAR10  # google/ddpm-cifar10-32
 
 
@@ -80,31 +82,55 @@ def _unit(unit: Unit, theirs: str, names: AttentionNames) -> Iterator[Entry]:
 
 
 def recognise(shapes: Shapes, given: Given, names: AttentionNames = TODAY) -> UNetConfig | None:
-    """The network that these are, without its config.json: google/ddpm-cifar10-32, or what is given beside the weights.
+    """The network that these are, where its config.json is missing: the fields of `UNTOLD` must be given.
 
     ValueError where they are of UNet2DModel, and we cannot run it or are not told enough.
     """
-    if not {"time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_out.weight"} <= set(shapes):
-        return None
-    if not _width(shapes, "conv_in") or names is not _names_of(shapes):
+    if not _is_unet2d(shapes, names):
         return None
     _refuse_conditions(shapes)
     found, attends = _read(shapes, names)
-    is_published = _at(found, PUBLISHED.image_size, attends) == PUBLISHED
-    if is_published and given.get("image_size") in (None, PUBLISHED.image_size):
-        return replace(PUBLISHED, **given)
     untold = [name for name in UNTOLD if name not in given]
     if untold:
         raise ValueError(
-            f"a diffusers network must come with its config.json (convert the folder), or with {', '.join(untold)}, "
-            f"which weights do not tell, got {', '.join(given) or 'none of them'}"
+            f"this diffusers network must come with its config.json (convert the folder), or with {', '.join(untold)}, "
+            f"which its weights do not tell and which must be given"
         )
-    return replace(_at(found, given["image_size"], attends), **given)
+    return replace(_at(found, attends, given["image_size"]), **given)
+
+
+def told(shapes: Shapes, name: str, names: AttentionNames = TODAY) -> list[Told]:
+    """What google/ddpm-cifar10-32 has, where these are its shapes."""
+    if not _is_unet2d(shapes, names) or _at(*_read(shapes, names), PUBLISHED.image_size) != PUBLISHED:
+        return []
+    fields = {field: getattr(PUBLISHED, field) for field in UNTOLD}
+    return [Told(fields, "images of 32x32, heads and norms: as google/ddpm-cifar10-32, of the same shapes, has them")]
+
+
+def _is_unet2d(shapes: Shapes, names: AttentionNames) -> bool:
+    blocks = {"time_embedding.linear_1.weight", "down_blocks.0.resnets.0.conv1.weight", "conv_out.weight"} <= set(shapes)
+    return blocks and _width(shapes, "conv_in") > 0 and names is _names_of(shapes)
 
 
 def stated(beside: Beside) -> Given:
-    """Every field of our configuration that a folder's config.json says; nothing where there is none."""
-    return vars(unet_config(beside["config.json"])) if "config.json" in beside else {}
+    """What a folder's config.json says of the network, but for what shapes tell better: where it attends."""
+    said = beside.get("config.json")
+    if not isinstance(said, Mapping) or not {"_class_name", "block_out_channels"} & set(said):
+        return {}
+    sized = said.get("sample_size") is not None
+    fields = vars(unet_config(said) if sized else unet_config(said, image_size=2 ** len(said.get("block_out_channels", ()))))
+    unsaid = ("attention_resolutions",) if sized else ("attention_resolutions", "image_size")
+    return {name: value for name, value in fields.items() if name not in unsaid}
+
+
+def schedule(config: UNetConfig, beside: Beside) -> ScheduleConfig:
+    """The noise that a folder's scheduler says the network was trained on; that of Ho et al. where there is none."""
+    return scheduler(beside[SCHEDULER]).schedule if SCHEDULER in beside else ScheduleConfig()
+
+
+def sampling(beside: Beside) -> dict[str, Any]:
+    """How a folder's scheduler samples where every timestep is walked, as fields of `PurifierConfig`."""
+    return scheduler(beside[SCHEDULER]).sampling() if SCHEDULER in beside else {}
 
 
 def _names_of(shapes: Shapes) -> AttentionNames:
@@ -147,7 +173,7 @@ def _width(shapes: Shapes, layer: str) -> int:
     return shape[0] if len(shape) > 1 else 0
 
 
-def _at(config: UNetConfig, image_size: int, attends: list[int]) -> UNetConfig:
+def _at(config: UNetConfig, attends: list[int], image_size: int) -> UNetConfig:
     return replace(config, image_size=image_size, attention_resolutions=tuple(image_size >> level for level in attends))
 
 
@@ -156,14 +182,20 @@ DIFFUSERS = Layout(
     title="diffusers' UNet2DModel: google/ddpm-cifar10-32 and its family",
     recognise=recognise,
     entries=entries,
+    told=told,
     stated=stated,
+    schedule=schedule,
+    sampling=sampling,
 )
 DIFFUSERS_OLD = Layout(
     name="diffusers-old",
     title="diffusers' UNet2DModel as it was saved until 2023 (query, key, value, proj_attn)",
     recognise=partial(recognise, names=UNTIL_2023),
     entries=partial(entries, names=UNTIL_2023),
+    told=partial(told, names=UNTIL_2023),
     stated=stated,
+    schedule=schedule,
+    sampling=sampling,
 )
 
 

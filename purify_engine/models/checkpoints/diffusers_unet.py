@@ -120,6 +120,8 @@ def _widths(told: Mapping[str, Any]) -> list[int]:
     widths = list(told["block_out_channels"])
     positive = bool(widths) and all(isinstance(width, int) and width > 0 for width in widths)
     require(positive, "block_out_channels", "positive integers", widths)
+    groups = told["norm_num_groups"]
+    require(all(width % groups == 0 for width in widths), "norm_num_groups", f"a divisor of the channels {widths}", groups)
     return widths
 
 

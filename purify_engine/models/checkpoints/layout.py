@@ -88,6 +88,7 @@ class Layout(Generic[ConfigT]):
     goes before it.
     stated: fields of the configuration that the JSON files beside the weights say, by file name ("config.json"). schedule: the
     noise schedule that the network was trained on, from the configuration and those files; without it, that of Ho et al.
+    sampling: fields of `PurifierConfig`: how those files say that the network is sampled.
     """
 
     name: str  # as `--layout` says it
@@ -100,6 +101,7 @@ class Layout(Generic[ConfigT]):
     by_name_only: bool = False  # its names and shapes are another layout's: taken where its own name is said
     stated: Callable[[Beside], Given] | None = field(default=None)
     schedule: Callable[[ConfigT, Beside], ScheduleConfig] | None = field(default=None)
+    sampling: Callable[[Beside], Given] | None = field(default=None)
 
 
 def shapes_of(tensors: Tensors) -> Shapes:

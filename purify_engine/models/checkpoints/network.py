@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ class Published(NamedTuple):
     weights: dict[str, Tensor]
     schedule: ScheduleConfig  # that it was trained on; of a U-Net
     says: tuple[str, ...]  # where the weights lay in the file, and what of the configuration they do not tell
+    sampling: Given = MappingProxyType({})  # fields of PurifierConfig, as what lies beside the weights says them
 
 
 def read_unet(opened: Opened, *, given: Given | None = None, layout: str | None = None) -> Published:
@@ -44,7 +46,8 @@ def read_unet(opened: Opened, *, given: Given | None = None, layout: str | None 
     weights = translate(fit.layout, fit.config, tensors, wanted, source)
     schedule = fit.layout.schedule(fit.config, opened.beside) if fit.layout.schedule else ScheduleConfig()
     says = (f"the weights of {part!r}", *fit.says) if part else fit.says
-    return Published(fit.layout.name, fit.config, weights, schedule, says)
+    sampling = fit.layout.sampling(opened.beside) if fit.layout.sampling else {}
+    return Published(fit.layout.name, fit.config, weights, schedule, says, sampling)
 
 
 def read_classifier(opened: Opened, *, given: Given | None = None, layout: str | None = None) -> Published:

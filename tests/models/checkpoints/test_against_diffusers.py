@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
 from bench.opponents.diffusers_purifier import diffusers_unet
-from purify_engine.config import UNetConfig
-from purify_engine.models import UNet
+from purify_engine import ops
+from purify_engine.config import PurifierConfig, UNetConfig
+from purify_engine.engine.guide import NoGuide
+from purify_engine.engine.loop import Loop
+from purify_engine.engine.plan import make_plan
+from purify_engine.engine.process import ReverseProcess
+from purify_engine.models import Denoiser, UNet
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS
+from purify_engine.models.checkpoints.diffusers_folder import from_diffusers, load_diffusers_folder
 from purify_engine.models.checkpoints.diffusers_unet import unet_config
 from purify_engine.models.checkpoints.layout import shapes_of, translate, written
 from purify_engine.models.time_embedding import sinusoid
+from purify_engine.reference.schedules import make_schedule
+from purify_engine.types import NoiseKey
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -100,3 +110,105 @@ def test_the_benchmarks_opponent_computes_what_we_do():
     for parameter in ours.parameters():
         parameter.normal_(std=0.15)
     assert furthest(ours, diffusers_unet(ours), torch.float32) < 2e-5
+
+
+DDPM, DDIM = "DDPMScheduler", "DDIMScheduler"
+LEARNED = {"out_channels": 6, "add_attention": False}
+NOISE = NoiseKey(torch.tensor(5), torch.arange(2))
+SAMPLERS = {
+    # the scheduler, its settings, the network's, the number of steps, eta
+    "ddpm, every timestep": (DDPM, {}, {}, 60, None),
+    "ddpm, leading": (DDPM, {"clip_sample": False}, {}, 10, None),
+    "ddpm, leading and offset": (DDPM, {"steps_offset": 1, "variance_type": "fixed_small_log"}, {}, 10, None),
+    "ddpm, linspace": (DDPM, {"timestep_spacing": "linspace"}, {}, 7, None),
+    "ddpm, trailing": (DDPM, {"timestep_spacing": "trailing"}, {}, 7, None),
+    "ddpm, fixed large": (DDPM, {"variance_type": "fixed_large"}, {}, 10, None),
+    "ddpm, fixed large, trailing": (DDPM, {"variance_type": "fixed_large", "timestep_spacing": "trailing"}, {}, 10, None),
+    "ddpm, learned": (DDPM, {"variance_type": "learned_range"}, LEARNED, 10, None),
+    "ddpm, learned, linspace": (DDPM, {"variance_type": "learned_range", "timestep_spacing": "linspace"}, LEARNED, 10, None),
+    "ddpm, cosine": (DDPM, {"beta_schedule": "squaredcos_cap_v2"}, {}, 10, None),
+    "ddim, leading": (DDIM, {}, {}, 10, 0.0),
+    "ddim, leading, a stride that leaves a rest": (DDIM, {}, {}, 7, 1.0),
+    "ddim, linspace": (DDIM, {"timestep_spacing": "linspace"}, {}, 7, 0.5),
+    "ddim, trailing, unclipped": (DDIM, {"timestep_spacing": "trailing", "clip_sample": False}, {}, 7, 1.0),
+    "ddim, lands on timestep 0": (DDIM, {"set_alpha_to_one": False, "steps_offset": 1}, {}, 10, 0.0),
+    "ddim, stays at timestep 0": (DDIM, {"set_alpha_to_one": False, "clip_sample": False}, {}, 10, 1.0),
+    "ddim, every timestep, scaled linear": (DDIM, {"beta_schedule": "scaled_linear"}, {}, 60, 1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """(theirs, ours) in float64, of one level, with and without a learned variance; made once."""
+    one_level = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    made = {}
+    for learned, changed in ((False, {"add_attention": False}), (True, LEARNED)):
+        theirs = network(**one_level, **changed).double()
+        ours = converted(theirs)
+        theirs.time_proj = Sinusoid(ours.config)
+        made[learned] = theirs, ours
+    return made
+
+
+def in_float64(scheduler, schedule):
+    """A scheduler with our tables in place of its own, which are the same in float32."""
+    assert torch.allclose(scheduler.betas.double(), schedule.betas, rtol=1e-5, atol=1e-9)
+    scheduler.alphas_cumprod = schedule.alphas_cumprod
+    scheduler.one = torch.ones((), dtype=torch.float64)
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        scheduler.final_alpha_cumprod = scheduler.one if scheduler.config.set_alpha_to_one else scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def drawn(step, x_t):
+    return ops.philox_normal(*NOISE, step, x_t[0].numel(), dtype=x_t.dtype).view_as(x_t)
+
+
+@pytest.fixture
+def their_step(monkeypatch):
+    """One step of diffusers' network and scheduler, with noise that is given."""
+
+    def step(scheduler, theirs, x_t, t, noise, eta):
+        for module in (diffusers.schedulers.scheduling_ddpm, diffusers.schedulers.scheduling_ddim):
+            monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise)
+        return scheduler.step(theirs(x_t, t).sample, t, x_t, **({} if eta is None else {"eta": eta})).prev_sample
+
+    return step
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_steps_and_the_whole_loop_are_those_of_diffusers(name, networks, their_step):
+    kind, settings, changed, num_steps, eta = SAMPLERS[name]
+    theirs, unet = networks["out_channels" in changed]
+    scheduler = getattr(diffusers, kind)(**{"num_train_timesteps": 60, "beta_end": 0.2, **settings})
+    found = from_diffusers(theirs, scheduler, num_steps=num_steps)
+    config = PurifierConfig(**{"t_star": 60, "eta": eta or 0.0, **found.sampling})
+    process = ReverseProcess(make_plan(config), Denoiser(unet), NoGuide(), NOISE)
+    in_float64(scheduler, make_schedule(found.schedule)).set_timesteps(num_steps)
+
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 2 - 1
+    their_x = scheduler.add_noise(x, drawn(process.plan.forward_step, x), scheduler.timesteps[:1])
+    for index, t in enumerate(scheduler.timesteps.tolist()):
+        step = process.plan.steps[index] if index < len(process.plan) else None  # a step that stays where it is has no row
+        noise = torch.zeros_like(x) if step is None else drawn(step, x)
+        before, their_x = their_x, their_step(scheduler, theirs, their_x, t, noise, eta)
+        after = before if step is None else process.step(before, before, (), step)[0]
+        assert (after - their_x).abs().max() < 1e-9 * their_x.abs().max()
+    assert (Loop().run(process, x) - their_x).abs().max() < 1e-8 * their_x.abs().max()
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_what_save_pretrained_writes_is_read(tmp_path, pipeline):
+    theirs, scheduler = network(), diffusers.DDIMScheduler(timestep_spacing="trailing", steps_offset=1)
+    theirs.save_pretrained(tmp_path / "unet" if pipeline else tmp_path)
+    scheduler.save_pretrained(tmp_path / "scheduler" if pipeline else tmp_path)
+    in_memory, found = from_diffusers(theirs, scheduler, num_steps=7), load_diffusers_folder(tmp_path, num_steps=7)
+    assert found.config == in_memory.config and found.schedule == in_memory.schedule and found.sampling == in_memory.sampling
+    assert found.weights.keys() == in_memory.weights.keys()
+    assert all(torch.equal(weight, in_memory.weights[name]) for name, weight in found.weights.items())
+
+
+def test_a_pipeline_in_memory_is_its_network_and_scheduler():
+    pipeline = types.SimpleNamespace(unet=network(), scheduler=diffusers.DDPMScheduler())
+    assert from_diffusers(pipeline).sampling == from_diffusers(pipeline.unet, pipeline.scheduler).sampling != {}
+    assert from_diffusers(pipeline.unet).schedule is None

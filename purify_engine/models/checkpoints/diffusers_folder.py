@@ -1,0 +1,87 @@
+"""A diffusers folder, or diffusers' objects in memory, as our network, its weights, its noise schedule, and how it samples.
+
+diffusers itself is never imported: of an object its `.config`, its `.state_dict()` and the name of its class are read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purify_engine.config import ScheduleConfig, UNetConfig, require
+from purify_engine.models.checkpoints.diffusers import SCHEDULER, layout_of
+from purify_engine.models.checkpoints.diffusers_scheduler import Scheduler, scheduler
+from purify_engine.models.checkpoints.diffusers_unet import unet_config
+from purify_engine.models.checkpoints.layout import shapes_of, translate
+from purify_engine.models.checkpoints.network import read_unet
+from purify_engine.models.checkpoints.reading import opened
+from purify_engine.models.unet import UNet
+
+
+class DiffusersModel(NamedTuple):
+    """What diffusers' network and scheduler are to us."""
+
+    config: UNetConfig
+    weights: dict[str, Tensor]  # the state_dict of UNet(config)
+    schedule: ScheduleConfig | None  # None where no scheduler lies beside the network
+    sampling: dict[str, Any]  # fields of PurifierConfig, the schedule among them; empty without a scheduler
+
+
+def load_diffusers_folder(
+    path: str | os.PathLike[str],
+    *,
+    num_steps: int | None = None,
+    t_star: int | None = None,
+    image_size: int | None = None,
+) -> DiffusersModel:
+    """What `save_pretrained` wrote: a network's folder, or a pipeline's, in which they are `unet/` and `scheduler/`.
+
+    num_steps, t_star: as in `Scheduler.sampling`. image_size: pixels a side, where config.json has no sample_size.
+    FileNotFoundError or ValueError, in one line, where the folder is no unconditional UNet2DModel that we can run.
+    """
+    folder = Path(path)
+    for part in ("vae", "vqvae", "text_encoder"):
+        require(not (folder / part).is_dir(), "a diffusers folder", "of a model of images, not of latents or text", part)
+    held = opened(folder)
+    said = held.beside.get(SCHEDULER)
+    found = None if said is None else scheduler(said)
+    network = read_unet(held, given={} if image_size is None else {"image_size": image_size})
+    assert isinstance(network.config, UNetConfig)
+    return _with_sampling(network.config, network.weights, found, num_steps, t_star)
+
+
+def from_diffusers(
+    unet: Any,
+    beside: Any = None,
+    *,
+    num_steps: int | None = None,
+    t_star: int | None = None,
+    image_size: int | None = None,
+) -> DiffusersModel:
+    """Of a folder, a `UNet2DModel` and the scheduler `beside` it, or a pipeline of both; else as `load_diffusers_folder`."""
+    if isinstance(unet, str | os.PathLike):
+        return load_diffusers_folder(unet, num_steps=num_steps, t_star=t_star, image_size=image_size)
+    if hasattr(unet, "unet"):
+        unet, beside = unet.unet, beside or unet.scheduler
+    config, tensors = unet_config(_said(unet), image_size), unet.state_dict()
+    found = None if beside is None else scheduler(_said(beside))
+    with torch.device("meta"):
+        wanted = shapes_of(UNet(config).state_dict())
+    weights = translate(layout_of(shapes_of(tensors)), config, tensors, wanted, "the network")
+    return _with_sampling(config, weights, found, num_steps, t_star)
+
+
+def _said(thing: Any) -> dict[str, Any]:
+    return {**thing.config, "_class_name": type(thing).__name__}
+
+
+def _with_sampling(
+    config: UNetConfig, weights: dict[str, Tensor], found: Scheduler | None, num_steps: int | None, t_star: int | None
+) -> DiffusersModel:
+    if found is None:
+        return DiffusersModel(config, weights, None, {})
+    return DiffusersModel(config, weights, found.schedule, found.sampling(num_steps, t_star))
