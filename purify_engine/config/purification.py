@@ -23,7 +23,7 @@ TimeLabels = Literal["index", "diffpure"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The noise schedule of the diffusion model (docs/math.md E1, E2, E27)."""
+    """The noise schedule of the diffusion model (docs/math.md E1, E2, E28)."""
 
     kind: ScheduleKind = "linear"
     """How beta grows: linear (Ho et al. 2020), so that alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021), or as in

@@ -1,4 +1,4 @@
-"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3, E27).
+"""Noise schedules: how fast an image drowns (docs/math.md E1 to E3, E28).
 
 Tables are computed on the CPU: equal on every machine.
 """
@@ -30,12 +30,12 @@ def cosine_betas(num_timesteps: int = 1000, offset: float = 0.008, max_beta: flo
 
 
 def scaled_linear_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
-    """beta_i whose square roots are evenly spaced, float64 [T] (E27; latent diffusion, Rombach et al. 2022)."""
+    """beta_i whose square roots are evenly spaced, float64 [T] (E28; latent diffusion, Rombach et al. 2022)."""
     return linear_betas(num_timesteps, beta_start**0.5, beta_end**0.5) ** 2
 
 
 def sigmoid_betas(num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2) -> Tensor:
-    """beta_i along a sigmoid between the two, float64 [T] (E27; GeoDiff, Xu et al. 2022)."""
+    """beta_i along a sigmoid between the two, float64 [T] (E28; GeoDiff, Xu et al. 2022)."""
     return beta_start + (beta_end - beta_start) * torch.sigmoid(linear_betas(num_timesteps, -6.0, 6.0))
 
 

@@ -113,14 +113,18 @@ def _is_unet2d(shapes: Shapes, names: AttentionNames) -> bool:
 
 
 def stated(beside: Beside) -> Given:
-    """What a folder's config.json says of the network, but for what shapes tell better: where it attends."""
+    """What a folder says of its network, but for what shapes tell better: where it attends.
+
+    What the network predicts stands in its scheduler's settings.
+    """
     said = beside.get("config.json")
     if not isinstance(said, Mapping) or not {"_class_name", "block_out_channels"} & set(said):
         return {}
     sized = said.get("sample_size") is not None
     fields = vars(unet_config(said) if sized else unet_config(said, image_size=2 ** len(said.get("block_out_channels", ()))))
     unsaid = ("attention_resolutions",) if sized else ("attention_resolutions", "image_size")
-    return {name: value for name, value in fields.items() if name not in unsaid}
+    predicts = {"prediction": scheduler(beside[SCHEDULER]).prediction} if SCHEDULER in beside else {}
+    return {name: value for name, value in fields.items() if name not in unsaid} | predicts
 
 
 def schedule(config: UNetConfig, beside: Beside) -> ScheduleConfig:

@@ -6,6 +6,7 @@ diffusers itself is never imported: of an object its `.config`, its `.state_dict
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,4 +85,7 @@ def _with_sampling(
 ) -> DiffusersModel:
     if found is None:
         return DiffusersModel(config, weights, None, {})
+    is_noise = found.prediction == "eps" or not config.learned_variance
+    require(is_noise, "prediction_type", "epsilon, where out_channels is twice in_channels", found.said["prediction_type"])
+    config = replace(config, prediction=found.prediction)
     return DiffusersModel(config, weights, found.schedule, found.sampling(num_steps, t_star))

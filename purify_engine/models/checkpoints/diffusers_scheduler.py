@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from purify_engine.config import ScheduleConfig, Spacing, ddim_landings, one_of, require, spaced_timesteps
+from purify_engine.config import Prediction, ScheduleConfig, Spacing, ddim_landings, one_of, require, spaced_timesteps
 
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -41,7 +41,7 @@ class Scheduler:
 
     is_ddim: bool
     schedule: ScheduleConfig  # the noise that the network was trained on
-    prediction: str  # what the network puts out, as `UNetConfig.prediction` says it
+    prediction: Prediction  # what the network puts out, as `UNetConfig.prediction` says it
     said: Mapping[str, Any]  # every key of READ
 
     def __post_init__(self) -> None:

@@ -127,6 +127,9 @@ SAMPLERS = {
     "ddpm, learned": (DDPM, {"variance_type": "learned_range"}, LEARNED, 10, None),
     "ddpm, learned, linspace": (DDPM, {"variance_type": "learned_range", "timestep_spacing": "linspace"}, LEARNED, 10, None),
     "ddpm, cosine": (DDPM, {"beta_schedule": "squaredcos_cap_v2"}, {}, 10, None),
+    "ddpm, predicts the clean image": (DDPM, {"prediction_type": "sample"}, {}, 10, None),
+    "ddim, predicts v": (DDIM, {"prediction_type": "v_prediction"}, {}, 10, 0.5),
+    "ddim, predicts the clean image": (DDIM, {"prediction_type": "sample"}, {}, 10, 0.5),
     "ddim, leading": (DDIM, {}, {}, 10, 0.0),
     "ddim, leading, a stride that leaves a rest": (DDIM, {}, {}, 7, 1.0),
     "ddim, linspace": (DDIM, {"timestep_spacing": "linspace"}, {}, 7, 0.5),
@@ -139,14 +142,12 @@ SAMPLERS = {
 
 @pytest.fixture(scope="module")
 def networks():
-    """(theirs, ours) in float64, of one level, with and without a learned variance; made once."""
+    """diffusers' in float64, of one level, with and without a learned variance; made once."""
     one_level = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     made = {}
     for learned, changed in ((False, {"add_attention": False}), (True, LEARNED)):
-        theirs = network(**one_level, **changed).double()
-        ours = converted(theirs)
-        theirs.time_proj = Sinusoid(ours.config)
-        made[learned] = theirs, ours
+        made[learned] = network(**one_level, **changed).double()
+        made[learned].time_proj = Sinusoid(unet_config(made[learned].config))
     return made
 
 
@@ -179,9 +180,11 @@ def their_step(monkeypatch):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_steps_and_the_whole_loop_are_those_of_diffusers(name, networks, their_step):
     kind, settings, changed, num_steps, eta = SAMPLERS[name]
-    theirs, unet = networks["out_channels" in changed]
+    theirs = networks["out_channels" in changed]
     scheduler = getattr(diffusers, kind)(**{"num_train_timesteps": 60, "beta_end": 0.2, **settings})
     found = from_diffusers(theirs, scheduler, num_steps=num_steps)
+    unet = UNet(found.config).double().requires_grad_(False)
+    unet.load_state_dict(found.weights)
     config = PurifierConfig(**{"t_star": 60, "eta": eta or 0.0, **found.sampling})
     process = ReverseProcess(make_plan(config), Denoiser(unet), NoGuide(), NOISE)
     in_float64(scheduler, make_schedule(found.schedule)).set_timesteps(num_steps)
@@ -199,7 +202,8 @@ def test_steps_and_the_whole_loop_are_those_of_diffusers(name, networks, their_s
 
 @pytest.mark.parametrize("pipeline", [False, True])
 def test_what_save_pretrained_writes_is_read(tmp_path, pipeline):
-    theirs, scheduler = network(), diffusers.DDIMScheduler(timestep_spacing="trailing", steps_offset=1)
+    theirs = network()
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", steps_offset=1, prediction_type="v_prediction")
     theirs.save_pretrained(tmp_path / "unet" if pipeline else tmp_path)
     scheduler.save_pretrained(tmp_path / "scheduler" if pipeline else tmp_path)
     in_memory, found = from_diffusers(theirs, scheduler, num_steps=7), load_diffusers_folder(tmp_path, num_steps=7)
@@ -212,3 +216,9 @@ def test_a_pipeline_in_memory_is_its_network_and_scheduler():
     pipeline = types.SimpleNamespace(unet=network(), scheduler=diffusers.DDPMScheduler())
     assert from_diffusers(pipeline).sampling == from_diffusers(pipeline.unet, pipeline.scheduler).sampling != {}
     assert from_diffusers(pipeline.unet).schedule is None
+
+
+def test_a_learned_variance_goes_with_predicted_noise_alone():
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", variance_type="learned_range")
+    with pytest.raises(ValueError, match=r"^prediction_type must be epsilon, .*, got 'v_prediction'$"):
+        from_diffusers(network(**LEARNED), scheduler)
