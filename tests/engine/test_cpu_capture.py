@@ -91,6 +91,19 @@ def test_a_guide_of_relus_is_recorded_with_its_gradient(architecture, monkeypatc
     assert "conv3x3_winograd" in names
 
 
+def test_a_guide_that_pools_is_recorded_to_the_second_order():
+    config = ClassifierConfig(architecture="imagenet_resnet", depth=10, width=2, activation="silu")
+    network = randomised(Classifier(config), 3).eval().requires_grad_(False)
+
+    def pull(x):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(network.frozen()(leaf).square().sum(), leaf, create_graph=True)
+            return torch.autograd.grad(grad.square().sum(), leaf)[0]
+
+    recorded(pull, torch.rand(2, 3, 16, 16))
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_gradients_are_recorded_like_anything_else(order):
     weight = torch.rand(5, 4, 3, 3)

@@ -7,12 +7,13 @@ through ("module.", "model.", "1.", ...); beside them the mean and the deviation
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import filter as filter_names
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from purify_engine.config import ClassifierConfig
-from purify_engine.models.checkpoints.classifier_names import own_shapes
+from purify_engine.models.checkpoints.classifier_names import COUNTERS, own_shapes
 from purify_engine.models.checkpoints.layout import Given, Tensors, shapes_of, translate
 from purify_engine.models.checkpoints.normalisation import in_file, is_buffer, stated
 from purify_engine.models.checkpoints.registry import CLASSIFIERS, recognised
@@ -51,8 +52,17 @@ def read_classifier(
         raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from None
     assert isinstance(found.config, ClassifierConfig)
     weights = translate(found.layout, found.config, tensors, own_shapes(found.config), source)
-    says = found.says if own is None or "mean" in given else (*found.says, f"normalised by the file's own {_some(buffers)}")
-    return ReadClassifier(found.config, weights, found.layout.name, says)
+    says = [*found.says, *_left_out(held, tensors, found.layout.ignored)]
+    if own is not None and "mean" not in given:
+        says.append(f"normalised by the file's own {_some(buffers)}")
+    return ReadClassifier(found.config, weights, found.layout.name, tuple(says))
+
+
+def _left_out(held: Mapping[str, Any], tensors: Tensors, ignored: tuple[str, ...]) -> list[str]:
+    """In words what of a file is not read."""
+    patterns = [pattern for pattern in ignored if pattern != COUNTERS and filter_names(tensors, pattern)]
+    said = [f"{pattern} is left out: the network never reads it" for pattern in patterns]
+    return [*said, "the weights of the last epoch, not of the best, as RobustBench"] if set(held) >= {"last", "best"} else said
 
 
 def is_classifier(held: Any) -> bool:

@@ -110,6 +110,14 @@ def test_names_of_the_zoo_tell_what_shortcuts_read_and_the_activation():
         read(WRN, "Ding2020MMA", normalisation="none")
 
 
+def test_what_is_left_out_of_a_file_is_said():
+    found = read(trades.wide_resnet(10, 1, 10, sub_block1=True), normalisation="none")
+    assert found.says[1:] == ("sub_block1.* is left out: the network never reads it",)
+    found = read({"last": PREACT, "best": PREACT}, "Andriushchenko2020Understanding")
+    assert found.says[-1] == "the weights of the last epoch, not of the best, as RobustBench"
+    assert len(read(WRN, normalisation="none").says) == 1
+
+
 def test_what_is_stated_must_not_contradict_the_weights():
     for wrong in ({"depth": 16}, {"architecture": "resnet"}, {"num_classes": 9}, {"downsample_padding": "asymmetric"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, as the weights have it, got"):
