@@ -83,10 +83,10 @@ IMPROVED_CIFAR10 = UNetConfig(
 # What it and the next were trained on.
 IMPROVED_SCHEDULE = ScheduleConfig(kind="cosine", num_timesteps=4000)
 
-# The same paper and repository, ImageNet 64x64 unconditional (imagenet64_uncond_100M_1500K.pt), 4000 cosine steps.
+# The same paper, ImageNet 64x64 unconditional (imagenet64_uncond_100M_1500K.pt), 4000 cosine steps. 121,063,942 parameters.
 IMPROVED_IMAGENET64 = replace(IMPROVED_CIFAR10, image_size=64, channel_mult=(1, 2, 3, 4), dropout=0.0)
 
-# The same, LSUN bedrooms 256x256 (lsun_uncond_100M_1200K_bs128.pt and ..._2400K_bs64.pt), 1000 linear steps.
+# The same, LSUN bedrooms 256x256 (lsun_uncond_100M_1200K_bs128.pt, ..._2400K_bs64.pt), 1000 linear steps. 113,676,678 parameters.
 IMPROVED_LSUN256 = replace(
     IMPROVED_CIFAR10,
     image_size=256,

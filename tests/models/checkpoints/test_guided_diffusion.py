@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from purify_engine.config import ScheduleConfig
 from purify_engine.models import UNet, published
 from purify_engine.models.checkpoints import layout as layouts
 from purify_engine.models.checkpoints.guided_diffusion import GUIDED_DIFFUSION
@@ -96,6 +97,14 @@ def test_published_networks_need_nothing_said_and_leave_no_tensor_over(network, 
     assert layouts.shapes_of(back) == layouts.shapes_of(weights)
 
 
+def test_schedules_are_those_the_networks_were_trained_on():
+    of = GUIDED_DIFFUSION.schedule
+    assert of(published.ADM_IMAGENET256, {}) == of(published.ADM_LSUN256, {}) == ScheduleConfig()
+    assert of(published.IMPROVED_LSUN256, {}) == ScheduleConfig()
+    for network in (published.IMPROVED_CIFAR10, replace(published.IMPROVED_CIFAR10, dropout=0.0), published.IMPROVED_IMAGENET64):
+        assert of(network, {}) == ScheduleConfig(kind="cosine", num_timesteps=4000)
+
+
 def test_a_statement_overrides_what_a_published_network_has():
     config, _ = read(theirs.state_dict(theirs.ADM_256, device="meta"), {"image_size": 512, "num_heads": 4, "time_scale": 0.5})
     assert config == replace(
@@ -159,6 +168,18 @@ def test_every_wrong_file_is_one_line(harm, line):
     with pytest.raises(ValueError, match=line) as refusal:
         read(weights, {"image_size": 8, "num_heads": 2})
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 300
+
+
+def test_every_tensor_is_asked_for_and_its_shape_is_checked():
+    """One after the other is left out, and given another shape, whether it says what the network is or not."""
+    weights, given, _ = small("residual")
+    weights = {name: weight.to("meta") for name, weight in weights.items()}
+    for name in list(weights)[::7]:
+        rest = {other: weight for other, weight in weights.items() if other != name}
+        for harmed in (rest, rest | {name: torch.empty(7, *weights[name].shape[1:], device="meta")}):
+            with pytest.raises(ValueError, match="^a.pt") as refusal:
+                read(harmed, given)
+            assert "\n" not in str(refusal.value)
 
 
 def test_other_files_are_not_taken_for_it():
