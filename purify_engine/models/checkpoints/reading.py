@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from purify_engine.models.checkpoints.layout import Tensors
+from purify_engine.models.checkpoints.wrappings import USUAL
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6: a pickle of its magic number comes first
 LEGACY_PICKLES = 4  # magic number, version of the format, the machine, then what was saved
@@ -46,9 +47,6 @@ FLAX = "is a msgpack file (Flax, as score_sde's JAX version writes): the PyTorch
 TAR = "is a tar archive: unpack it, and give a PyTorch file in it"
 SCRIPTED = "is a TorchScript file, which is code: save its state_dict by torch.save where you trust it"
 
-# Where a file keeps the network beside other things, the better first: averaged weights are those that papers sample from.
-AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema")
-WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "net", "network", "params", "module", "unet")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, and a wrapper's attribute
 KINDS = (".safetensors", ".bin", ".pth", ".pt")  # of files in a folder
 DEEP = 3  # wrappers within wrappers, at most
@@ -96,13 +94,16 @@ def forms(content: Any) -> Iterator[tuple[str, Tensors]]:
 
 
 def _dictionaries(content: Any, part: str, deep: int) -> Iterator[tuple[str, Tensors]]:
+    if isinstance(content, list | tuple) and deep:  # as ddim's training writes it: the averages come last
+        for place in reversed(range(len(content))):
+            yield from _dictionaries(content[place], f"{part}.{place}".lstrip("."), deep - 1)
     if not isinstance(content, Mapping):
         return
     tensors = {name: value.detach() for name, value in content.items() if isinstance(name, str) and _is_dense(value)}
     if tensors and len(tensors) == len(content):
         yield part, tensors
     elif deep:
-        for name in WRAPPERS:
+        for name in USUAL:
             yield from _dictionaries(content.get(name), f"{part}.{name}".lstrip("."), deep - 1)
 
 

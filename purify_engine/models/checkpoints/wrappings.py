@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 PARALLEL = "module."  # DataParallel and DistributedDataParallel put it before every name
-USUAL = ("state_dict", "model", "model_state_dict", "net")  # under which training files keep their tensors
+# Under which training files keep their tensors: averages first, for those are the weights that papers sample from.
+AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema")
+USUAL = (*AVERAGED, "state_dict", "model", "model_state_dict", "net", "network", "params", "module", "unet")
 
 
 def bare(content: Any) -> dict[str, Tensor] | None:
@@ -16,9 +18,9 @@ def bare(content: Any) -> dict[str, Tensor] | None:
 
     None where there is none.
     """
-    for name in USUAL:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            return bare(content[name])
+    for name in USUAL if isinstance(content, Mapping) else ():
+        if isinstance(content.get(name), Mapping) and (found := bare(content[name])) is not None:
+            return found
     if not isinstance(content, Mapping) or not content:
         return None
     if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()):

@@ -142,6 +142,7 @@ WRAPPED = {
     "state_dict": lambda weights: {"state_dict": weights, "epoch": 3},
     "nested": lambda weights: {"model": {"net": weights, "name": "x"}, "optimizer": {"lr": 0.1}},
     "ema first": lambda weights: {"model": {name: value + 1 for name, value in weights.items()}, "ema": weights},
+    "list": lambda weights: [{name: value + 1 for name, value in weights.items()}, {"state": {}}, 3, weights],
     "module.": lambda weights: {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
     "module.model.": lambda weights: {f"module.model.{name}": value for name, value in weights.items()},
 }
@@ -153,7 +154,10 @@ def test_the_tensors_are_found_under_every_wrapping(wrapping):
     assert found and all(torch.equal(found[0][name], known) for name, known in WEIGHTS.items())
 
 
-@pytest.mark.parametrize("content", [[], 3, {}, {"a": 1}, {"a": torch.zeros(2), "b": 1}, {"model": [torch.zeros(2)]}], ids=str)
+NO_TENSORS = [[], 3, {}, {"a": 1}, {"a": torch.zeros(2), "b": 1}, {"model": [torch.zeros(2)]}, [1, [2]]]
+
+
+@pytest.mark.parametrize("content", NO_TENSORS, ids=str)
 def test_what_holds_no_dictionary_of_tensors_has_no_form(content):
     assert not list(forms(content))
 
