@@ -39,7 +39,8 @@ def read_unet(opened: Opened, *, given: Given | None = None, layout: str | None 
     source, given = str(opened.files[0]), given or {}
     asked = named(registry.UNETS, layout)
     part, tensors = _fitting(opened, asked, given) or next(forms(opened.content), ("", {}))
-    fit = recognised(shapes_of(tensors), asked, source, given=given, beside=opened.beside, name=opened.files[0].stem)
+    shapes, name = shapes_of(tensors), opened.files[0].stem
+    fit = recognised(shapes, asked, source, given=given, beside=opened.beside, layout=layout, name=name)
     assert isinstance(fit.config, UNetConfig)
     with torch.device("meta"):
         wanted = shapes_of(UNet(fit.config).state_dict())
