@@ -13,20 +13,21 @@ import torch
 from bench.core.comparison import difference
 from bench.core.run import Run, begin, parser
 from purify_engine.benchmark.networks import GUIDES, NETWORKS, TOY_GUIDE, TOY_NETWORKS, random_purifier
-from purify_engine.config import PurifierConfig, Sampler
+from purify_engine.config import ClipX0, PurifierConfig, Sampler
 from purify_engine.engine.guide import AdversarialGuide, Guide, NoGuide, PixelGuide
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import ReverseProcess
 from purify_engine.engine.replay import Replay
 from purify_engine.purifier import GuidedPurifier
-from purify_engine.types import NoiseKey
+from purify_engine.types import Images, NoiseKey
 
 BATCH = 4  # a bucket of its own, so that loop and graph compute on the same batch
 # Seeds, samplers and lengths of the plans that one capture must serve: another seed, another plan, a longer one, a shorter one.
 REPLAYS: tuple[tuple[int, Sampler, int, int], ...] = (
     (0, "ddpm", 100, 4), (1, "ddpm", 100, 4), (2**62 + 3, "ddim", 70, 2), (3, "vp_sde", 36, 7), (4, "ddpm_large", 150, 3),
 )  # fmt: skip
+CORRECTED: tuple[tuple[Sampler, ClipX0], ...] = (("ddpm_learned", "never"), ("ddpm_learned", "consistent"), ("ddim", "x0_only"))
 
 
 def main(words: list[str]) -> int:
@@ -51,6 +52,7 @@ def main(words: list[str]) -> int:
         run.check(f"graph {label}", not says, says or f"{len(REPLAYS)} replays equal the loop bit for bit")
     if number:
         return run.close()
+    check_corrections(run)
     if run.device.type == "cuda":
         check_door(run)
     else:
@@ -95,22 +97,40 @@ def graph_fault(purifier: GuidedPurifier, guide: Guide, device: torch.device, *,
     for seed, sampler, t_star, num_steps in REPLAYS:
         plan = plan_for(purifier, sampler, t_star, num_steps)
         noise = NoiseKey(torch.tensor(seed, device=device), torch.arange(BATCH, device=device))
-        process = ReverseProcess(plan, purifier.denoiser, guide, noise)
-        looped = Loop().run(process, x)
-        replayed = [replay.run(process, x) for _ in range(3)][-1]  # on a CPU the second is recorded
-        if not looped.isfinite().all():
-            return f"seed {seed}, {plan}: the loop itself is not finite"
-        if fault := difference(replayed, looped):
+        if fault := replay_fault(replay, ReverseProcess(plan, purifier.denoiser, guide, noise), x):
             return f"seed {seed}, {plan}: {fault}"
     return ""
 
 
-def plan_for(purifier: GuidedPurifier, sampler: Sampler, t_star: int, num_steps: int) -> ReversePlan:
+def replay_fault(replay: Replay, process: ReverseProcess, x: Images) -> str:
+    """What differs between one replay and the loop."""
+    looped = Loop().run(process, x)
+    replayed = [replay.run(process, x) for _ in range(3)][-1]  # on a CPU the second is recorded
+    return difference(replayed, looped) if looped.isfinite().all() else "the loop itself is not finite"
+
+
+def plan_for(
+    purifier: GuidedPurifier, sampler: Sampler, t_star: int, num_steps: int, clip_x0: ClipX0 = "never"
+) -> ReversePlan:
     """A plan on the purifier's device, for its networks' precision."""
     parameter = next(purifier.denoiser.parameters())
     guidance = purifier.config.guidance
-    config = PurifierConfig(t_star=t_star, num_steps=num_steps, sampler=sampler, eta=0.5, guidance=guidance)
+    config = PurifierConfig(t_star=t_star, num_steps=num_steps, sampler=sampler, eta=0.5, guidance=guidance, clip_x0=clip_x0)
     return make_plan(config).to(parameter.device, None if parameter.dtype == torch.float32 else parameter.dtype)
+
+
+@torch.no_grad()
+def check_corrections(run: Run) -> None:
+    """Learned variance and clipped estimates, one after another by one `Replay`, on the small network that has a variance."""
+    purifier = random_purifier(TOY_NETWORKS["toy-adm"], TOY_GUIDE, device=run.device, execution="loop")
+    assert purifier.guide is not None
+    replay, guide = Replay(), AdversarialGuide(purifier.guide, dataclasses.replace(purifier.config.guidance, look_at="x0"))
+    x = 2 * torch.rand(BATCH, 3, 8, 8, generator=torch.Generator().manual_seed(2)).to(run.device) - 1
+    noise = NoiseKey(torch.tensor(5, device=run.device), torch.arange(BATCH, device=run.device))
+    for sampler, clip_x0 in CORRECTED:
+        plan = plan_for(purifier, sampler, 100, 4, clip_x0)
+        fault = replay_fault(replay, ReverseProcess(plan, purifier.denoiser, guide, noise), x)
+        run.check(f"graph toy-adm float32, {sampler}, clip_x0 {clip_x0}", not fault, fault or "the same to the bit")
 
 
 @torch.no_grad()

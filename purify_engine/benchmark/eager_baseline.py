@@ -73,9 +73,12 @@ class EagerPurifier(nn.Module):
 
     def __init__(self, purifier: GuidedPurifier, dtype: torch.dtype = torch.float32, *, channels_last: bool = False) -> None:
         super().__init__()
-        stars = purifier.config.cycle_t_stars
+        config = purifier.config
+        stars = config.cycle_t_stars
         require(stars is None, "cycle_t_stars", "None: the baseline walks one plan in every cycle", stars)
-        self.config, self.dtype = purifier.config, dtype
+        require(config.sampler != "ddpm_learned", "sampler", "one of fixed variance for the baseline", config.sampler)
+        require(config.clip_x0 == "never", "clip_x0", "'never': the baseline clips no estimate", config.clip_x0)
+        self.config, self.dtype = config, dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         prediction = purifier.denoiser.unet.config.prediction
         require(prediction == "eps", "prediction", "'eps' for the eager baseline, which knows no other", prediction)

@@ -2,7 +2,9 @@
 
     x_j = a x_i + b eps_theta(x_i, t_i) + d grad G(x_i) + c z
 
-Adding a sampler adds a function here, and no kernel, no loop, no graph. Tables are computed in float64.
+Adding a sampler adds a function here, and no kernel, no loop, no graph. Tables are computed in float64. Two things are more than
+a row, since they are not linear in eps: a learned variance (E26), where c is a factor of each pixel's own standard deviation, and
+a clipped estimate of the clean image (E25).
 
 One guidance scale is not portable. Mean-form pull is the score form's times sqrt(alpha') (1 - alpha_bar_j) / (1 - alpha_bar_i):
 1 at large i, 0 on the last step. And the total push (the sum of d / s) differs by sampler: at t* = 70, .0551 for eta = 1 at

@@ -70,6 +70,13 @@ def test_guidance_by_pixels_pulls_to_the_noised_input(purifier, images):
     assert by_pixels(images).isfinite().all()
 
 
+@pytest.mark.parametrize("changes", [{"clip_x0": "consistent"}, {"sampler": "ddpm_learned"}], ids=str)
+def test_what_is_more_than_a_row_is_refused_by_name(changes):
+    purifier = random_purifier(TOY_NETWORKS["toy-adm"], TOY_GUIDE).configured(**changes)
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))} must be .*baseline"):
+        EagerPurifier(purifier)
+
+
 def test_cycles_are_repeated(purifier, images):
     twice = EagerPurifier(purifier.configured(cycles=2), torch.float64)
     once = EagerPurifier(purifier, torch.float64)
