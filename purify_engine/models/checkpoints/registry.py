@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from purify_engine.config import ClassifierConfig, UNetConfig, require
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD
+from purify_engine.models.checkpoints.edm import EDM
 from purify_engine.models.checkpoints.guided_diffusion import GUIDED_DIFFUSION, GUIDED_DIFFUSION_NEW_ORDER
 from purify_engine.models.checkpoints.layout import Beside, Given, Layout, Shapes
 from purify_engine.models.checkpoints.pesser import PESSER
@@ -19,6 +20,7 @@ from purify_engine.models.checkpoints.trades import TRADES
 UNETS: tuple[Layout[UNetConfig], ...] = (
     SCORE_SDE,
     PESSER,
+    EDM,
     GUIDED_DIFFUSION,
     GUIDED_DIFFUSION_NEW_ORDER,
     DIFFUSERS,

@@ -11,7 +11,9 @@ from torch import Tensor
 
 def drawn(shapes: Mapping[str, tuple[int, ...]], seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
     """A float32 tensor of each shape, in the same order; values keep activations of order one. On "meta" there are none."""
-    generator = None if device == "meta" else torch.Generator().manual_seed(seed)
+    if device == "meta":
+        return {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(seed)
 
     def one(shape: tuple[int, ...]) -> Tensor:
         spread = math.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.5

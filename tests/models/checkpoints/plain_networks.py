@@ -117,3 +117,41 @@ def pesser(tensors, x, labels, *, ch_mult, num_res_blocks, attn_resolutions, **_
             h = stage(f"up.{level}", number, torch.cat([h, skips.pop()], dim=1))
         h = w.conv(f"up.{level}.upsample.conv", doubled(h)) if level else h
     return w.conv("conv_out", F.silu(w.norm("norm_out", h, 32)))
+
+
+def edm(tensors, x, sigma, *, img_resolution, channel_mult, num_blocks, attn_resolutions, **_):
+    """EDM's denoiser D(x; sigma) of a batch x at one sigma, by the table of Karras et al. 2022."""
+    w, data = Tensors({name.removeprefix("model."): tensor for name, tensor in tensors.items()}), 0.5
+    labels = torch.full((len(x),), math.log(sigma) / 4, dtype=x.dtype)
+    emb = waves(labels, w["map_layer0.weight"].shape[1])
+    emb = F.silu(w.linear("map_layer1", F.silu(w.linear("map_layer0", emb))))
+
+    def block(name, x, resized=lambda image: image):
+        h = w.conv(f"{name}.conv0", resized(F.silu(w.norm(f"{name}.norm0", x))))
+        h = F.silu(w.norm(f"{name}.norm1", h + w.linear(f"{name}.affine", emb)[:, :, None, None]))
+        x = resized(x)
+        x = (w.conv(f"{name}.conv1", h) + (w.conv(f"{name}.skip", x) if f"{name}.skip.weight" in w else x)) * HALF
+        if f"{name}.qkv.weight" not in w:
+            return x
+        mixed = w.conv(f"{name}.qkv", w.norm(f"{name}.norm2", x))
+        made = attended(mixed[:, 0::3], mixed[:, 1::3], mixed[:, 2::3])  # channel by channel: its q, its k, its v
+        return (w.conv(f"{name}.proj", made.reshape(x.shape)) + x) * HALF
+
+    sides = [img_resolution >> level for level in range(len(channel_mult))]
+    skips = [w.conv(f"enc.{sides[0]}x{sides[0]}_conv", x / math.sqrt(sigma**2 + data**2))]
+    for side in sides:
+        if side != sides[0]:
+            skips.append(block(f"enc.{side}x{side}_down", skips[-1], lambda image: F.avg_pool2d(image, 2)))
+        for index in range(num_blocks):
+            skips.append(block(f"enc.{side}x{side}_block{index}", skips[-1]))
+    h = skips[-1]
+    for side in reversed(sides):
+        if side == sides[-1]:
+            h = block(f"dec.{side}x{side}_in1", block(f"dec.{side}x{side}_in0", h))
+        else:
+            h = block(f"dec.{side}x{side}_up", h, doubled)
+        for index in range(num_blocks + 1):
+            h = block(f"dec.{side}x{side}_block{index}", torch.cat([h, skips.pop()], dim=1))
+    top = f"dec.{sides[0]}x{sides[0]}_aux"
+    out = w.conv(f"{top}_conv", F.silu(w.norm(f"{top}_norm", h)))
+    return data**2 / (sigma**2 + data**2) * x + sigma * data / math.sqrt(sigma**2 + data**2) * out
