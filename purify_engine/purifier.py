@@ -226,7 +226,7 @@ class GuidedPurifier(nn.Module):
         depths = self.config.depths
         plans = (probe.plan(x.dtype, cycle=depths.index(t_star)) for t_star in dict.fromkeys(depths))
         processes = [ReverseProcess(plan, self.denoiser, probe._guide(), noise) for plan in plans]
-        return guidance_scale_for(processes, x, ratio, quantile, self.bridge)
+        return guidance_scale_for(processes, x, ratio, quantile, self.bridge, unit.growth)
 
     def memory_report(self, height: int | None = None, width: int | None = None) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory over all

@@ -29,9 +29,11 @@ from purify_engine.config.networks import (
     UNetConfig,
 )
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
+from purify_engine.config.presets import PRESETS
 from purify_engine.config.purification import (
     ClipX0,
     GradientMode,
+    Growth,
     GuidanceConfig,
     GuidanceForm,
     GuidanceInput,
@@ -65,11 +67,13 @@ __all__ = [
     "DiffusionTraining",
     "EvaluationConfig",
     "GradientMode",
+    "Growth",
     "GuidanceConfig",
     "GuidanceForm",
     "GuidanceInput",
     "GuideKind",
     "NoiseMode",
+    "PRESETS",
     "Padding",
     "Perturbation",
     "Precision",

@@ -17,6 +17,7 @@ PseudoLabel = Literal["pseudo", "none", "soft"]
 GuidanceInput = Literal["xt", "x0"]
 GradientMode = Literal["exact", "surrogate", "bpda", "blind", "straight_through", "detached_guidance"]
 NoiseMode = Literal["fresh", "fixed"]
+Growth = Literal["constant", "noise"]
 Sizes = Literal["exact", "native", "resize", "tile"]
 TimeLabels = Literal["index", "diffpure"]
 
@@ -54,6 +55,9 @@ class GuidanceConfig:
     itself."""
     form: GuidanceForm = "score"
     """Whether the pull is added to the score, or to the mean of each step, where it grows with the step's variance."""
+    growth: Growth = "constant"
+    """The scale from step to step: s everywhere (constant), or s times the noise-to-signal ratio sigma/sqrt(alpha_bar), as GDMP
+    (noise)."""
     label_weight: float = 1.0
     """w_y, the weight of the label term."""
     latent_weight: float = 1.0
@@ -71,9 +75,12 @@ class GuidanceConfig:
     def __post_init__(self) -> None:
         one_of("kind", self.kind, GuideKind)
         one_of("form", self.form, GuidanceForm)
+        one_of("growth", self.growth, Growth)
         one_of("pseudo_label", self.pseudo_label, PseudoLabel)
         one_of("look_at", self.look_at, GuidanceInput)
         require(self.scale >= 0, "scale", "at least 0", self.scale)
+        constant = self.growth == "constant"
+        require(constant or not self.normalised, "growth", "constant for a normalised pull, whose length is s", self.growth)
         require(self.norm_eps > 0, "norm_eps", "positive", self.norm_eps)
         require(self.label_weight >= 0, "label_weight", "at least 0", self.label_weight)
         require(self.latent_weight >= 0, "latent_weight", "at least 0", self.latent_weight)

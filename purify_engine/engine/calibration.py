@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from purify_engine.config import Growth
 from purify_engine.engine.bridges import Bridge
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Loop
@@ -19,8 +20,9 @@ from purify_engine.types import Images, NoiseKey, Step
 class _MeasuringGuide:
     """A guide that never pulls and notes how strongly another one would at s = 1: r of every image at every step (E13)."""
 
-    def __init__(self, guide: Guide) -> None:
+    def __init__(self, guide: Guide, growth: Growth) -> None:
         self.guide = guide
+        self.growth = growth
         self.reads_eps = guide.reads_eps
         self.ratios: list[Tensor] = []
 
@@ -32,21 +34,28 @@ class _MeasuringGuide:
     ) -> Images | None:
         grad = self.guide.grad(x_t, eps, target, plan, step, noise)
         if grad is not None:
-            self.ratios.append(pull_ratio(grad, plan.marginal(step), 1.0))
+            signal, sigma = plan.marginal(step)
+            scale = 1.0 if self.growth == "constant" else float(sigma / signal)
+            self.ratios.append(pull_ratio(grad, plan.marginal(step), scale))
         return None
 
 
 @torch.no_grad()
 def guidance_scale_for(
-    processes: Sequence[ReverseProcess], x: Images, ratio: float, quantile: float, bridge: Bridge | None = None
+    processes: Sequence[ReverseProcess],
+    x: Images,
+    ratio: float,
+    quantile: float,
+    bridge: Bridge | None = None,
+    growth: Growth = "constant",
 ) -> float:
     """s = ratio / quantile of r at s = 1, over the images and steps of unguided walks from `x` in [-1, 1], one a process.
 
-    bridge: what the network is given of `x`, part by part; None: `x` itself.
+    bridge: what the network is given of `x`, part by part; None: `x` itself. growth: of the scale, as in `GuidanceConfig`.
     """
     ratios = list[Tensor]()
     for process in processes:
-        guide = _MeasuringGuide(process.guide)
+        guide = _MeasuringGuide(process.guide, growth)
         for part, noise in [(x, process.noise)] if bridge is None else bridge.parts(x, process.noise):
             Loop().run(process._replace(guide=guide, noise=noise), part)
         ratios += guide.ratios

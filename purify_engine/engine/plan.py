@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from purify_engine.config import ClipX0, GuidanceForm, PurifierConfig, Sampler, TimeLabels, one_of, require
+from purify_engine.config import ClipX0, Growth, GuidanceForm, PurifierConfig, Sampler, TimeLabels, one_of, require
 from purify_engine.engine.timesteps import DIFFPURE_END, diffpure_labels, walk
 from purify_engine.reference.philox import FORWARD_STEP
 from purify_engine.reference.schedules import VPSDE, NoiseSchedule, make_schedule
@@ -222,13 +222,15 @@ def write_plan(
     last_noise: bool = False,
     form: GuidanceForm = "score",
     guidance_scale: float | Sequence[float] = 0.0,
+    growth: Growth = "constant",
     clip_x0: ClipX0 = "never",
 ) -> ReversePlan:
     """The table of a purification: `t_star` noising steps undone in `num_steps` (every one of them by default).
 
     t_star: in [1, T]; the first index visited is t_star - 1. num_steps: in [1, t_star], evenly spread. timesteps, landings: the
     indices visited and where each step lands, as in `PurifierConfig`; with them `num_steps` takes so many of these.
-    guidance_scale: s, one number or one a step; see the module's note on portability. Raises ValueError naming the argument.
+    guidance_scale: s, one number or one a step; see the module's note on portability. growth: "noise" multiplies each step's by
+    sigma / sqrt(alpha_bar). Raises ValueError naming the argument.
     """
     require(1 <= t_star <= schedule.num_timesteps, "t_star", f"in [1, {schedule.num_timesteps}]", t_star)
     one_of("sampler", sampler, Sampler)
@@ -241,6 +243,8 @@ def write_plan(
     clean = torch.ones(1, dtype=torch.float64, device=device)
     alpha_bar = torch.cat([clean, schedule.alphas_cumprod])  # index i lives at i + 1
     interval = Interval(alpha_bar[here + 1], alpha_bar[there + 1], here, there)
+    if growth == "noise":
+        scale = scale * interval.sigma / interval.alpha_bar.sqrt()
     a, b, d, c = sampler_columns(sampler, eta, sde=schedule.sde, last_noise=last_noise)(interval, form)
     told = schedule.times if time_labels == "index" else diffpure_labels(t_star, schedule.num_timesteps).to(device)
     return ReversePlan(
@@ -271,5 +275,6 @@ def make_plan(config: PurifierConfig, num_steps: int | None = None, cycle: int =
         last_noise=config.last_noise,
         form=config.guidance.form,
         guidance_scale=config.guidance.scale if config.guidance.kind != "none" else 0.0,
+        growth=config.guidance.growth,
         clip_x0=config.clip_x0,
     )

@@ -77,8 +77,10 @@ class Defence:
 
 def _decisive(config: PurifierConfig) -> dict[str, Any]:
     """The settings that finished cells are found by: those of `ALWAYS_NAMED`, and any other that is not at its default."""
-    default = dataclasses.asdict(PurifierConfig())
-    return {name: value for name, value in dataclasses.asdict(config).items() if name in ALWAYS_NAMED or value != default[name]}
+    default, values = dataclasses.asdict(PurifierConfig()), dataclasses.asdict(config)
+    if config.guidance.growth == default["guidance"]["growth"]:
+        del values["guidance"]["growth"]  # the one setting of the guidance that is named where it is given
+    return {name: value for name, value in values.items() if name in ALWAYS_NAMED or value != default[name]}
 
 
 def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:

@@ -30,10 +30,12 @@ GUIDANCE = GuidanceConfig(
     kind="pixel", scale=3.5, form="mean", label_weight=0.5, latent_weight=2.0, pseudo_label="soft", look_at="x0",
     normalised=True, norm_eps=1e-5,
 )  # fmt: skip
+GROWING = GuidanceConfig(growth="noise")
 PERTURBATION = Perturbation(norm="l2", epsilon=0.5, step_size=0.1, num_steps=3)
 CHANGED = {  # every field of every configuration at another value than its default
     SCHEDULE,
     GUIDANCE,
+    GROWING,
     PERTURBATION,
     PurifierConfig(
         t_star=71, sampler="ddim", num_steps=7, eta=0.5, guidance=GUIDANCE, schedule=SCHEDULE, cycles=2, seed=2**62 + 1,

@@ -124,5 +124,9 @@ def test_a_description_holds_every_setting_but_the_gradient_mode(networks):
     given = dataclasses.replace(config, timesteps=(10, 2), landings=(3, -1))
     said_of_given = Defence("d", networks[0], ToyPurifier(given), networks[1]).describe()["purifier"]
     assert said_of_given == {**said["purifier"], "timesteps": (10, 2), "landings": (3, -1)}
-    assert said["purifier"]["t_star"] == 11 and said["purifier"]["guidance"] == dataclasses.asdict(OURS)
+    guidance = {name: value for name, value in dataclasses.asdict(OURS).items() if name != "growth"}
+    assert said["purifier"]["t_star"] == 11 and said["purifier"]["guidance"] == guidance
+    growing = dataclasses.replace(config, guidance=dataclasses.replace(OURS, growth="noise"))
+    said_of_growing = Defence("d", networks[0], ToyPurifier(growing), networks[1]).describe()["purifier"]
+    assert said_of_growing["guidance"] == {**guidance, "growth": "noise"}
     assert Defence("plain", networks[0]).describe() == {"name": "plain", "purifier": None, "guided": False}

@@ -18,7 +18,7 @@ def different(value):
     """Another value of the same kind that every configuration allows in its place."""
     others = {"pgd": "none", "linf": "l2", "cross_entropy": "margin", "random": "clean", "defence": "guide", "exact": "bpda"}
     others |= {"ddpm": "vp_sde", "adversarial": "pixel", "score": "mean", "pseudo": "soft", "xt": "x0", "linear": "cosine"}
-    others |= {"fresh": "fixed", "never": "consistent"}
+    others |= {"fresh": "fixed", "never": "consistent", "constant": "noise"}
     if isinstance(value, bool):
         return not value
     if isinstance(value, str):
