@@ -66,6 +66,15 @@ def test_wrn_28_10_launches_its_convolutions_and_one_pass_between_them():
     assert found.total() <= 2 * 12 + 2 * 13 + 44 + 3 + 12
 
 
+def test_resnet_50_of_imagenet_launches_its_convolutions_their_masks_and_a_pool():
+    """49 convolutions with a ReLU, 4 shortcuts, 53 gradients; the pool has one reader, the first block's shortcut another."""
+    found = launches(ClassifierConfig(architecture="imagenet_resnet", depth=50, num_classes=1000))
+    assert found["cudnn"] == found["threshold_backward"] + found["masked_sum"] == 49 and found["masked_sum"] == 15
+    assert found["convolution"] + found["mm"] == 4 + 53
+    assert found["max_pool2d_with_indices"] == found["max_pool2d_with_indices_backward"] == found["add of whole tensors"] == 1
+    assert found.total() <= 49 + 49 + 57 + 3 + 11
+
+
 @pytest.mark.parametrize("config", [RESNET_18, WRN_28_10], ids=["resnet-18", "wrn-28-10"])
 def test_channels_of_zeros_are_written_for_the_image_and_left_out_of_its_gradient(config):
     padded, plain = launches(config), launches(config, padded_channels=False)

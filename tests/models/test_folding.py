@@ -85,8 +85,9 @@ def test_its_kernels_compute_it_and_its_gradient_in_float32(name, monkeypatch):
     assert bool(lines) == (name in PRE_ACTIVATION)  # of the blocks that keep their width
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in CONFIGS), ("imagenet_resnet", torch.float16)], ids=str
+)
 def test_runs_in_16_bits_and_in_channels_last(name, dtype):
     """Logits stay within 1 in 8 of float64's, where one rounding of bfloat16 is 1 in 512 and a network has some forty."""
     network = classifier(name)
@@ -147,8 +148,11 @@ def test_stays_out_of_state_dict_copies_and_pickles():
         assert not torch.allclose(other(IMAGES), network(IMAGES))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("off", [(), ("conv_relu",), ("turned_filters",), ("affine_relu",)], ids=str)
+WITHOUT = [(), ("conv_relu",), ("turned_filters",), ("affine_relu",)]
+WAYS = [(name, off) for name in CONFIGS for off in (WITHOUT if name in ("resnet", "cifar_resnet", "wide_resnet") else [()])]
+
+
+@pytest.mark.parametrize(("name", "off"), [*WAYS, ("deepmind", ("affine_relu",)), ("imagenet_resnet", ("conv_relu",))], ids=str)
 def test_the_ways_of_gpus_are_the_same_function_to_the_second_order(name, off):
     network, found = classifier(name), []
     for fused in (False, True):

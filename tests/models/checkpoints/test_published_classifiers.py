@@ -59,6 +59,7 @@ def read(name, held=None):
     return read_classifier(held or weights(name), "weights", "weights.pt", given={**HALF, **CASES[name][3]})
 
 
+@cache
 def network(name):
     found = read(name)
     made = Classifier(found.config).double()
@@ -98,7 +99,7 @@ def test_every_tensor_is_asked_for_and_its_shape_is_checked(name):
             assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-@cases
+@pytest.mark.parametrize("name", ["wrn", "deepmind wrn", "preact", "torchvision"])
 def test_a_tensor_without_a_place_is_refused_by_name(name):
     with pytest.raises(ValueError, match=r"^weights\.pt holds 'prelu\.weight', for which"):
         read(name, {**weights(name), "prelu.weight": torch.ones(1)})
