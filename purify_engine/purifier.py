@@ -39,7 +39,8 @@ DRAWS, CYCLES = 2**32, 2**33  # first seed streams of the independent draws, and
 class GuidedPurifier(nn.Module):
     """Images in, the same images without their adversarial perturbation out: a drop-in before any classifier.
 
-    Float NCHW images in [0, 1] go in; the same shape, dtype and device, in [0, 1], come out.
+    Float NCHW images in [0, 1] go in; the same shape, dtype and device come out, in [0, 1] too unless `config.clamp` is False.
+    `config.sizes` says which heights and widths are taken, and how.
     `nn.Sequential(purifier, classifier)` is a defended classifier, differentiable in the way that `config.gradient` names.
     PyTorch's random generators are never touched.
 
@@ -106,7 +107,8 @@ class GuidedPurifier(nn.Module):
 
         Noise: with `ids` (int64 [B]) every image has its own by id, whatever its batch; `draw=k` names the k-th independent draw;
         without either, `config.noise` decides: "fresh" takes the next draw at every call, "fixed" always the same one.
-        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient; on GPUs a graph's, copied.
+        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient; on GPUs a graph's, copied. x_t
+        is what the network sees: resized, or one tile after another, row by row.
         Raises ValueError where `images` are not what the networks read, TypeError where they are not floats.
         """
         self._check(images)

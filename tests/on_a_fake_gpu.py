@@ -53,8 +53,9 @@ GUIDANCE = {
 
 
 def purified(
-    config, family="DDPM", network="ResNet", dtype=torch.bfloat16, of_guide=None, images=torch.float32, with_gradient=False
-):
+    config, family="DDPM", network="ResNet", dtype=torch.bfloat16, of_guide=None, images=torch.float32, with_gradient=False,
+    size=(16, 16),
+):  # fmt: skip
     """What a whole call on a GPU does on the host, after a first one, which packs weights and fills tables; its launches."""
     launches = []
     with torch.device("meta"):
@@ -69,7 +70,7 @@ def purified(
         of_images = torch.promote_types(images, torch.float32)
         there = {steps: plan_there(mode, plan, None if dtype == of_images else dtype) for steps, plan in plans.items()}
         purifier.plan = lambda dtype, steps=None, cycle=0: there[steps]
-        x = torch.empty(2, 3, 16, 16, dtype=images, device=GPU).requires_grad_(with_gradient)
+        x = torch.empty(2, 3, *size, dtype=images, device=GPU).requires_grad_(with_gradient)
         for _ in range(2):
             launches.clear()
             with Host() as host:
@@ -122,6 +123,12 @@ def test_clipping_asks_nothing_of_the_host(clip_x0):
 )
 def test_no_gradient_asks_anything_of_the_host(mode, guidance):
     assert not purified(configured(guidance, gradient=mode), with_gradient=True)[0]
+
+
+@pytest.mark.parametrize(("sizes", "size"), [("native", (24, 18)), ("resize", (25, 9)), ("tile", (16, 17))])
+def test_no_bridge_asks_anything_of_the_host(sizes, size):
+    config = configured("none", sizes=sizes, clamp=False)
+    assert not purified(config, size=size, with_gradient=sizes == "resize")[0]
 
 
 @pytest.mark.parametrize("images", FLOATS, ids=str)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -13,6 +13,7 @@ from purify_engine.ops import switches
 
 LARGEST_DOUBLING = 64  # buckets: 1, 2, 4 … to here, then its multiples
 WARM_UP = 3  # runs before the recording: cuDNN chooses its algorithms, Triton compiles, cuBLAS takes its workspace
+MOST_SIZES = 16  # heights and widths of images whose graphs are kept; a folder may hold a thousand
 ALGORITHMS = 40  # that cuDNN times of each convolution, instead of the first 10 of its own list
 
 
@@ -40,6 +41,16 @@ def bucket_of(batch: int) -> int:
     if batch <= LARGEST_DOUBLING:
         return 1 << max(batch - 1, 0).bit_length()
     return -(-batch // LARGEST_DOUBLING) * LARGEST_DOUBLING
+
+
+def superfluous(keys: Sequence[tuple[Any, ...]], most_graphs: int | None) -> list[tuple[Any, ...]]:
+    """Of the keys (kind, shape [B, C, H, W], ...) of graphs, last used last, those to drop: a graph holds memory while it lives.
+
+    Kept are the last `most_graphs`, and those of the last `MOST_SIZES` sizes of images.
+    """
+    sizes = list(dict.fromkeys(key[1][2:] for key in reversed(keys)))[:MOST_SIZES]
+    oldest_kept = 0 if most_graphs is None else max(len(keys) - most_graphs, 0)
+    return [key for place, key in enumerate(keys) if place < oldest_kept or key[1][2:] not in sizes]
 
 
 class CudaCapture:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from purify_engine import ops
 from purify_engine.config import require
-from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture, bucket_of
+from purify_engine.engine.capture import WARM_UP, Branches, Capture, CaptureError, CudaCapture, bucket_of, superfluous
 from purify_engine.engine.cpu_capture import CpuCapture
 from purify_engine.engine.guide import Target
 from purify_engine.engine.plan import ReversePlan
@@ -154,8 +154,8 @@ class Replay:
         if graph is None or graph.capacity < len(plan):
             graph = kind(process, x_t, target(), capture)
         self._graphs[key] = graph  # at the end: the first of them is the one unused for longest
-        while capture.most_graphs is not None and len(self._graphs) > capture.most_graphs:
-            del self._graphs[next(iter(self._graphs))]
+        for unused in superfluous(list(self._graphs), capture.most_graphs):
+            del self._graphs[unused]
         return graph
 
     def _capture(self, device: torch.device) -> Capture:

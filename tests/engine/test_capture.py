@@ -8,7 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from purify_engine.engine.capture import ALGORITHMS, WARM_UP, Branches, CaptureError, CudaCapture, bucket_of
+from purify_engine.engine.capture import (
+    ALGORITHMS,
+    MOST_SIZES,
+    WARM_UP,
+    Branches,
+    CaptureError,
+    CudaCapture,
+    bucket_of,
+    superfluous,
+)
 from purify_engine.ops import switches
 
 DEVICE = SimpleNamespace(type="cuda")
@@ -161,3 +170,13 @@ def test_on_a_cpu_branches_are_one_after_the_other():
 @pytest.mark.parametrize(("batch", "bucket"), [(0, 1), (1, 1), (2, 2), (5, 8), (64, 64), (65, 128), (128, 128), (129, 192)])
 def test_a_bucket_is_the_least_that_holds_the_batch(batch, bucket):
     assert bucket_of(batch) == bucket
+
+
+def test_graphs_are_kept_of_the_last_sizes_of_images_and_no_more_than_a_recorder_allows():
+    keys = [("step", torch.Size((batch, 1, side, 8))) for side in range(1, MOST_SIZES + 3) for batch in (1, 2)]
+    used_again = keys[0]  # the first size, at one batch
+    keys = [*keys[1:], used_again]
+    dropped = superfluous(keys, None)
+    assert {key[1][2] for key in dropped} == {2, 3} and len(dropped) == 4
+    assert superfluous(keys[:MOST_SIZES], None) == []
+    assert superfluous(keys, 4) == keys[:-4] and superfluous([], 4) == []

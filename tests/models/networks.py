@@ -1,5 +1,7 @@
 """Small networks with lively weights: a fresh U-Net predicts zero, which would hide every mistake."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -49,6 +51,16 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
 def small_unet(family: str = "ddpm", seed: int = 0) -> UNet:
     """A few thousand parameters of the family, on 8 x 8 images of one channel."""
     return lively(UNet(FAMILIES[family]), seed)
+
+
+def transposed(module: nn.Module) -> nn.Module:
+    """A copy whose filters are turned about their diagonal: on transposed images it computes the transposed result."""
+    turned = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in turned.parameters():
+            if parameter.dim() == 4:
+                parameter.copy_(parameter.transpose(2, 3).clone())
+    return turned
 
 
 def noisy_images(count: int = 2) -> torch.Tensor:

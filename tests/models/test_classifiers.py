@@ -10,6 +10,7 @@ import torch
 
 from purify_engine.config import ClassifierConfig
 from purify_engine.models import Classifier, load_safetensors
+from tests.models.networks import transposed
 
 SIZES = {
     "ResNet-18": (ClassifierConfig(), 11_173_962),
@@ -76,6 +77,16 @@ def test_logits_are_the_head_of_the_features(architecture):
     head = list(classifier.children())[-1]
     assert features.dim() == 2 and torch.equal(head(features), logits)
     assert torch.equal(classifier(images()), logits)
+
+
+@architectures
+def test_rows_and_columns_are_treated_alike_at_any_height_and_width(architecture):
+    """A network of filters turned about their diagonal sees the transposed image as the network sees the image."""
+    classifier = small(architecture)
+    x = torch.rand(2, 1, 9, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = classifier(x)
+    assert (transposed(classifier)(x.mT) - seen).abs().max() < 1e-12
+    assert (classifier(x.mT) - seen).abs().max() > 1e-6
 
 
 @architectures

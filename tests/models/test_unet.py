@@ -10,7 +10,7 @@ from purify_engine import ops
 from purify_engine.config import UNetConfig
 from purify_engine.models import UNet
 from purify_engine.models.blocks import AttentionBlock, Downsample, GroupNormSiLU, ResBlock
-from tests.models.networks import FAMILIES, lively, noisy_images, small_unet
+from tests.models.networks import FAMILIES, lively, noisy_images, small_unet, transposed
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -28,6 +28,17 @@ def test_images_of_a_batch_do_not_meet(family):
     unet, x, t = small_unet(family), noisy_images(3), torch.tensor([1.0, 50.0, 999.0])
     alone = torch.cat([unet(x[i : i + 1], t[i : i + 1]) for i in range(3)])
     assert (unet(x, t) - alone).abs().max() < 1e-12
+
+
+@families
+def test_rows_and_columns_are_treated_alike_at_any_height_and_width(family):
+    """A network of filters turned about their diagonal sees the transposed image as the network sees the image."""
+    unet, t = small_unet(family), torch.tensor([30.0])
+    for height, width in ((4, 14), (12, 2)):
+        x = torch.randn(1, 1, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        seen = unet(x, t)
+        assert (transposed(unet)(x.mT, t) - seen.mT).abs().max() < 1e-12
+        assert seen.shape[2:] == x.shape[2:] and (unet(x.flip(3), t) - seen.flip(3)).abs().max() > 1e-3
 
 
 @families
