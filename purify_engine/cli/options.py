@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from typing import Annotated, Any, Optional, TypeVar, get_type_hints
+from typing import Annotated, Any, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
@@ -29,11 +29,16 @@ def options_of(config: type, *, without: tuple[str, ...] = (), saved: bool = Fal
             kind: Any = options_of(hint, saved=saved) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
             silent = saved or default in (None, dataclasses.MISSING) or dataclasses.is_dataclass(default)
             said = docstrings.get(field.name, "") + ("" if silent else f" [default: {default}]")
-            option = Annotated[Optional[kind], Parameter(help=said, negative_iterable=())]  # noqa: UP045  (`kind` is a value)
+            how = Parameter(help=said, negative_iterable=(), consume_multiple=_is_tuple(kind))  # --timesteps 99 49 0
+            option = Annotated[Optional[kind], how]  # noqa: UP045  (`kind` is a value)
             fields.append((field.name, option, None))
     made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # where cyclopts resolves the annotations
     return made
+
+
+def _is_tuple(kind: Any) -> bool:
+    return get_origin(kind) is tuple or any(get_origin(part) is tuple for part in get_args(kind))
 
 
 @cache

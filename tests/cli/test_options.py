@@ -1,4 +1,8 @@
+from typing import Annotated
+
 import pytest
+from cyclopts import App, Parameter
+from cyclopts.config import Toml
 
 from purify_engine.cli.options import field_docstrings, given, options_of, with_options
 from purify_engine.config import ClassifierTraining, GuidanceConfig, PurifierConfig, UNetConfig
@@ -35,3 +39,30 @@ def test_help_is_the_docstring_below_the_field():
 
 def test_fields_can_be_left_out():
     assert "seed" not in options_of(PurifierConfig, without=("seed",)).__dataclass_fields__
+
+
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        ("--t-star 9 --timesteps 8 4 0 --landings 4 0 -1 --seed 3", {"t_star": 9, "seed": 3, "timesteps": (8, 4, 0)}),
+        ("--t-star 9 --timesteps 8 --timesteps 4", {"t_star": 9, "timesteps": (8, 4)}),
+        ("--t-star 9 --cycles 2 --cycle-t-stars 4 9", {"t_star": 9, "cycles": 2, "cycle_t_stars": (4, 9)}),
+    ],
+)
+def test_several_numbers_follow_one_option_or_each_its_own(words, changed, tmp_path):
+    kind = Annotated[options_of(PurifierConfig), Parameter(name="*")]
+
+    def verb(source: str, *, options: kind = None) -> tuple[str, PurifierConfig]:  # type: ignore[valid-type]
+        return source, with_options(PurifierConfig(), options)
+
+    def run(words: list[str], **how: object) -> object:
+        app = App(result_action="return_value", **how)
+        app.default(verb)
+        return app(words, exit_on_error=False, print_error=False)
+
+    landings = {"landings": (4, 0, -1)} if "landings" in words else {}
+    expected = PurifierConfig(**changed, **landings)
+    assert run(["photo.png", *words.split()]) == ("photo.png", expected)
+    lines = (f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in {**changed, **landings}.items())
+    (tmp_path / "options.toml").write_text("\n".join(lines))
+    assert run(["photo.png"], config=Toml(tmp_path / "options.toml")) == ("photo.png", expected)
