@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,19 @@ from purify_engine.conversion import Stated, convert
 from purify_engine.models import Classifier
 from purify_engine.models.checkpoints import registry
 from purify_engine.models.checkpoints.classifier import read_classifier
-from purify_engine.testing.published import guided_diffusion, pesser, preact_resnet, robustbench, score_sde, torchvision, trades
+from purify_engine.models.checkpoints.diffusers_unet import unet_config
+from purify_engine.testing.published import (
+    diffusers,
+    edm,
+    edm_pickle,
+    guided_diffusion,
+    pesser,
+    preact_resnet,
+    robustbench,
+    score_sde,
+    torchvision,
+    trades,
+)
 from tests.models.checkpoints.translations import our_unet
 
 Tensors = dict[str, torch.Tensor]
@@ -27,11 +40,14 @@ class Case(NamedTuple):
     tensors: Callable[[], Tensors]
     wrapped: Callable[[Tensors], Any]
     stated: dict[str, Any] = {}
+    write: Callable[[Any, Path], object] = torch.save
+    beside: dict[str, Any] = {}  # what a folder says of the network
 
 
 ADM = guided_diffusion.Flags(image_size=8, num_channels=32, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(4,))
 NEW_ORDER = "guided-diffusion-new-order"
 SIZE = {"image_size": 8}
+SMALL, OURS = diffusers.SMALL, vars(unet_config(diffusers.SMALL))
 UNETS = {
     "guided-diffusion": Case("guided-diffusion", lambda: guided_diffusion.state_dict(ADM), dict, {**SIZE, "num_heads": 4}),
     "in fp16": Case(
@@ -41,6 +57,20 @@ UNETS = {
     "checkpoint_8": Case("score_sde", lambda: score_sde.state_dict(**score_sde.SMALL), score_sde.training_file, SIZE),
     "pesser's averages": Case(
         "pesser", lambda: pesser.state_dict(**pesser.SMALL), lambda t: [{n: v + 1 for n, v in t.items()}, {}, 1, 2, t], SIZE
+    ),
+    "a pickle of EDM": Case(
+        "edm", lambda: edm.state_dict(**edm.SMALL), dict, SIZE, lambda tensors, path: edm_pickle.write_pickle(path, tensors)
+    ),
+    "a network's folder": Case(
+        "diffusers", lambda: diffusers.state_dict(SMALL), dict, {}, lambda _, path: diffusers.save(path, SMALL), OURS
+    ),
+    "an old pipeline": Case(
+        "diffusers-old",
+        lambda: diffusers.state_dict(SMALL, old_names=True),
+        dict,
+        {},
+        lambda _, path: diffusers.save(path, SMALL, diffusers.SCHEDULER, pipeline=True, pickled=True, old_names=True),
+        OURS,
     ),
 }
 NORMALISED = {"normalisation": "cifar10"}
@@ -66,7 +96,7 @@ TIMES = torch.tensor([3, 70])
 
 def saved(case, path):
     tensors = case.tensors()
-    torch.save(case.wrapped(tensors), path)
+    case.write(case.wrapped(tensors), path)
     return tensors
 
 
@@ -85,7 +115,7 @@ def test_a_diffusion_model_of_every_layout_purifies(case, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = GuidedPurifier.from_pretrained(tmp_path / "again")
     parts = GuidedPurifier.from_checkpoint(tmp_path / "weights.pt", layout=stated.layout, network=case.stated)
-    wanted = our_unet(named(case.layout), tensors, case.stated, torch.float32)(X, TIMES)
+    wanted = our_unet(named(case.layout), tensors, {**case.beside, **case.stated}, torch.float32)(X, TIMES)
     for purifier in (loaded, again, parts):
         assert torch.equal(purifier.denoiser.unet(X, TIMES), wanted) and purifier.config == loaded.config
     short = loaded.configured(t_star=3, noise="fixed")
@@ -107,4 +137,4 @@ def test_a_classifier_of_every_layout_classifies(case, tmp_path, monkeypatch):
 
 def test_every_registered_layout_has_a_case():
     layouts = {known.name for known in (*registry.UNETS, *registry.CLASSIFIERS)}
-    assert {case.layout for case in (*UNETS.values(), *CLASSIFIERS.values())} >= layouts - {"diffusers", "diffusers-old"}
+    assert {case.layout for case in (*UNETS.values(), *CLASSIFIERS.values())} == layouts

@@ -98,6 +98,6 @@ def _candidates(content: Any, layouts: Sequence[Layout]) -> Iterator[tuple[Seque
     for known in layouts:
         tensors = known.unwrap(content) if known.unwrap else None
         if tensors is not None:
-            yield [known], known.name, tensors
+            yield [known], "", tensors
     for part, tensors in forms(content):
         yield layouts, part, tensors

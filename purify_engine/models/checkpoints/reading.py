@@ -1,7 +1,7 @@
 """From a path to what it holds: tensors and plain data. Nothing that a file brings is ever executed.
 
-safetensors, `torch.save` in both its formats (weights_only=True, memory-mapped), and folders of safetensors or `torch.save` files
-with JSON beside them (diffusers). Everything else is refused in one line that says what the file is and what to do.
+safetensors, `torch.save` in both its formats (weights_only=True, memory-mapped), EDM's pickles (`pickled.py`), and folders of
+such files with JSON beside them (diffusers). Everything else is refused in one line that says what the file is and what to do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from purify_engine.models.checkpoints.layout import Tensors
+from purify_engine.models.checkpoints.pickled import read_pickle
 from purify_engine.models.checkpoints.wrappings import USUAL
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before version 1.6: a pickle of its magic number comes first
@@ -147,7 +148,7 @@ def _content(path: Path) -> Any:
     if start.startswith(LEGACY):
         return _loaded(path, mmap=False)
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        raise ValueError(f"{path} is a plain pickle of {_wanted(path)}, not what torch.save writes: reading it would run code")
+        return read_pickle(path)
     raise ValueError(f"{path} is damaged, cut short, or no checkpoint: it starts with {start[:12]!r}; {AGAIN}")
 
 
@@ -210,23 +211,6 @@ def _has_whole_pickles(path: Path) -> bool:
     except Exception:  # as many kinds as there are ways to be cut
         return False
     return True
-
-
-def _wanted(path: Path) -> str:
-    """The first class or function that a pickle names, read off its opcodes: nothing is run."""
-    strings: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    return str(argument).replace(" ", ".")[:80]
-                if opcode.name == "STACK_GLOBAL":
-                    return ".".join(strings[-2:])[:80]
-                if isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-    except Exception:  # cut short, or no pickle after all
-        return "an unknown class"
-    return "plain data"
 
 
 def _first_line(error: Exception) -> str:

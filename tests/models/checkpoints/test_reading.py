@@ -64,7 +64,7 @@ REFUSED = {
     "noise": (lambda path: path.write_bytes(bytes(range(7, 107))), "is damaged, cut short, or no checkpoint"),
     "code": (lambda path: torch.save({"state_dict": Bomb(path)}, path), "holds posix.mkdir, which only running code could read"),
     "legacy code": (lambda path: torch.save(Bomb(path), path, _use_new_zipfile_serialization=False), "holds posix.mkdir"),
-    "pickle": (lambda path: path.write_bytes(pickle.dumps({"ema": Bomb(path)})), "is a plain pickle of posix.mkdir"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"ema": Bomb(path)})), "holds posix.mkdir, which only running code"),
 }
 
 
