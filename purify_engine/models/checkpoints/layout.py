@@ -82,8 +82,8 @@ class Layout(Generic[ConfigT]):
 
     recognise: names and shapes, and what the user states, to the configuration; None where the names are another layout's;
     ValueError, in one line, where they are this one's and we cannot run it (conditional on a class, say).
-    entries: every tensor of the network that a configuration describes. unwrap: the tensors in what a file holds beside other
-    things (an optimizer, moving averages); None where it is not this layout's. Plain dictionaries of tensors need none.
+    entries: every tensor of the network that a configuration describes. unwrap: the averaged tensors of a training file that
+    keeps them in its own way; None where a file is none of those. Dictionaries of tensors need none (reading.py).
     told: what is known of weights of these names and shapes in a file of this name (without its ending); what the user states
     goes before it.
     stated: fields of the configuration that the JSON files beside the weights say, by file name ("config.json"). schedule: the

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def sha256(path: Path) -> str:
 
 def _fitting(opened: Opened, layouts: Sequence[Layout], given: Given) -> tuple[str, Tensors] | None:
     """The first part of the file that a layout fits, or says that it cannot be run: where it lay, and its tensors."""
-    for asked, part, tensors in _candidates(opened.content, layouts):
+    for asked, part, tensors in _candidates(opened, layouts):
         try:
             fits = fitting(shapes_of(tensors), asked, given=given, beside=opened.beside, name=opened.files[0].stem)
         except ValueError:
@@ -93,11 +93,14 @@ def _fitting(opened: Opened, layouts: Sequence[Layout], given: Given) -> tuple[s
     return None
 
 
-def _candidates(content: Any, layouts: Sequence[Layout]) -> Iterator[tuple[Sequence[Layout], str, Tensors]]:
-    """Dictionaries of tensors, and the layouts they may have: what a layout unwraps itself comes first."""
+def _candidates(opened: Opened, layouts: Sequence[Layout]) -> Iterator[tuple[Sequence[Layout], str, Tensors]]:
+    """Dictionaries of tensors, and the layouts they may have: the averages that a layout finds itself come first."""
     for known in layouts:
-        tensors = known.unwrap(content) if known.unwrap else None
+        try:
+            tensors = known.unwrap(opened.content) if known.unwrap else None
+        except ValueError as refusal:
+            raise ValueError(f"{opened.files[0]}: {refusal}") from None
         if tensors is not None:
-            yield [known], "", tensors
-    for part, tensors in forms(content):
+            yield [known], "ema", tensors
+    for part, tensors in forms(opened.content):
         yield layouts, part, tensors

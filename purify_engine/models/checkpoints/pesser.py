@@ -11,7 +11,6 @@ from purify_engine.models.blocks import AttentionBlock, Conv1x1, Downsample, Res
 from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, pair, stacked
 from purify_engine.models.checkpoints.sizes import completed
 from purify_engine.models.checkpoints.walk import Unit, units
-from purify_engine.models.checkpoints.wrappings import bare
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
 
 
@@ -86,5 +85,4 @@ PESSER = Layout(
     title="pytorch_diffusion (pesser): DDPM for CIFAR-10, LSUN and CelebA-HQ",
     recognise=recognise,
     entries=entries,
-    unwrap=bare,
 )

@@ -146,13 +146,14 @@ def _attention(ours: str, theirs: str) -> Iterator[Entry]:
 
 
 def unwrap(content: Any) -> Tensors | None:
-    """The moving averages of a training file, or the tensors of one without any."""
-    tensors = bare(content)
+    """The moving averages of a training file."""
+    ema = content.get("ema") if isinstance(content, Mapping) else None
+    if not isinstance(ema, Mapping) or "shadow_params" not in ema:
+        return None
+    tensors = bare(content.get("model"))
     if tensors is None or not any(name.startswith("all_modules.") for name in tensors):
         return None
-    ema = content.get("ema")
-    averages = ema.get("shadow_params") if isinstance(ema, Mapping) else None
-    return tensors if averages is None else _averaged(tensors, averages)
+    return _averaged(tensors, ema["shadow_params"])
 
 
 def _averaged(tensors: dict[str, Tensor], averages: Any) -> dict[str, Tensor]:

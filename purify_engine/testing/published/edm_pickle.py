@@ -10,7 +10,6 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,8 +20,7 @@ from torch import Tensor
 VERSION = 6  # of the pickles' format
 
 
-def write_pickle(
-    path: Path,
+def pickled(
     tensors: Mapping[str, Tensor],
     *,
     class_name: str = "EDMPrecond",
@@ -30,7 +28,7 @@ def write_pickle(
     sigma_data: float = 0.5,
     source: str = "raise RuntimeError",
     protocol: int = 4,
-) -> None:
+) -> bytes:
     """A snapshot of a network with these tensors; `source` is what its own unpickler would run."""
     persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
     util.EasyDict = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})  # type: ignore[attr-defined]
@@ -55,7 +53,7 @@ def write_pickle(
     pipe = persistent("AugmentPipe", {"p": 0.12, "_modules": OrderedDict(), "constants": np.arange(3.0)})
     data = {"ema": network, "loss_fn": loss, "augment_pipe": pipe, "dataset_kwargs": {"path": "cifar10-32x32.zip"}}
     with mock.patch.dict(sys.modules, names):
-        path.write_bytes(pickle.dumps(data, protocol=protocol))
+        return pickle.dumps(data, protocol=protocol)
 
 
 class _Persistent:

@@ -49,13 +49,6 @@ def test_a_published_network_may_be_told_another_size():
     assert (config.image_size, config.attention_resolutions) == (64, (32,))
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t}], ids=str)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_tensors_are_found_in_what_holds_them(tensors, wrap, prefix):
-    read = PESSER.unwrap(wrap({prefix + name: tensor for name, tensor in tensors.items()}))
-    assert list(read) == list(tensors) and all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-
-
 def test_a_network_of_no_published_size_wants_one(tensors):
     with pytest.raises(ValueError, match="image_size must be given"):
         our_unet(PESSER, tensors)

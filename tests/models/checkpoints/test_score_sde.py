@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from purify_engine.models.checkpoints.layout import shapes_of
+from purify_engine.models.checkpoints.network import read_unet
+from purify_engine.models.checkpoints.reading import opened
 from purify_engine.models.checkpoints.registry import recognised
 from purify_engine.models.checkpoints.score_sde import SCORE_SDE, unwrap
 from purify_engine.models.published import DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10
@@ -50,11 +52,20 @@ def test_the_averages_are_read_in_the_order_of_the_model(tensors):
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
+def test_an_error_of_the_averages_names_the_file(tensors, tmp_path):
+    file = theirs.training_file(tensors)
+    del file["ema"]["shadow_params"][3]
+    torch.save(file, tmp_path / "checkpoint_8.pth")
+    with pytest.raises(ValueError, match=r"checkpoint_8.pth: ema.shadow_params must be a list"):
+        read_unet(opened(tmp_path / "checkpoint_8.pth"), given=GIVEN)
+
+
 @pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t}, lambda t: {"model": t, "step": 1}], ids=str)
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_tensors_without_averages_are_read_as_they_are(tensors, wrap, prefix):
-    read = unwrap(wrap({prefix + name: tensor for name, tensor in tensors.items()}))
-    assert list(read) == list(tensors) and all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+def test_tensors_without_averages_are_read_as_they_are(tensors, tmp_path, wrap, prefix):
+    torch.save(wrap({prefix + name: tensor for name, tensor in tensors.items()}), tmp_path / "copied.pt")
+    read = read_unet(opened(tmp_path / "copied.pt"), given=GIVEN)
+    assert read.layout == "score_sde" and torch.equal(read.weights["conv_in.bias"], tensors["all_modules.2.bias"])
 
 
 def test_another_number_of_averages_is_refused(tensors):
@@ -74,7 +85,7 @@ def test_averages_of_another_order_are_refused(tensors):
 
 
 @pytest.mark.parametrize(
-    "content", [None, 3, {}, {"model": 3}, {"state_dict": {"conv1.weight": torch.zeros(1)}}, {1: 2}], ids=str
+    "content", [None, 3, {}, {"model": 3, "ema": {"shadow_params": []}}, {"ema": 2}, theirs.state_dict(**theirs.SMALL)], ids=str
 )
 def test_other_files_are_not_this_layouts(content):
     assert unwrap(content) is None
