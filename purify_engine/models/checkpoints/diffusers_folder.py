@@ -20,16 +20,28 @@ from purify_engine.models.checkpoints.diffusers_unet import unet_config
 from purify_engine.models.checkpoints.layout import shapes_of, translate
 from purify_engine.models.checkpoints.network import read_unet
 from purify_engine.models.checkpoints.reading import opened
+from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
 
 
 class DiffusersModel(NamedTuple):
-    """What diffusers' network and scheduler are to us."""
+    """What diffusers' network and scheduler are to us.
+
+    found = from_diffusers(pipeline, num_steps=250, t_star=150)
+    purifier = GuidedPurifier(found.denoiser(), guide, PurifierConfig(**found.sampling))
+    """
 
     config: UNetConfig
     weights: dict[str, Tensor]  # the state_dict of UNet(config)
     schedule: ScheduleConfig | None  # None where no scheduler lies beside the network
     sampling: dict[str, Any]  # fields of PurifierConfig, the schedule among them; empty without a scheduler
+
+    def denoiser(self) -> Denoiser:
+        """The network, in the dtype of the weights, with copies of them."""
+        with torch.device("meta"):
+            unet = UNet(self.config)
+        unet.load_state_dict({name: weight.clone() for name, weight in self.weights.items()}, assign=True)
+        return Denoiser(unet)
 
 
 def load_diffusers_folder(

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from purify_engine.config import UNetConfig
+from purify_engine.config import PurifierConfig, UNetConfig
+from purify_engine.conversion import convert
 from purify_engine.models import UNet, published
 from purify_engine.models.checkpoints import layout as layouts
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD, UNTOLD
@@ -16,6 +17,7 @@ from purify_engine.models.checkpoints.diffusers_folder import load_diffusers_fol
 from purify_engine.models.checkpoints.diffusers_scheduler import scheduler
 from purify_engine.models.checkpoints.diffusers_unet import unet_config
 from purify_engine.models.checkpoints.registry import UNETS, recognised
+from purify_engine.purifier import GuidedPurifier
 from purify_engine.testing.published import diffusers as theirs
 
 
@@ -45,6 +47,14 @@ def test_every_form_of_a_folder_is_the_same_network(tmp_path, form):
 def test_a_folder_without_a_scheduler_says_nothing_of_sampling(tmp_path):
     found = load_diffusers_folder(theirs.save(tmp_path / "a", theirs.SMALL))
     assert found.schedule is None and found.sampling == {}
+
+
+def test_a_converted_folder_purifies_as_its_scheduler_samples(tmp_path):
+    made = convert(theirs.save(tmp_path / "a", theirs.SMALL, theirs.SCHEDULER, pipeline=True), tmp_path / "b")
+    assert made.networks["unet"].layout == "diffusers"
+    purifier = GuidedPurifier.from_pretrained(tmp_path / "b")
+    assert purifier.config == PurifierConfig(sampler="ddpm_large", clip_x0="consistent")
+    assert purifier.denoiser.unet.config == unet_config(theirs.SMALL)
 
 
 FULL_SIZE = {"cifar10": (theirs.CIFAR10, 328, 35_746_307), "celebahq-256": (theirs.CELEBAHQ256, 450, 113_673_219)}
