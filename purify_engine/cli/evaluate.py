@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -20,7 +21,7 @@ from purify_engine.cli.loading import (
     training_images,
 )
 from purify_engine.cli.options import given, options_of, with_options
-from purify_engine.config import AttackConfig, EvaluationConfig, require, to_dict
+from purify_engine.config import AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.evaluation.defences import Defence
@@ -39,6 +40,10 @@ Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
 
 EvaluationOptions: Any = options_of(EvaluationConfig)
 AttackOptions: Any = options_of(AttackConfig)
+SIZE_OPTIONS = ("sizes", "tile_stride", "clamp")  # what a purifier for other images than its network's must be told
+SizeOptions: Any = options_of(
+    PurifierConfig, without=tuple({field.name for field in fields(PurifierConfig)} - {*SIZE_OPTIONS}), saved=True
+)
 
 
 def evaluate(
@@ -59,6 +64,7 @@ def evaluate(
     workers: int = 1,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
+    sizes: Annotated[SizeOptions | None, Parameter(name="*")] = None,
     options: Annotated[EvaluationOptions | None, Parameter(name="*")] = None,
 ) -> int:
     """Attack the classifier behind PURIFIER by every attack of the protocol, and compare defences on the same images.
@@ -103,7 +109,7 @@ def evaluate(
 
     require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
-    ours = load_purifier(purifier, device=device, precision=precision, layout=layout)
+    ours = load_purifier(purifier, sizes, device=device, precision=precision, layout=layout)
     defended = _classifier(classifier or purifier, normalisation, ours)
     rows = _defences(ours, defended, calibration, defences)
     images, labels = _images(source, ours, limit, defended.config.num_classes)

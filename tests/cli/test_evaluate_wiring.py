@@ -13,6 +13,7 @@ from purify_engine.data import digits
 from purify_engine.evaluation import protocol, self_test
 from purify_engine.evaluation.suite import CLEAN, attack_suite
 
+NONE = GuidanceConfig(kind="none")
 LINF_SCORES = {"ours": (1.0, 0.5, 1.0, 0.0), "undefended": (0.0, 0.0, 1.0, 0.0)}
 
 
@@ -103,6 +104,20 @@ def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     assert handed_on["attacks"] == [attack for attack in attack_suite(config) if attack.name in ("BPDA", "square")]
     assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
     assert handed_on["results"] == tmp_path / "o"
+
+
+def test_images_of_another_size_are_evaluated_where_the_purifier_is_told_how(handed_on, command, small_purifier, tmp_path):
+    images = np.random.RandomState(0).rand(4, 1, 9, 14).astype(np.float32)
+    np.savez(tmp_path / "in.npz", images=images, labels=np.array([3, 1, 2, 0]))
+    words = ["evaluate", tmp_path / "in.npz", "--purifier", small_purifier, "--calibration", tmp_path / "in.npz"]
+    code, _, err = command(*words)
+    assert code == 2 and "the network takes 8x8" in err and err.count("\n") == 1
+    options = ["--sizes", "tile", "--tile-stride", 7, "--no-clamp", "--defences", "ours", "--defences", "DiffPure"]
+    assert command(*words, *options, "--output", tmp_path / "o")[0] == 0
+    saved = GuidedPurifier.from_pretrained(small_purifier).config
+    told = dataclasses.replace(saved, sizes="tile", tile_stride=7, clamp=False)
+    assert [row.purifier.config for row in handed_on["rows"]] == [dataclasses.replace(told, guidance=NONE), told]
+    assert torch.equal(handed_on["images"], torch.tensor(images))
 
 
 def test_the_rivals_are_calibrated_on_the_images_that_are_named(
