@@ -63,7 +63,7 @@ def network(**changed):
     torch.manual_seed(0)
     theirs = diffusers.UNet2DModel(**{**SMALL, **changed}).eval().requires_grad_(False)
     for parameter in theirs.parameters():
-        parameter.normal_(std=0.15)
+        parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.5)
     return theirs
 
 
@@ -194,8 +194,10 @@ def test_steps_and_the_whole_loop_are_those_of_diffusers(name, networks, their_s
         noise = torch.zeros_like(x) if step is None else drawn(step, x)
         before, their_x = their_x, their_step(scheduler, theirs, their_x, t, noise, eta)
         after = before if step is None else process.step(before, before, (), step)[0]
-        assert (after - their_x).abs().max() < 1e-9 * their_x.abs().max()
-    assert (Loop().run(process, x) - their_x).abs().max() < 1e-8 * their_x.abs().max()
+        # Where no noise is due in a last step, from above timestep 0, theirs draws some of standard deviation 1e-10.
+        near = 1e-9 if t > 0 and index == len(process.plan) - 1 else 1e-12
+        assert (after - their_x).abs().max() < near * their_x.abs().max()
+    assert (Loop().run(process, x) - their_x).abs().max() < near * their_x.abs().max()
 
 
 @pytest.mark.parametrize("pipeline", [False, True])
