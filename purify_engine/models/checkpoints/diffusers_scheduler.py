@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from purify_engine.config import Prediction, ScheduleConfig, Spacing, ddim_landings, one_of, require, spaced_timesteps
+from purify_engine.models.checkpoints.diffusers_unet import completed
 
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -110,9 +111,10 @@ def scheduler(said: Mapping[str, Any]) -> Scheduler:
 
     ValueError, in one line, naming the key and its value, where we cannot sample so.
     """
+    require(isinstance(said, Mapping), "scheduler_config.json", "an object of settings", said)
     name = said.get("_class_name")
     require(name in ("DDPMScheduler", "DDIMScheduler"), "_class_name", "DDPMScheduler or DDIMScheduler", name)
-    told = {**READ, **{key: said[key] for key in READ if key in said}}
+    told = completed(said, READ)
     for key, only in (("trained_betas", None), ("thresholding", False), ("rescale_betas_zero_snr", False)):
         require(told[key] == only, key, repr(only), _short(told[key]))
     return Scheduler(name == "DDIMScheduler", _schedule(told), _translated(told, "prediction_type", PREDICTIONS), told)
@@ -126,7 +128,7 @@ def _schedule(told: Mapping[str, Any]) -> ScheduleConfig:
 
 
 def _translated(said: Mapping[str, Any], key: str, known: Mapping[str, str]) -> Any:
-    require(said[key] in known, key, f"one of {', '.join(known)}", said[key])
+    require(said[key] in tuple(known), key, f"one of {', '.join(known)}", said[key])
     return known[said[key]]
 
 

@@ -67,7 +67,7 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
     name = said.get("_class_name", "UNet2DModel")
     require(name == "UNet2DModel", "_class_name", "UNet2DModel", name)
     _refuse_other_networks(said)
-    told = {**READ, **{key: said[key] for key in READ if key in said}}
+    told = completed(said, READ, may_be_none=("attention_head_dim", "downsample_type", "upsample_type"))
     widths, size = _widths(told), _size(told["sample_size"], image_size)
     attends, resample = _levels(told, len(widths))
     _check_attention(told, [width for width, attention in zip(widths, attends, strict=True) if attention], widths[-1])
@@ -96,6 +96,23 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
     )
 
 
+def completed(said: Mapping[str, Any], defaults: Mapping[str, Any], may_be_none: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of `defaults` as a JSON file says them, each of its default's kind; a default of None may be anything."""
+    kinds: dict[type, tuple[str, tuple[type, ...]]] = {
+        bool: ("true or false", (bool,)),
+        int: ("an integer", (int,)),
+        float: ("a number", (int, float)),
+        str: ("a name", (str,)),
+        tuple: ("a list", (list, tuple)),
+    }
+    told = {key: said.get(key, default) for key, default in defaults.items()}
+    for key, default in defaults.items():
+        if default is not None and not (told[key] is None and key in may_be_none):
+            name, allowed = kinds[type(default)]
+            require(isinstance(told[key], allowed), key, name, told[key])
+    return told
+
+
 def multiples(widths: Sequence[int], base: int) -> tuple[int, ...]:
     """The channels of every level in units of the first convolution's."""
     require(all(width and width % base == 0 for width in widths), "block_out_channels", f"multiples of {base}", list(widths))
@@ -121,16 +138,18 @@ def _widths(told: Mapping[str, Any]) -> list[int]:
     positive = bool(widths) and all(isinstance(width, int) and width > 0 for width in widths)
     require(positive, "block_out_channels", "positive integers", widths)
     groups = told["norm_num_groups"]
-    require(all(width % groups == 0 for width in widths), "norm_num_groups", f"a divisor of the channels {widths}", groups)
+    divides = groups > 0 and all(width % groups == 0 for width in widths)
+    require(divides, "norm_num_groups", f"a divisor of the channels {widths}", groups)
     return widths
 
 
 def _size(said: int | Sequence[int] | None, image_size: int | None) -> int:
-    sides = {said} if isinstance(said, int) else set(said or ())
     if image_size is not None:
         return image_size
-    require(len(sides) == 1, "sample_size", "one number of pixels (else give image_size)", said)
-    return sides.pop()
+    side = said[0] if isinstance(said, list | tuple) and len(said) == 2 and said[0] == said[1] else said
+    if not isinstance(side, int):
+        raise ValueError(f"sample_size must be one number of pixels (else give image_size), got {said!r}")
+    return side
 
 
 def _levels(told: Mapping[str, Any], num_levels: int) -> tuple[list[bool], Resampler]:
@@ -148,7 +167,7 @@ def _levels(told: Mapping[str, Any], num_levels: int) -> tuple[list[bool], Resam
 
 
 def _block(key: str, name: str, known: Mapping[str, tuple[bool, Resampler | None]], way: str | None) -> tuple[bool, Resampler]:
-    bare = name.removeprefix("UNetRes")  # as they were called in 2022
+    bare = str(name).removeprefix("UNetRes")  # as they were called in 2022
     require(bare in known, key, f"of {', '.join(known)}", name)
     attention, own = known[bare]
     way_key = "downsample_type" if known is DOWN else "upsample_type"

@@ -120,6 +120,12 @@ REFUSED = [
     ("down_block_types", ["ResnetDownsampleBlock2D", "AttnDownBlock2D"], "down_block_types must be such as all resample by"),
     ("downsample_type", "fir", "downsample_type must be 'conv' or 'resnet', got 'fir'"),
     ("norm_num_groups", 5, r"norm_num_groups must be a divisor of the channels \[32, 64\], got 5"),
+    ("block_out_channels", 32, "block_out_channels must be a list, got 32"),
+    ("layers_per_block", "2", "layers_per_block must be an integer, got '2'"),
+    ("norm_num_groups", 0, r"norm_num_groups must be a divisor of the channels \[32, 64\], got 0"),
+    ("add_attention", 1, "add_attention must be true or false, got 1"),
+    ("up_block_types", [1, None], "up_block_types must be of UpBlock2D, .* got 1"),
+    ("sample_size", [[8], [9]], r"sample_size must be one number of pixels .*, got \[\[8\], \[9\]\]"),
     ("conv_in_kernel", 3, r"config.json must be that of a UNet2DModel, without further keys, got \['conv_in_kernel'\]"),
 ]  # fmt: skip
 
@@ -152,6 +158,9 @@ SCHEDULERS_REFUSED = [
     ("thresholding", True, "thresholding must be False, got True"),
     ("rescale_betas_zero_snr", True, "rescale_betas_zero_snr must be False, got True"),
     ("clip_sample_range", 2.0, "clip_sample_range must be 1, where clip_sample is True, got 2.0"),
+    ("beta_schedule", ["linear"], "beta_schedule must be a name, got \\['linear'\\]"),
+    ("beta_start", "1e-4", "beta_start must be a number, got '1e-4'"),
+    ("num_train_timesteps", None, "num_train_timesteps must be an integer, got None"),
     ("timestep_spacing", "karras", "timestep_spacing must be one of leading, linspace, trailing, got 'karras'"),
 ]
 
