@@ -6,7 +6,7 @@ Weights say what a network is, but not how it is to purify: that is a preset's, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from purify_engine.config import PurifierConfig, UNetConfig, one_of, require
+from purify_engine.config import PRESETS, ClassifierConfig, PurifierConfig, ScheduleConfig, UNetConfig, one_of, require
 from purify_engine.files import write_folder, write_whole
 from purify_engine.folders import write_config
+from purify_engine.models import published as constants
 from purify_engine.models.checkpoints.layout import Given
 from purify_engine.models.checkpoints.network import Published, kind_of, read_classifier, read_unet, sha256
 from purify_engine.models.checkpoints.reading import Opened, opened
@@ -43,11 +44,18 @@ class Stated:
 AS_IT_IS = Stated()
 
 
+class Purification(NamedTuple):
+    """How to purify, and the preset that it was taken from."""
+
+    config: PurifierConfig
+    preset: str | None
+
+
 class Conversion(NamedTuple):
-    """What became of the files: each network by its part, the purifier's configuration (None for a classifier alone), origins."""
+    """What became of the files: each network by its part, how to purify (None for a classifier alone), where each came from."""
 
     networks: dict[Part, Published]
-    purifier: PurifierConfig | None
+    purification: Purification | None
     origin: dict[Part, dict[str, Any]]
 
 
@@ -57,14 +65,16 @@ def convert(
     *,
     guide: Path | None = None,
     classifier: Path | None = None,
+    preset: str | None = None,
     stated: Stated = AS_IT_IS,
     precision: Stored = "float32",
     configured: Callable[[PurifierConfig], PurifierConfig] = lambda config: config,
 ) -> Conversion:
     """Write the folder `output` from published files, whole or not at all: a purifier's, or where `source` is a classifier, its.
 
-    guide, classifier: files of those networks. precision: of the stored weights. configured: from the default configuration to
-    the one that is written. ValueError where `output` holds something, or a file is no checkpoint that is known.
+    guide, classifier: files of those networks. preset: how to purify (config/presets.py). precision: of the stored weights.
+    configured: from that configuration to the one that is written. ValueError where `output` holds something, or a file is no
+    checkpoint that is known.
     """
     one_of("precision", precision, Stored)
     free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
@@ -76,15 +86,17 @@ def convert(
         require(path is None or part not in files, part, f"left out where {source} is a classifier", str(path))
         if path is not None:
             files[part] = opened(path)
-    networks = {part: published(part, held, stated) for part, held in files.items()}
-    purifier = configured(purifier_of(networks["unet"])) if "unet" in networks else None
+    networks = {part: read_part(part, held, stated) for part, held in files.items()}
+    how = purifier_of(networks["unet"], preset) if "unet" in networks else None
+    purification = how and how._replace(config=configured(how.config))
+    _refuse_missing_guide(purification, networks)
     origin = {part: {**_origin(held), **_told(networks[part])} for part, held in files.items()}
-    made = Conversion(networks, purifier, origin)
+    made = Conversion(networks, purification, origin)
     write_folder(output, lambda folder: write(folder, made, precision))
     return made
 
 
-def published(part: Part, held: Opened, stated: Stated) -> Published:
+def read_part(part: Part, held: Opened, stated: Stated) -> Published:
     """The network of an opened file, as the purifier's `part`."""
     if part == "unet":
         return read_unet(held, given=stated.unet, layout=stated.layout)
@@ -92,9 +104,38 @@ def published(part: Part, held: Opened, stated: Stated) -> Published:
     return read_classifier(held, given=given, layout=stated.layout if part == "classifier" else None)
 
 
-def purifier_of(unet: Published) -> PurifierConfig:
-    """How a network purifies where nothing else is said: as what lies beside it says, on the schedule that it was trained on."""
-    return PurifierConfig(**{"schedule": unet.schedule, **unet.sampling})
+def purifier_of(unet: Published, preset: str | None = None) -> Purification:
+    """How a network purifies: as `preset` has it; without one as what lies beside the network says, or as the first preset that
+    was published for it, or by our defaults; always on the schedule that it was trained on."""
+    if preset is None and not unet.sampling:
+        preset = next((name for name, known in PRESETS.items() if _is_network(unet.config, known.unet)), None)
+    if preset is not None:
+        return Purification(preset_config(preset, unet.schedule), preset)
+    return Purification(PurifierConfig(**{"schedule": unet.schedule, **_from_t_star(unet.sampling)}), None)
+
+
+def preset_config(name: str, schedule: ScheduleConfig) -> PurifierConfig:
+    """A preset's configuration, for a network that was trained on `schedule`; ValueError where the preset needs another."""
+    require(name in PRESETS, "preset", f"one of {', '.join(PRESETS)}", name)
+    config = PRESETS[name].config
+    same = config.schedule == schedule
+    trained = f"{schedule.num_timesteps} timesteps, {schedule.kind}"
+    require(same, "preset", f"one for the noise that the network was trained on ({trained})", name)
+    return config
+
+
+def _is_network(config: UNetConfig | ClassifierConfig, name: str | None) -> bool:
+    known = getattr(constants, name) if name else None
+    return isinstance(config, UNetConfig) and known is not None and dataclasses.replace(known, dropout=config.dropout) == config
+
+
+def _from_t_star(sampling: Given) -> Given:
+    """How a scheduler samples an image from noise, begun at our t* for purification."""
+    if "timesteps" not in sampling:
+        return sampling
+    kept = [place for place, stop in enumerate(sampling["timesteps"]) if stop < PurifierConfig().t_star]
+    walked = {name: tuple(sampling[name][place] for place in kept) for name in ("timesteps", "landings") if name in sampling}
+    return {**sampling, **walked, "t_star": walked["timesteps"][0] + 1}
 
 
 def write(folder: Path, made: Conversion, precision: Stored) -> None:
@@ -103,18 +144,26 @@ def write(folder: Path, made: Conversion, precision: Stored) -> None:
         weights = {name: _stored(tensor, STORED_DTYPES[precision]) for name, tensor in network.weights.items()}
         write_whole(folder / f"{part}.safetensors", partial(save_file, weights))
     configs: dict[str, Any] = {str(part): network.config for part, network in made.networks.items()}
-    write_config(folder, **configs, purifier=made.purifier, precision=precision, origin=made.origin)
+    how, preset = made.purification or (None, None)
+    write_config(folder, **configs, purifier=how, preset=preset, precision=precision, origin=made.origin)
 
 
-def load_unet(source: Path, stated: Stated = AS_IT_IS, dtype: torch.dtype = torch.float32) -> tuple[Denoiser, PurifierConfig]:
-    """The diffusion model of a published file, in `dtype`, and how it purifies where nothing else is said; nothing is written."""
-    found = published("unet", opened(source), stated)
+def _refuse_missing_guide(how: Purification | None, networks: Mapping[Part, Published]) -> None:
+    guided = how is not None and how.config.guidance.kind == "adversarial" and how.config.guidance.scale > 0
+    require(not guided or "guide" in networks, "guide", "the checkpoint of one, as the guidance is adversarial", None)
+
+
+def load_unet(
+    source: Path, preset: str | None = None, stated: Stated = AS_IT_IS, dtype: torch.dtype = torch.float32
+) -> tuple[Denoiser, PurifierConfig]:
+    """The diffusion model of a published file, in `dtype`, and how it purifies (`purifier_of`); nothing is written."""
+    found = read_part("unet", opened(source), stated)
     assert isinstance(found.config, UNetConfig)
     with torch.device("meta"):
         unet = UNet(found.config)
     weights = {name: tensor.to(dtype, copy=True) for name, tensor in found.weights.items()}  # the file may change later
     unet.load_state_dict(weights, assign=True)
-    return Denoiser(unet), purifier_of(found)
+    return Denoiser(unet), purifier_of(found, preset).config
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

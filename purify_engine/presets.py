@@ -16,7 +16,7 @@ import torch
 from purify_engine import devices
 from purify_engine.cache import cached
 from purify_engine.config import ClassifierConfig, Precision, PurifierConfig, UNetConfig, from_dict, require
-from purify_engine.conversion import AS_IT_IS, Stated, load_unet
+from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
 from purify_engine.folders import read_config, write_config
 from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
 from purify_engine.models.checkpoints.reading import is_published
@@ -43,31 +43,38 @@ def list_purifiers() -> list[str]:
 
 def load_networks(
     name_or_path: str | Path,
+    preset: str | None = None,
     stated: Stated = AS_IT_IS,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
 ) -> Parts:
-    """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py)."""
+    """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py).
+
+    preset: how to purify, in place of what is saved (config/presets.py).
+    """
     where = devices.torch_device(device)  # refused before anything is loaded
     folder = resolve(name_or_path, stated)
     config = read_config(folder)
     network = partial(UNet, from_dict(UNetConfig, config["unet"]))
     unet = built_from_safetensors(network, folder / "unet.safetensors", devices.dtype_on(where, precision))
     guide = _classifier(folder, "guide", config) if config.get("guide") else None
-    return _placed(Denoiser(unet), guide, from_dict(PurifierConfig, config["purifier"]), where, precision)
+    saved = from_dict(PurifierConfig, config["purifier"])
+    how = saved if preset is None else preset_config(preset, saved.schedule)
+    return _placed(Denoiser(unet), guide, how, where, precision)
 
 
 def load_parts(
     unet: str | Path,
     guide: str | Path | Classifier | None,
     changes: Mapping[str, Any],
+    preset: str | None = None,
     stated: Stated = AS_IT_IS,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
 ) -> Parts:
     """The same from published files, without a cache; `guide` as `load_classifier` takes it, `changes` of the configuration."""
     where = devices.torch_device(device)
-    denoiser, config = load_unet(Path(unet), stated, devices.dtype_on(where, precision))
+    denoiser, config = load_unet(Path(unet), preset, stated, devices.dtype_on(where, precision))
     network = load_classifier(guide) if isinstance(guide, str | Path) else guide
     return _placed(denoiser, network, dataclasses.replace(config, **changes), where, precision)
 

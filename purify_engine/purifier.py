@@ -251,17 +251,18 @@ class GuidedPurifier(nn.Module):
         cls,
         name_or_path: str | Path,
         *,
+        preset: str | None = None,
         layout: str | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
     ) -> GuidedPurifier:
         """A purifier by embedded name (`list_purifiers()`), folder, published checkpoint, or Hub id (needs the `hub` extra).
 
-        layout: of a checkpoint, where its names fit several; it is converted into a cache (`from_checkpoint` needs none).
+        preset: how to purify (config/presets.py), in place of what is saved. layout: of a checkpoint whose names fit several.
         device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
         GPUs that have it, float32 elsewhere (docs/performance.md).
         """
-        return cls(*presets.load_networks(name_or_path, Stated(layout=layout), device, precision))
+        return cls(*presets.load_networks(name_or_path, preset, Stated(layout=layout), device, precision))
 
     @classmethod
     def from_checkpoint(
@@ -269,6 +270,7 @@ class GuidedPurifier(nn.Module):
         unet: str | Path,
         guide: str | Path | Classifier | None = None,
         *,
+        preset: str | None = None,
         layout: str | None = None,
         network: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
@@ -277,11 +279,12 @@ class GuidedPurifier(nn.Module):
     ) -> GuidedPurifier:
         """A purifier from published files: the diffusion model's, and where guidance needs one the guide's.
 
+        preset: "diffpure-cifar10-linf", ... (config/presets.py); by default the first that was published for this network.
         network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). changes: fields of `PurifierConfig`.
         ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
         """
         stated = Stated(layout=layout, unet=network or {})
-        return cls(*presets.load_parts(unet, guide, changes, stated, device, precision))
+        return cls(*presets.load_parts(unet, guide, changes, preset, stated, device, precision))
 
     def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
         """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from purify_engine import GuidedPurifier, conversion, load_classifier
-from purify_engine.config import ClassifierConfig, GuidanceConfig, UNetConfig
-from purify_engine.conversion import Stated, convert
-from purify_engine.models import Classifier, UNet
+from purify_engine.config import PRESETS, ClassifierConfig, GuidanceConfig, PurifierConfig, ScheduleConfig, UNetConfig
+from purify_engine.conversion import Stated, convert, purifier_of
+from purify_engine.models import Classifier, UNet, published
 from purify_engine.models.checkpoints import classifier, registry
+from purify_engine.models.checkpoints.network import Published
 from tests.models.checkpoints import tiny_layout
 
 
@@ -204,3 +206,55 @@ def test_a_classifier_configuration_is_what_the_folder_says(tmp_path, checkpoint
     convert(checkpoints[1], tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert ClassifierConfig(**config["classifier"]).num_classes == 10 and "purifier" not in config
+
+
+def read(config, **known):
+    return Published("a layout", config, {}, ScheduleConfig(), (), **known)
+
+
+@pytest.mark.parametrize(
+    ("config", "preset"),
+    [
+        (published.DDPMPP_DEEP_CIFAR10, "diffpure-cifar10-linf"),
+        (replace(published.ADM_IMAGENET256, dropout=0.5), "diffpure-imagenet"),
+        (published.DDPM_CELEBAHQ256, "diffpure-celebahq"),
+        (published.DDPM_CIFAR10, "gdmp-cifar10"),
+        (UNetConfig(**tiny_layout.SMALL), None),
+    ],
+)
+def test_a_published_network_purifies_as_the_first_preset_that_is_for_it(config, preset):
+    how = purifier_of(read(config))
+    assert how.preset == preset and how.config == (PRESETS[preset].config if preset else PurifierConfig())
+    assert purifier_of(read(config), "diffpure-cifar10-l2").config == PRESETS["diffpure-cifar10-l2"].config
+
+
+def test_what_lies_beside_a_network_says_how_it_samples_and_is_begun_at_our_depth():
+    how = purifier_of(
+        read(published.DDPM_CIFAR10, sampling={"sampler": "ddim", "timesteps": (999, 90, 60, 30), "landings": (90, 60, 30, 0)})
+    )
+    assert how.preset is None and (how.config.sampler, how.config.t_star) == ("ddim", 61)
+    assert (how.config.timesteps, how.config.landings) == ((60, 30), (30, 0))
+
+
+def test_a_preset_for_other_noise_or_an_unknown_one_is_refused():
+    other = read(published.IMPROVED_CIFAR10)._replace(schedule=published.IMPROVED_SCHEDULE)
+    assert purifier_of(other).config.schedule == published.IMPROVED_SCHEDULE
+    with pytest.raises(
+        ValueError, match=r"preset must be one for the noise that the network was trained on \(4000 timesteps, cosine"
+    ):
+        purifier_of(other, "diffpure-imagenet")
+    with pytest.raises(ValueError, match="preset must be one of diffpure-cifar10-linf, .*, got 'diffpure'"):
+        purifier_of(other, "diffpure")
+
+
+def test_adversarial_guidance_without_a_guide_is_refused_before_anything_is_written(tmp_path, checkpoints):
+    with pytest.raises(ValueError, match="guide must be the checkpoint of one, as the guidance is adversarial"):
+        convert(checkpoints[0], tmp_path / "out", configured=lambda config: replace(config, guidance=GuidanceConfig(scale=1.0)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_purifier_takes_a_preset_in_place_of_its_own_configuration(small_purifier):
+    how = PRESETS["diffpure-cifar10-l2"].config
+    assert GuidedPurifier.from_pretrained(small_purifier, preset="diffpure-cifar10-l2").config == how
+    with pytest.raises(ValueError, match="preset must be one of"):
+        GuidedPurifier.from_pretrained(small_purifier, preset="none")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from purify_engine.cli.console import say
-from purify_engine.cli.loading import LayoutName
+from purify_engine.cli.loading import LayoutName, PresetName
 from purify_engine.cli.options import given, options_of, with_options
-from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, to_dict
+from purify_engine.config import PRESETS, ClassifierConfig, PurifierConfig, UNetConfig, to_dict
 from purify_engine.config.networks import NormalisationName
 
 if TYPE_CHECKING:
-    from purify_engine.conversion import Conversion
+    from purify_engine.conversion import Conversion, Purification
 
 PurifierOptions: Any = options_of(PurifierConfig, without=("noise", "gradient", "surrogate_steps"), saved=True)
 UNetOptions: Any = options_of(UNetConfig, saved=True)
@@ -36,6 +36,7 @@ def convert(
     source: Path,
     output: Path,
     *,
+    preset: PresetName = None,
     layout: LayoutName = None,
     precision: Literal["float32", "bf16"] = "float32",
     guide: Path | None = None,
@@ -77,11 +78,12 @@ def convert(
 
     stated = conversion.Stated(layout=layout, unet=given(unet), guide=given(guide_network), classifier=given(classifier_network))
     made = conversion.convert(
-        source, output, guide=guide, classifier=classifier, stated=stated, precision=precision,
+        source, output, guide=guide, classifier=classifier, preset=preset, stated=stated, precision=precision,
         configured=lambda config: with_options(config, options),
     )  # fmt: skip
-    purifier = None if made.purifier is None else to_dict(made.purifier)
-    result = {"output": str(output), "precision": precision, "origin": made.origin, "purifier": purifier}
+    how, preset = made.purification or (None, None)
+    purifier = None if how is None else to_dict(how)
+    result = {"output": str(output), "precision": precision, "origin": made.origin, "preset": preset, "purifier": purifier}
     say(result, _text(made, output, precision), as_json=json)
     return 0
 
@@ -93,7 +95,18 @@ def _text(made: Conversion, output: Path, precision: str) -> str:
         count = sum(tensor.numel() for tensor in network.weights.values())
         lines.append(f"  {part}: {count:,} numbers from {origin['file']} ({network.layout}), SHA-256 {origin['sha256'][:16]}...")
         lines.extend(f"    {said}" for said in network.says)
-    if made.purifier is not None:
-        how = made.purifier
-        lines.append(f"  purifies with t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}), {how.sampler}")
-    return "\n".join(lines)
+    return "\n".join(lines if made.purification is None else [*lines, *_purification(made.purification)])
+
+
+def _purification(made: Purification) -> list[str]:
+    """How it will purify, whose that is, and what is still to be done."""
+    how, said = made.config, PRESETS[made.preset] if made.preset else None
+    lines = [f"  purifies from t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}) by {how.sampler}"]
+    if said is None:
+        return [*lines, "    no published purification is known for this network: say --preset or --t-star"]
+    lines.append(f"    as {said.name}, changed by what was asked for: {said.source}")
+    lines += [f"    {said.differs}"] if said.differs else []
+    if said.calibrate_to is not None and how.guidance.scale == 0:
+        ratio = f"GuidedPurifier.calibrate(training_images, {said.calibrate_to})"
+        lines.append(f"    nothing guides until --guidance.scale is given: {ratio} finds it, with --guide")
+    return lines

@@ -14,6 +14,7 @@ from purify_engine.cli.loading import (
     Device,
     LayoutName,
     NetworkPrecision,
+    PresetName,
     PurifierName,
     image_shape,
     labelled_images,
@@ -50,6 +51,7 @@ def evaluate(
     source: str = "digits",
     *,
     purifier: PurifierName = "digits",
+    preset: PresetName = None,
     layout: LayoutName = None,
     classifier: str | None = None,
     normalisation: str | None = None,
@@ -109,7 +111,7 @@ def evaluate(
 
     require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
-    ours = load_purifier(purifier, sizes, device=device, precision=precision, layout=layout)
+    ours = load_purifier(purifier, sizes, device=device, precision=precision, preset=preset, layout=layout)
     defended = _classifier(classifier or purifier, normalisation, ours)
     rows = _defences(ours, defended, calibration, defences)
     images, labels = _images(source, ours, limit, defended.config.num_classes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
-from purify_engine.config import Precision
+from purify_engine.config import PRESETS, Precision
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
@@ -33,6 +33,12 @@ PurifierName = Annotated[
         "cache in ~/.cache/purify-engine), or a Hugging Face Hub id."
     ),
 ]
+PresetName = Annotated[
+    str | None,
+    Parameter(
+        help=f"How to purify, as a paper does, in place of what is saved; other options win. Of {', '.join(PRESETS)}."
+    ),
+]
 LayoutName = Annotated[
     str | None, Parameter(help="Of a published checkpoint, where its names fit several or are to be checked against one.")
 ]
@@ -44,12 +50,13 @@ def load_purifier(
     device: str = "auto",
     precision: Precision = "auto",
     *,
+    preset: str | None = None,
     layout: str | None = None,
 ) -> GuidedPurifier:
     """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint."""
     from purify_engine.purifier import GuidedPurifier
 
-    saved = GuidedPurifier.from_pretrained(name_or_path, layout=layout, device=device, precision=precision)
+    saved = GuidedPurifier.from_pretrained(name_or_path, preset=preset, layout=layout, device=device, precision=precision)
     return saved.configured(**vars(with_options(saved.config, options)))
 
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from purify_engine import __version__
 from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, PurifierName, image_shape, load_purifier
+from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, PresetName, PurifierName, image_shape, load_purifier
 from purify_engine.cli.options import options_of
 from purify_engine.config import PurifierConfig, to_dict
 
@@ -27,6 +27,7 @@ def purify(
     output: Path,
     *,
     purifier: PurifierName = "digits",
+    preset: PresetName = None,
     layout: LayoutName = None,
     batch_size: int = 64,
     device: Device = "auto",
@@ -54,7 +55,7 @@ def purify(
     from purify_engine import devices
     from purify_engine.data import open_sink, open_source, purify_dataset, write_record
 
-    model = load_purifier(purifier, options, device, precision, layout=layout)
+    model = load_purifier(purifier, options, device, precision, preset=preset, layout=layout)
     images_in = open_source(source, image_shape(model))
     images_out = open_sink(images_in, output)
     with Meter("purify") as meter:

@@ -29,9 +29,11 @@ def test_what_is_converted_purifies_as_the_options_say(command, tmp_path, checkp
 
 def test_it_says_what_was_converted_and_from_where(command, tmp_path, checkpoints):
     code, out, _ = command("convert", checkpoints[0], tmp_path / "out", "--schedule.kind", "linear")
-    assert code == 0 and "from unet.pth (tiny)" in out and "t* = 70 of 400 (linear), ddpm" in out
+    assert code == 0 and "from unet.pth (tiny)" in out and "t* = 70 of 400 (linear) by ddpm" in out
     code, _, err = command("convert", checkpoints[0], tmp_path / "out")
     assert code == 2 and "output must be a new or an empty folder" in err
+    code, _, err = command("convert", checkpoints[0], tmp_path / "new", "--preset", "diffpure-cifar10-linf")
+    assert code == 2 and "the noise that the network was trained on (400 timesteps, cosine), got 'diffpure-cifar10-linf'" in err
     (tmp_path / "page.pth").write_text("<html>")
     code, _, err = command("convert", tmp_path / "page.pth", tmp_path / "new")
     assert code == 2 and err.count("\n") == 1 and "is an HTML page" in err
