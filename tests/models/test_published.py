@@ -10,8 +10,11 @@ from purify_engine.models import published as p
 # GFLOP of one image, measured on the authors' code with this counter: convolutions and matrix products, 2 FLOP a multiply-add.
 PUBLISHED = {
     "DDPM": (p.DDPM_CIFAR10, 35_746_307, 12.443713536),
+    "DDPM at 256": (p.DDPM_CELEBAHQ256, 113_673_219, 497.027514368),
     "DDPM++": (p.DDPMPP_CIFAR10, 61_804_419, 21.69307136),
     "DDPM++ deep": (p.DDPMPP_DEEP_CIFAR10, 106_632_579, 37.093507072),
+    # Without what tells it of augmentations; and its eight means and repetitions of 2x2 pixels are convolutions there.
+    "EDM": (p.EDM_CIFAR10, 55_733_891 - 9 * 128, 42.383048704 - 0.00262144),
     "ADM": (p.ADM_IMAGENET256, 552_814_086, 2239.665537024),
     "improved-diffusion": (p.IMPROVED_CIFAR10, 52_546_438, 16.773414912),
 }

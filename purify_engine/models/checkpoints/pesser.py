@@ -8,14 +8,26 @@ from itertools import count
 
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, Downsample, ResBlock
-from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, pair, stacked
-from purify_engine.models.checkpoints.sizes import completed
+from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, Told, pair, stacked
+from purify_engine.models.checkpoints.sizes import Sizeless, told_size
 from purify_engine.models.checkpoints.walk import Unit, units
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
+
+PUBLISHED = (DDPM_CIFAR10, DDPM_CELEBAHQ256)
 
 
 def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
     """The DDPM that these are."""
+    network = _read(shapes)
+    return None if network is None else network.completed(given, PUBLISHED)
+
+
+def told(shapes: Shapes, name: str) -> list[Told]:
+    """The size of a published network."""
+    return told_size(_read(shapes), PUBLISHED)
+
+
+def _read(shapes: Shapes) -> Sizeless | None:
     if not {"temb.dense.0.weight", "conv_in.weight", "down.0.block.0.conv1.weight"} <= set(shapes):
         return None
     base, in_channels = shapes["conv_in.weight"][:2]
@@ -30,8 +42,7 @@ def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
         resample="conv" if len(levels) == 1 or "down.0.downsample.conv.weight" in shapes else "pool",
         norm_min_channels=None,
     )
-    attends = [level for level in levels if f"down.{level}.attn.0.q.weight" in shapes]
-    return completed(config, attends, given, (DDPM_CIFAR10, DDPM_CELEBAHQ256))
+    return Sizeless(config, tuple(level for level in levels if f"down.{level}.attn.0.q.weight" in shapes))
 
 
 def _length(shapes: Shapes, pattern: str) -> int:
@@ -85,4 +96,5 @@ PESSER = Layout(
     title="pytorch_diffusion (pesser): DDPM for CIFAR-10, LSUN and CelebA-HQ",
     recognise=recognise,
     entries=entries,
+    told=told,
 )

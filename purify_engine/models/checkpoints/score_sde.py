@@ -14,8 +14,8 @@ from torch import Tensor
 
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
-from purify_engine.models.checkpoints.layout import TRANSPOSED, Entry, Given, Layout, Shapes, Tensors, pair, stacked
-from purify_engine.models.checkpoints.sizes import completed
+from purify_engine.models.checkpoints.layout import TRANSPOSED, Entry, Given, Layout, Shapes, Tensors, Told, pair, stacked
+from purify_engine.models.checkpoints.sizes import Sizeless, told_size
 from purify_engine.models.checkpoints.walk import units
 from purify_engine.models.checkpoints.wrappings import bare
 from purify_engine.models.published import DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10
@@ -27,8 +27,24 @@ FOURIER = "all_modules.0.W"
 UNTRAINED = ("sigmas", FOURIER)  # in the model, and not among its parameters' averages
 
 
+PUBLISHED = (DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10)
+CONTINUOUS = {"time_offset": 1.0, "time_scale": 0.999}  # labels are 999 t, t = (i + 1) / 1000
+SAYS = "labels of a network trained in continuous time (999 t); one of discrete time has time_offset=0, time_scale=1"
+
+
 def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
     """The DDPM++ that these are. ValueError where they are of score_sde, and another network."""
+    network = _read(shapes)
+    return None if network is None else network.completed(given, PUBLISHED)
+
+
+def told(shapes: Shapes, name: str) -> list[Told]:
+    """The size of a published network, and how the time is told."""
+    network = _read(shapes)
+    return [] if network is None else [*told_size(network, PUBLISHED), Told(CONTINUOUS, SAYS)]
+
+
+def _read(shapes: Shapes) -> Sizeless | None:
     modules = _modules(shapes)
     if not modules:
         return None
@@ -51,11 +67,10 @@ def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
         resample_shortcut=True,
         decoder_attention="last_block",
         skip_rescale=True,
-        time_offset=1.0,
-        time_scale=0.999,
+        time_offset=CONTINUOUS["time_offset"],
+        time_scale=CONTINUOUS["time_scale"],
     )
-    attends = [level for level, (_, attention) in enumerate(levels) if attention]
-    return completed(config, attends, given, (DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10))
+    return Sizeless(config, tuple(level for level, (_, attention) in enumerate(levels) if attention))
 
 
 def _modules(shapes: Shapes) -> list[set[str]]:
@@ -178,4 +193,5 @@ SCORE_SDE = Layout(
     entries=entries,
     ignored=("sigmas",),
     unwrap=unwrap,
+    told=told,
 )

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from purify_engine.models.checkpoints.layout import shapes_of
 from purify_engine.models.checkpoints.pesser import PESSER
+from purify_engine.models.checkpoints.registry import recognised
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
 from purify_engine.testing.published import pesser as theirs
 from tests.models.checkpoints import plain_networks
@@ -41,12 +43,9 @@ def test_the_published_networks_are_recognised_and_read_whole(network, config, p
 
 
 def test_a_published_network_may_be_told_another_size():
-    config, *_ = on_meta(
-        PESSER,
-        theirs.state_dict(device="meta", **{**theirs.CIFAR10, "attn_resolutions": (32,), "resolution": 64}),
-        {"image_size": 64},
-    )
-    assert (config.image_size, config.attention_resolutions) == (64, (32,))
+    tensors = theirs.state_dict(device="meta", **{**theirs.CIFAR10, "attn_resolutions": (32,), "resolution": 64})
+    read = recognised(shapes_of(tensors), [PESSER], "a test", given={"image_size": 64})
+    assert (read.config.image_size, read.config.attention_resolutions, read.says) == (64, (32,), ())
 
 
 def test_a_network_of_no_published_size_wants_one(tensors):

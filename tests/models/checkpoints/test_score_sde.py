@@ -46,6 +46,17 @@ def test_the_published_networks_are_recognised_and_read_whole(network, config, p
     assert on_meta(SCORE_SDE, theirs.state_dict(device="meta", **network)) == (config, parameters, {"sigmas"})
 
 
+def test_a_network_of_discrete_time_is_stated_and_otherwise_continuous_time_is_said(tensors):
+    stated = {**GIVEN, "time_offset": 0.0, "time_scale": 1.0}
+    read = recognised(shapes_of(tensors), [SCORE_SDE], "a test", given=stated)
+    assert (read.config.time_offset, read.config.time_scale, read.says) == (0.0, 1.0, ())
+    deep = recognised(shapes_of(theirs.state_dict(device="meta", **theirs.DDPMPP_DEEP)), [SCORE_SDE], "a test")
+    assert deep.config == DDPMPP_DEEP_CIFAR10 and [words.split(",")[0] for words in deep.says] == [
+        "images of 32x32",
+        "labels of a network trained in continuous time (999 t); one of discrete time has time_offset=0",
+    ]
+
+
 def test_the_averages_are_read_in_the_order_of_the_model(tensors):
     read = unwrap(theirs.training_file(tensors))
     assert list(read) == list(tensors) and list(read) != sorted(read)  # 10 comes after 2
