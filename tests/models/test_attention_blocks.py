@@ -27,6 +27,11 @@ def test_attention_stands_where_the_configuration_says(decoder_attention, decode
     assert attends(unet.decoder) == decoder
 
 
+def test_the_middle_attends_unless_it_is_told_not_to():
+    unet = UNet(UNetConfig(**SMALL, num_res_blocks=1, attention_resolutions=(4,), middle_attention=False))
+    assert attends(unet.middle) == [False, False] and attends(unet.encoder) == [False, True]
+
+
 @pytest.mark.parametrize(("skip_rescale", "gain"), [(False, 1.0), (True, math.sqrt(0.5))])
 def test_what_attention_adds_is_rescaled_to_unit_variance_where_asked_for(skip_rescale, gain):
     block = AttentionBlock(8, UNetConfig(**SMALL, skip_rescale=skip_rescale)).double()

@@ -84,3 +84,16 @@ def test_a_refined_schedule_has_every_step_as_often_as_asked():
     assert torch.equal(coarse.refined(1).betas, coarse.betas)
     with pytest.raises(ValueError, match="factor must be at least 1, got 0"):
         coarse.refined(0)
+
+
+def test_roots_of_a_scaled_linear_schedule_rise_evenly_between_those_it_was_given():
+    betas = make_schedule(ScheduleConfig(kind="scaled_linear", num_timesteps=5, beta_start=0.01, beta_end=0.25)).betas
+    torch.testing.assert_close(betas.sqrt(), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64))
+
+
+def test_a_sigmoid_schedule_rises_point_symmetrically_and_comes_close_to_the_betas_it_was_given():
+    betas = make_schedule(ScheduleConfig(kind="sigmoid", num_timesteps=7, beta_start=0.1, beta_end=0.3)).betas
+    assert (betas.diff() > 0).all() and (betas + betas.flip(0) - 0.4).abs().max() < 1e-15
+    # Of the way from one to the other: 1 / (1 + e^6) at the ends, 1 / (1 + e^2) beside the middle.
+    shares = (betas - 0.1) / 0.2
+    assert abs(shares[0] - 0.0024726231566347743) < 1e-12 and abs(shares[2] - 0.11920292202211755) < 1e-12

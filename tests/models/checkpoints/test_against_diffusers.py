@@ -120,7 +120,7 @@ SAMPLERS = {
     "ddpm, every timestep": (DDPM, {"num_train_timesteps": 12}, {}, 12, None),
     "ddpm, leading": (DDPM, {"clip_sample": False}, {}, 10, None),
     "ddpm, leading and offset": (DDPM, {"steps_offset": 1, "variance_type": "fixed_small_log"}, {}, 10, None),
-    "ddpm, linspace": (DDPM, {"timestep_spacing": "linspace"}, {}, 7, None),
+    "ddpm, linspace, sigmoid": (DDPM, {"timestep_spacing": "linspace", "beta_schedule": "sigmoid"}, {}, 7, None),
     "ddpm, trailing": (DDPM, {"timestep_spacing": "trailing"}, {}, 7, None),
     "ddpm, fixed large": (DDPM, {"variance_type": "fixed_large"}, {}, 10, None),
     "ddpm, fixed large, trailing": (DDPM, {"variance_type": "fixed_large", "timestep_spacing": "trailing"}, {}, 10, None),
