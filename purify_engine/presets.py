@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 
 from purify_engine import devices
 from purify_engine.cache import cached
-from purify_engine.config import ClassifierConfig, Precision, PurifierConfig, UNetConfig, from_dict, require
+from purify_engine.config import PRESETS, ClassifierConfig, Precision, PurifierConfig, UNetConfig, from_dict, require
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
 from purify_engine.folders import read_config, write_config
 from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
@@ -76,7 +77,12 @@ def load_parts(
     where = devices.torch_device(device)
     denoiser, config = load_unet(Path(unet), preset, stated, devices.dtype_on(where, precision))
     network = load_classifier(guide) if isinstance(guide, str | Path) else guide
-    return _placed(denoiser, network, dataclasses.replace(config, **changes), where, precision)
+    how = dataclasses.replace(config, **changes)
+    ratio = PRESETS[preset].calibrate_to if preset is not None else None
+    if ratio is not None and how.guidance.scale == 0:
+        found = f"purifier.calibrate(training_images, {ratio:g})"
+        warnings.warn(f"{preset} has no published scale: nothing guides until guidance.scale is {found}", stacklevel=3)
+    return _placed(denoiser, network, how, where, precision)
 
 
 def _placed(

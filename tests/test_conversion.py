@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -251,6 +252,19 @@ def test_adversarial_guidance_without_a_guide_is_refused_before_anything_is_writ
     with pytest.raises(ValueError, match="guide must be the checkpoint of one, as the guidance is adversarial"):
         convert(checkpoints[0], tmp_path / "out", configured=lambda config: replace(config, guidance=GuidanceConfig(scale=1.0)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_without_a_published_scale_says_that_nothing_guides_yet(small_purifier, monkeypatch):
+    networks, how = GuidedPurifier.from_pretrained(small_purifier), PRESETS["agdm-cifar10"].config
+    monkeypatch.setattr("purify_engine.presets.load_unet", lambda *given: (networks.denoiser, how))
+    parts = "network.pt", networks.guide
+    said = r"^agdm-cifar10 has no published scale: nothing guides until guidance.scale is purifier.calibrate\(.*, 0.8\)$"
+    with pytest.warns(UserWarning, match=said):
+        assert GuidedPurifier.from_checkpoint(*parts, preset="agdm-cifar10").config == how
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaled = replace(how.guidance, scale=2.0)
+        assert GuidedPurifier.from_checkpoint(*parts, preset="agdm-cifar10", guidance=scaled).config.guidance == scaled
 
 
 def test_a_saved_purifier_takes_a_preset_in_place_of_its_own_configuration(small_purifier):
