@@ -100,7 +100,8 @@ def load_classifier(name_or_path: str | Path, *, layout: str | None = None, **fi
     """
     folder = resolve(name_or_path, Stated(layout=layout, classifier=fields))
     config = read_config(folder, needed=())
-    require("classifier" in config, "name_or_path", "a purifier with a classifier beside it, or a classifier", str(name_or_path))
+    wanted = "a purifier with a classifier beside it, or a classifier (evaluate: --classifier FILE)"
+    require("classifier" in config, "name_or_path", wanted, str(name_or_path))
     return _classifier(folder, "classifier", config)
 
 

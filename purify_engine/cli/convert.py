@@ -104,7 +104,8 @@ def _purification(made: Purification) -> list[str]:
     lines = [f"  purifies from t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}) by {how.sampler}"]
     if said is None:
         return [*lines, "    no published purification is known for this network: say --preset or --t-star"]
-    lines.append(f"    as {said.name}, changed by what was asked for: {said.source}")
+    changed = "" if how == said.config else ", changed by the options given"
+    lines.append(f"    as {said.name}{changed}: {said.source}")
     lines += [f"    {said.differs}"] if said.differs else []
     if said.calibrate_to is not None and how.guidance.scale == 0:
         ratio = f"GuidedPurifier.calibrate(training_images, {said.calibrate_to})"
