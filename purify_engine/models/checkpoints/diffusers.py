@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from purify_engine.config import ScheduleConfig, UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
-from purify_engine.models.checkpoints.diffusers_scheduler import scheduler
+from purify_engine.models.checkpoints.diffusers_scheduler import read_scheduler
 from purify_engine.models.checkpoints.diffusers_unet import multiples, unet_config
 from purify_engine.models.checkpoints.layout import SAME, Beside, Entry, Given, Layout, Shapes, Told, as_conv1x1, pair, stacked
 from purify_engine.models.checkpoints.walk import Unit, units
@@ -123,18 +123,18 @@ def stated(beside: Beside) -> Given:
     sized = said.get("sample_size") is not None
     fields = vars(unet_config(said) if sized else unet_config(said, image_size=2 ** len(said.get("block_out_channels", ()))))
     unsaid = ("attention_resolutions",) if sized else ("attention_resolutions", "image_size")
-    predicts = {"prediction": scheduler(beside[SCHEDULER]).prediction} if SCHEDULER in beside else {}
+    predicts = {"prediction": read_scheduler(beside[SCHEDULER]).prediction} if SCHEDULER in beside else {}
     return {name: value for name, value in fields.items() if name not in unsaid} | predicts
 
 
 def schedule(config: UNetConfig, beside: Beside) -> ScheduleConfig:
     """The noise that a folder's scheduler says the network was trained on; that of Ho et al. where there is none."""
-    return scheduler(beside[SCHEDULER]).schedule if SCHEDULER in beside else ScheduleConfig()
+    return read_scheduler(beside[SCHEDULER]).schedule if SCHEDULER in beside else ScheduleConfig()
 
 
 def sampling(beside: Beside) -> dict[str, Any]:
     """How a folder's scheduler samples where every timestep is walked, as fields of `PurifierConfig`."""
-    return scheduler(beside[SCHEDULER]).sampling() if SCHEDULER in beside else {}
+    return read_scheduler(beside[SCHEDULER]).sampling() if SCHEDULER in beside else {}
 
 
 def _names_of(shapes: Shapes) -> AttentionNames:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from purify_engine.config import ScheduleConfig, UNetConfig, require
 from purify_engine.models.checkpoints.diffusers import SCHEDULER, layout_of
-from purify_engine.models.checkpoints.diffusers_scheduler import Scheduler, scheduler
+from purify_engine.models.checkpoints.diffusers_scheduler import Scheduler, read_scheduler
 from purify_engine.models.checkpoints.diffusers_unet import unet_config
 from purify_engine.models.checkpoints.layout import shapes_of, translate
 from purify_engine.models.checkpoints.network import read_unet
@@ -61,7 +61,7 @@ def load_diffusers_folder(
         require(not (folder / part).is_dir(), "a diffusers folder", "of a model of images, not of latents or text", part)
     held = opened(folder)
     said = held.beside.get(SCHEDULER)
-    found = None if said is None else scheduler(said)
+    found = None if said is None else read_scheduler(said)
     network = read_unet(held, given={} if image_size is None else {"image_size": image_size})
     assert isinstance(network.config, UNetConfig)
     return _with_sampling(network.config, network.weights, found, num_steps, t_star)
@@ -69,19 +69,19 @@ def load_diffusers_folder(
 
 def from_diffusers(
     unet: Any,
-    beside: Any = None,
+    scheduler: Any = None,
     *,
     num_steps: int | None = None,
     t_star: int | None = None,
     image_size: int | None = None,
 ) -> DiffusersModel:
-    """Of a folder, a `UNet2DModel` and the scheduler `beside` it, or a pipeline of both; else as `load_diffusers_folder`."""
+    """Of a folder, a `UNet2DModel` and its scheduler, or a pipeline of both; else as `load_diffusers_folder`."""
     if isinstance(unet, str | os.PathLike):
         return load_diffusers_folder(unet, num_steps=num_steps, t_star=t_star, image_size=image_size)
     if hasattr(unet, "unet"):
-        unet, beside = unet.unet, beside or unet.scheduler
+        unet, scheduler = unet.unet, scheduler or unet.scheduler
     config, tensors = unet_config(_said(unet), image_size), unet.state_dict()
-    found = None if beside is None else scheduler(_said(beside))
+    found = None if scheduler is None else read_scheduler(_said(scheduler))
     with torch.device("meta"):
         wanted = shapes_of(UNet(config).state_dict())
     weights = translate(layout_of(shapes_of(tensors)), config, tensors, wanted, "the network")

@@ -106,7 +106,7 @@ class Scheduler:
         return {"last_noise": True} if last > 0 and sampler == "ddpm_large" else {}
 
 
-def scheduler(said: Mapping[str, Any]) -> Scheduler:
+def read_scheduler(said: Mapping[str, Any]) -> Scheduler:
     """What a scheduler_config.json says, or the `.config` of a scheduler with its class as `_class_name`.
 
     ValueError, in one line, naming the key and its value, where we cannot sample so.

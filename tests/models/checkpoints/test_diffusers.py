@@ -14,7 +14,7 @@ from purify_engine.models import UNet, published
 from purify_engine.models.checkpoints import layout as layouts
 from purify_engine.models.checkpoints.diffusers import DIFFUSERS, DIFFUSERS_OLD, UNTOLD
 from purify_engine.models.checkpoints.diffusers_folder import load_diffusers_folder
-from purify_engine.models.checkpoints.diffusers_scheduler import scheduler
+from purify_engine.models.checkpoints.diffusers_scheduler import read_scheduler
 from purify_engine.models.checkpoints.diffusers_unet import unet_config
 from purify_engine.models.checkpoints.registry import UNETS, recognised
 from purify_engine.purifier import GuidedPurifier
@@ -168,26 +168,26 @@ SCHEDULERS_REFUSED = [
 @pytest.mark.parametrize(("key", "value", "line"), SCHEDULERS_REFUSED, ids=lambda value: str(value)[:20])
 def test_how_we_cannot_sample_is_refused_by_key_and_value(key, value, line):
     with pytest.raises(ValueError, match=f"^{line}$"):
-        scheduler({**theirs.SCHEDULER, key: value})
+        read_scheduler({**theirs.SCHEDULER, key: value})
 
 
 def test_learned_variance_must_end_at_timestep_0():
     said = {**theirs.SCHEDULER, "variance_type": "learned_range", "timestep_spacing": "trailing"}
     with pytest.raises(ValueError, match=r"^timestep_spacing must be one that ends at timestep 0, .*, got 'trailing'$"):
-        scheduler(said).sampling(10)
+        read_scheduler(said).sampling(10)
 
 
 def test_a_purifier_starts_inside_the_list_of_timesteps():
     said = {**theirs.SCHEDULER, "_class_name": "DDIMScheduler"}
-    found = scheduler(said).sampling(20, t_star=130)
+    found = read_scheduler(said).sampling(20, t_star=130)
     assert (found["t_star"], found["timesteps"], found["landings"]) == (101, (100, 50, 0), (50, 0, -1))
     with pytest.raises(ValueError, match=r"^t_star must be above 0, the last timestep of 20, got 0$"):
-        scheduler(said).sampling(20, t_star=0)
+        read_scheduler(said).sampling(20, t_star=0)
 
 
 def test_every_timestep_leaves_t_star_open():
-    assert "timesteps" not in scheduler(theirs.SCHEDULER).sampling()
-    assert scheduler(theirs.SCHEDULER).sampling(1000, t_star=70)["t_star"] == 70
+    assert "timesteps" not in read_scheduler(theirs.SCHEDULER).sampling()
+    assert read_scheduler(theirs.SCHEDULER).sampling(1000, t_star=70)["t_star"] == 70
 
 
 def said_in(folder, said):
