@@ -16,6 +16,7 @@ from purify_engine.conversion import Stated
 from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
+from purify_engine.engine.cpu_capture import LARGE, MOST_VALUES
 from purify_engine.engine.gradients import purify, refuse_parameter_gradients
 from purify_engine.engine.guide import Guide, make_guide
 from purify_engine.engine.loop import Loop
@@ -92,6 +93,9 @@ class GuidedPurifier(nn.Module):
             return AUTOCAST
         if device == "cpu" and ops.is_observed():
             return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
+        unet = self.denoiser.unet.config
+        if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
+            return LARGE
         return self._replay.refused
 
     @torch.compiler.disable

@@ -23,7 +23,7 @@ NetworkPrecision = Annotated[
     Precision,
     Parameter(
         help="Of the networks; 16 bits are stored channels_last. auto: bf16 on GPUs of compute capability 8.0 or newer, float32 "
-        "elsewhere. On CPUs 16 bits are slower, and for comparisons only."
+        "elsewhere. On CPUs 16 bits are slower, and halve the memory of weights."
     ),
 ]
 PurifierName = Annotated[

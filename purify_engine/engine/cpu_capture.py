@@ -26,6 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from purify_engine import ops
 from purify_engine.engine.capture import CaptureError
 
+MOST_VALUES = 2**15  # of one image; networks for larger ones take seconds a step, of which Python's part is not seen
+LARGE = "steps of such large images take seconds on a CPU: recordings would hold memory and save no time that can be seen"
 ALIGNMENT = 64  # bytes, as PyTorch aligns its own
 LARGEST_FIT = 2  # a free block serves what fills at least one in so many of its bytes
 ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")

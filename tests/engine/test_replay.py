@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig, UNetConfig
 from purify_engine.config import ScheduleConfig
 from purify_engine.engine import capture as capturing
+from purify_engine.engine import cpu_capture
 from purify_engine.engine.capture import WARM_UP, Branches, CaptureError, bucket_of
 from purify_engine.engine.gradients import differentiable_run, purify
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
@@ -276,6 +277,17 @@ def test_a_purifier_says_how_it_runs_and_why():
         assert purifier().execution_reason.startswith("autocast is on")
     with FlopCounterMode(display=False):
         assert purifier().execution_reason.startswith("a mode, a tracer or a profiler is active")
+
+
+def test_large_images_are_purified_step_by_step_on_a_cpu_unless_graphs_are_asked_for(monkeypatch):
+    """A recording keeps the memory of a whole step, of which networks for large images have most."""
+    assert 3 * 64 * 64 <= cpu_capture.MOST_VALUES < 3 * 256 * 256
+    x, large, asked = torch.rand(1, 1, 8, 8), purifier(), purifier(execution="graph")
+    monkeypatch.setattr("purify_engine.purifier.MOST_VALUES", 8 * 8 - 1)
+    assert large.execution_reason.startswith("steps of such large images take seconds")
+    assert torch.equal(large(x, draw=0), asked(x, draw=0))
+    assert (large._replay._calls, asked._replay._calls) == (0, 1)
+    assert purifier().to("meta").execution_reason.startswith("nothing is recorded on meta")
 
 
 def test_what_cannot_be_is_refused():
