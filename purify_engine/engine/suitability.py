@@ -8,9 +8,12 @@ from purify_engine.models.classifiers import Classifier
 
 
 def require_suitable(config: PurifierConfig, unet: UNetConfig, guide: Classifier | None) -> None:
-    """ValueError, in one line, where tiles do not fit, guidance has no network, or a variance is to be learned and is not."""
+    """ValueError, in one line, where tiles do not fit, guidance has no network, a variance is to be learned and is not, or time
+    labels would be shifted twice."""
     make_bridge(config, unet)
     needs_network = config.guidance.kind == "adversarial" and config.guidance.scale > 0
     require(guide is not None or not needs_network, "guide", "a Classifier for adversarial guidance", guide)
     has_variance = unet.learned_variance or config.sampler != "ddpm_learned"
     require(has_variance, "sampler", "another where UNetConfig.learned_variance is False, as ddpm", config.sampler)
+    once = config.time_labels == "index" or unet.time_offset == 0
+    require(once, "time_labels", f"index for a network whose time_offset is {unet.time_offset:g}, not 0", config.time_labels)

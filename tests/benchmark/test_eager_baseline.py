@@ -77,6 +77,12 @@ def test_what_is_more_than_a_row_is_refused_by_name(changes):
         EagerPurifier(purifier)
 
 
+def test_cycles_of_different_depth_are_refused(purifier):
+    gradual = purifier.configured(cycles=2, cycle_t_stars=(50, 100))
+    with pytest.raises(ValueError, match=r"^cycle_t_stars must be None: the baseline walks one plan in every cycle, got"):
+        EagerPurifier(gradual, torch.float64)
+
+
 def test_cycles_are_repeated(purifier, images):
     twice = EagerPurifier(purifier.configured(cycles=2), torch.float64)
     once = EagerPurifier(purifier, torch.float64)

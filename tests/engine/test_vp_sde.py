@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from purify_engine import ops
-from purify_engine.config import ScheduleConfig
+from purify_engine.config import GuidanceConfig, PurifierConfig, ScheduleConfig
 from purify_engine.engine.guide import NoGuide
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import write_plan
 from purify_engine.engine.process import ReverseProcess
+from purify_engine.engine.suitability import require_suitable
 from purify_engine.engine.timesteps import diffpure_labels
+from purify_engine.models.published import ADM_IMAGENET256, DDPMPP_DEEP_CIFAR10
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.types import NoiseKey
 
@@ -88,6 +90,14 @@ def test_diffpures_labels_are_one_lower_where_its_float32_sums_are_cut_off():
 def test_a_strided_plan_tells_the_labels_of_the_whole_one_where_it_stops():
     plan = write_plan(SCHEDULE, 150, 5, "vp_sde", time_labels="diffpure")
     assert plan.times.tolist() == [149, 120, 90, 60, 30]
+
+
+def test_labels_that_a_network_shifts_itself_are_not_shifted_again():
+    """score_sde's network adds 1 to the index: under DiffPure's SDE its labels are right as they are."""
+    told = PurifierConfig(sampler="vp_sde", time_labels="diffpure", guidance=GuidanceConfig(kind="none"))
+    require_suitable(told, ADM_IMAGENET256, None)
+    with pytest.raises(ValueError, match="^time_labels must be index for a network whose time_offset is 1, not 0, got"):
+        require_suitable(told, DDPMPP_DEEP_CIFAR10, None)
 
 
 def test_a_schedule_without_an_sde_is_refused_by_name():
