@@ -80,5 +80,6 @@ class Denoiser(nn.Module):
         by_x, by_output, gain = rows.index_select(0, step.reshape(1)).squeeze(0).to(x_t.dtype).unbind()
         embeddings = self.table.row(self.unet.time_embedding, self._times(plan), step)
         x_net = x_t * gain if self.unet.config.prediction == "edm" else x_t
-        output = self.unet.decode(x_net if plan.net_dtype is None else x_net.to(plan.net_dtype), embeddings)
-        return by_x * x_t + by_output * output.to(x_t.dtype)
+        if plan.net_dtype is not None:
+            x_net = x_net.to(plan.net_dtype, memory_format=torch.channels_last)
+        return by_x * x_t + by_output * self.unet.decode(x_net, embeddings).to(x_t.dtype)

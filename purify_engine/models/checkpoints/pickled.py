@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 DEEPEST = 32  # modules within modules
-TOO_DEEP = "a network of at most 32 modules within one another"
+A_TREE = "a tree of modules, at most 32 within one another"
 
 
 class Recorded:
@@ -31,17 +31,24 @@ class Recorded:
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, Mapping) else {}
 
-    def tensors(self, depth: int = DEEPEST) -> Iterator[tuple[str, Tensor]]:
-        """Its parameters and persistent buffers, by the names that `state_dict` gives them."""
-        if depth == 0:
-            raise ValueError(f"a pickle must hold {TOO_DEEP}")
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Its parameters and persistent buffers, by the names that `state_dict` gives them.
+
+        ValueError where its modules are no tree of at most 32 levels: a small file could hold more of them than can be walked.
+        """
+        return self._walked(DEEPEST, set())
+
+    def _walked(self, depth: int, met: set[int]) -> Iterator[tuple[str, Tensor]]:
+        if depth == 0 or id(self) in met:
+            raise ValueError(f"a pickle must hold {A_TREE}")
+        met.add(id(self))
         passing = self.state.get("_non_persistent_buffers_set", ())
         for kind in ("_parameters", "_buffers"):
             for name, tensor in self._named(kind, Tensor):
                 if kind == "_parameters" or name not in passing:
                     yield name, tensor
         for name, module in self._named("_modules", Recorded):
-            for inner, tensor in module.tensors(depth - 1):
+            for inner, tensor in module._walked(depth - 1, met):
                 yield f"{name}.{inner}", tensor
 
     def _named(self, kind: str, of: type) -> Iterator[tuple[str, Any]]:

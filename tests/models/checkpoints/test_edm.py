@@ -141,11 +141,22 @@ def test_a_file_cut_anywhere_is_one_line(tensors, path):
         assert "\n" not in str(error.value)
 
 
-def test_modules_within_modules_end_somewhere():
-    ring = Recorded()
-    ring.__setstate__({"_modules": {"again": ring}})
-    with pytest.raises(ValueError, match="at most 32 modules"):
-        list(ring.tensors())
+def module_with(**modules):
+    made = Recorded()
+    made.__setstate__({"_modules": modules})
+    return made
+
+
+def test_modules_that_are_no_small_tree_are_refused():
+    """A few bytes of a pickle could hold more modules than can be walked."""
+    ring, twice, chain = module_with(), module_with(), module_with()
+    ring.state["_modules"]["again"] = ring
+    for _ in range(32):
+        chain = module_with(inner=chain)
+    for hostile in (ring, module_with(one=twice, other=twice), chain):
+        with pytest.raises(ValueError, match="must hold a tree of modules, at most 32 within one another"):
+            list(hostile.tensors())
+    assert not list(chain.state["_modules"]["inner"].tensors())
 
 
 OTHER_PICKLES = {
