@@ -59,7 +59,7 @@ UNETS = {
         "pesser", lambda: pesser.state_dict(**pesser.SMALL), lambda t: [{n: v + 1 for n, v in t.items()}, {}, 1, 2, t], SIZE
     ),
     "a pickle of EDM": Case(
-        "edm", lambda: edm.state_dict(**edm.SMALL), dict, SIZE, lambda t, path: path.write_bytes(edm_pickle.pickled(t))
+        "edm", lambda: edm.state_dict(**edm.SMALL), dict, {}, lambda t, path: path.write_bytes(edm_pickle.pickled(t))
     ),
     "a network's folder": Case(
         "diffusers", lambda: diffusers.state_dict(SMALL), dict, {}, lambda _, path: diffusers.save(path, SMALL), OURS
