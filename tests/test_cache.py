@@ -53,10 +53,15 @@ def test_other_bytes_another_statement_and_another_release_are_other_entries(tmp
     assert len(entries) == 5
 
 
-@pytest.mark.parametrize("file", ["unet.safetensors", "config.json", cache.RECORD])
-@pytest.mark.parametrize(
-    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")], ids=["gone", "changed"]
-)
+def change(path):
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+WEIGHTS = "unet.safetensors"
+DAMAGES = {"weights gone": (WEIGHTS, Path.unlink), "weights changed": (WEIGHTS, change), "record changed": (cache.RECORD, change)}
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_made_again(checkpoints, networks, conversions, file, damage):
     entry = presets.resolve(checkpoints[0])
     damage(entry / file)
