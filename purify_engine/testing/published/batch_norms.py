@@ -35,8 +35,8 @@ def drawn(named: Iterable[Named], seed: int = 0, device: str = "cpu") -> dict[st
         if device == "meta" or not shape:
             return torch.zeros(shape, device=device, dtype=torch.float32 if shape else torch.int64)
         if len(shape) > 1:
-            return torch.randn(shape, generator=generator) * (2 / torch.Size(shape[1:]).numel()) ** 0.5
-        spread = torch.rand(shape, generator=generator)
+            return torch.randn(shape, generator=generator, device="cpu") * (2 / torch.Size(shape[1:]).numel()) ** 0.5
+        spread = torch.rand(shape, generator=generator, device="cpu")
         return spread + 0.5 if name.endswith(("running_var", ".weight")) else spread - 0.5
 
     return {name: one(name, shape) for name, shape in named}

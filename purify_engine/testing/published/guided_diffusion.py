@@ -64,7 +64,7 @@ def state_dict(flags: Flags, *, seed: int = 0, device: str = "cpu") -> dict[str,
     weights = {}
     for name, shape in shapes(flags):
         spread = torch.Size(shape[1:]).numel() ** -0.5 if len(shape) > 1 else 0.3
-        weights[name] = spread * torch.randn(shape, generator=generator)
+        weights[name] = spread * torch.randn(shape, generator=generator, device="cpu")
     return weights
 
 

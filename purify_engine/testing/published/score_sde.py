@@ -34,7 +34,8 @@ def training_file(averages: dict[str, Tensor]) -> dict[str, Any]:
     """What `checkpoint_8.pth` holds: a model of another state than `averages`, which are listed in the model's order."""
     model = {f"module.{name}": tensor if name == "sigmas" else tensor + 1 for name, tensor in averages.items()}
     shadow = [tensor for name, tensor in averages.items() if name != "sigmas"]
-    optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 2e-4, "params": [0]}]}
+    moments = {"step": 7, "exp_avg": torch.zeros(2, device="cpu")}
+    optimizer = {"state": {0: moments}, "param_groups": [{"lr": 2e-4, "params": [0]}]}
     ema = {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow}
     return {"optimizer": optimizer, "model": model, "ema": ema, "step": 7}
 
