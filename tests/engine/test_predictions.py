@@ -100,8 +100,11 @@ def process(model, one):
     return ReverseProcess(one, model, NoGuide(), NOISE)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("prediction", "dtype"),
+    [("x0", torch.bfloat16), ("v", torch.float32), ("edm", torch.float32), ("edm", torch.bfloat16)],
+    ids=str,
+)
 def test_a_recording_equals_the_loop_to_the_bit(prediction, dtype):
     model, replay = denoiser(prediction, dtype), Replay(CpuCapture())
     net_dtype = None if dtype == torch.float32 else dtype
@@ -111,7 +114,7 @@ def test_a_recording_equals_the_loop_to_the_bit(prediction, dtype):
         assert torch.equal(replay.run(process(model, one), images(torch.float32)), wanted)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("prediction", ["x0", "edm"])
 def test_the_exact_gradient_follows_both_terms(prediction):
     model, one = denoiser(prediction), plan(3)
 

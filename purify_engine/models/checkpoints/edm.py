@@ -17,7 +17,7 @@ from torch import Tensor
 
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
-from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Rule, Shapes, Tensors, pair, require_fields
+from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Rule, Shapes, Tensors, channels_of, pair, require_fields
 from purify_engine.models.checkpoints.pickled import Recorded
 from purify_engine.models.checkpoints.walk import Unit, units
 from purify_engine.models.published import EDM_CIFAR10
@@ -46,8 +46,8 @@ def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
     require_fields(given, UNetConfig)
     size = tops[0]
     sizes = [size >> level for level in range(16) if f"model.enc.{size >> level}x{size >> level}_block0.conv1.weight" in shapes]
-    base, in_channels = shapes[f"model.enc.{size}x{size}_conv.weight"][:2]
-    widths = [shapes[f"model.enc.{side}x{side}_block0.conv1.weight"][0] for side in sizes]
+    base, in_channels = channels_of(shapes, f"model.enc.{size}x{size}_conv.weight")
+    widths = [channels_of(shapes, f"model.enc.{side}x{side}_block0.conv1.weight")[0] for side in sizes]
     config = UNetConfig(
         image_size=size,
         in_channels=in_channels,

@@ -109,6 +109,15 @@ def shapes_of(tensors: Tensors) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def channels_of(shapes: Shapes, name: str) -> tuple[int, int]:
+    """(out, in) of a weight; ValueError, in one line, where it is missing or no weight."""
+    if name not in shapes:
+        raise ValueError(f"it is no whole checkpoint of its layout: it lacks {name[:80]!r}")
+    shape = shapes[name]
+    require(len(shape) >= 2 and min(shape) >= 1, name[:80], "a weight [out, in, ...]", shape)
+    return shape[0], shape[1]
+
+
 def require_fields(given: Given, of: type) -> None:
     """Refuse a statement about no field of the configuration class `of`."""
     names = [field.name for field in fields(of)]

@@ -8,7 +8,7 @@ from itertools import count
 
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, Downsample, ResBlock
-from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, Told, pair, stacked
+from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, Told, channels_of, pair, stacked
 from purify_engine.models.checkpoints.sizes import Sizeless, told_size
 from purify_engine.models.checkpoints.walk import Unit, units
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
@@ -30,13 +30,13 @@ def told(shapes: Shapes, name: str) -> list[Told]:
 def _read(shapes: Shapes) -> Sizeless | None:
     if not {"temb.dense.0.weight", "conv_in.weight", "down.0.block.0.conv1.weight"} <= set(shapes):
         return None
-    base, in_channels = shapes["conv_in.weight"][:2]
+    base, in_channels = channels_of(shapes, "conv_in.weight")
     levels = range(_length(shapes, r"down\.(\d{1,3})\..+"))
     config = UNetConfig(
         image_size=2 ** len(levels),
         in_channels=in_channels,
         base_channels=base,
-        channel_mult=tuple(shapes.get(f"down.{level}.block.0.conv1.weight", (base,))[0] // base for level in levels),
+        channel_mult=tuple(channels_of(shapes, f"down.{level}.block.0.conv1.weight")[0] // base for level in levels),
         num_res_blocks=_length(shapes, r"down\.0\.block\.(\d{1,3})\..+"),
         attention_resolutions=(),
         resample="conv" if len(levels) == 1 or "down.0.downsample.conv.weight" in shapes else "pool",

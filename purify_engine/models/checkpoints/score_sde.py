@@ -14,7 +14,18 @@ from torch import Tensor
 
 from purify_engine.config import UNetConfig
 from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
-from purify_engine.models.checkpoints.layout import TRANSPOSED, Entry, Given, Layout, Shapes, Tensors, Told, pair, stacked
+from purify_engine.models.checkpoints.layout import (
+    TRANSPOSED,
+    Entry,
+    Given,
+    Layout,
+    Shapes,
+    Tensors,
+    Told,
+    channels_of,
+    pair,
+    stacked,
+)
 from purify_engine.models.checkpoints.sizes import Sizeless, told_size
 from purify_engine.models.checkpoints.walk import units
 from purify_engine.models.checkpoints.wrappings import bare
@@ -54,11 +65,11 @@ def _read(shapes: Shapes) -> Sizeless | None:
     num_res_blocks, rest = divmod(num_blocks - 2 - num_levels, 2 * num_levels)
     if rest or kinds.count("resampler") % 2 or num_res_blocks < 1:
         _refuse(f"{num_blocks} residual blocks and {kinds.count('resampler')} that resample")
-    base = shapes["all_modules.0.weight"][1]
+    base = channels_of(shapes, "all_modules.0.weight")[1]
     levels = _encoder(shapes, kinds, num_levels)
     config = UNetConfig(
         image_size=2**downs * 2,
-        in_channels=shapes["all_modules.2.weight"][1],
+        in_channels=channels_of(shapes, "all_modules.2.weight")[1],
         base_channels=base,
         channel_mult=tuple(width // base for width, _ in levels),
         num_res_blocks=num_res_blocks,
@@ -108,7 +119,7 @@ def _kind(shapes: Shapes, name: str, module: set[str]) -> Kind:
         _refuse("the older DDPM, whose blocks have other shortcuts or resample by convolutions")
     if not {"GroupNorm_0.weight", "Conv_0.weight", "Conv_1.weight"} <= module:
         return "other"
-    out_channels, channels = shapes[f"{name}.Conv_0.weight"][:2]
+    out_channels, channels = channels_of(shapes, f"{name}.Conv_0.weight")
     return "resampler" if "Conv_2.weight" in module and channels == out_channels else "block"
 
 
@@ -117,7 +128,7 @@ def _encoder(shapes: Shapes, kinds: list[Kind], num_levels: int) -> list[tuple[i
     starts = [0, *(place + 1 for place, kind in enumerate(kinds) if kind == "resampler")][:num_levels]
     if any(kinds[start : start + 1] != ["block"] for start in starts):
         _refuse("a level that does not begin with a residual block")
-    widths = [shapes[f"all_modules.{FIRST_UNIT + start}.Conv_0.weight"][0] for start in starts]
+    widths = [channels_of(shapes, f"all_modules.{FIRST_UNIT + start}.Conv_0.weight")[0] for start in starts]
     return [(width, kinds[start + 1 : start + 2] == ["attention"]) for start, width in zip(starts, widths, strict=True)]
 
 

@@ -22,7 +22,13 @@ from purify_engine.reference.schedules import make_schedule
 from purify_engine.testing.published import edm as theirs
 from purify_engine.testing.published.edm_pickle import pickled
 from tests.models.checkpoints import plain_networks
-from tests.models.checkpoints.translations import comes_back, largest_difference, on_meta, our_unet
+from tests.models.checkpoints.translations import (
+    comes_back,
+    every_broken_shape_is_one_line,
+    largest_difference,
+    on_meta,
+    our_unet,
+)
 
 RUNNING = {"exec", "compile", "import", "os.mkdir", "os.system", "subprocess.Popen"}
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -47,6 +53,10 @@ def test_the_denoiser_is_theirs(tensors, dtype, most):
         y, s = X / signal, sigma / signal  # x_t, scaled as EDM has it
         wanted = (y - plain_networks.edm(double, y, s, **theirs.SMALL)) / s
         assert largest_difference(denoiser(X.to(dtype), plan, step), wanted) < most
+
+
+def test_a_broken_file_is_refused_in_one_line(tensors):
+    assert every_broken_shape_is_one_line(EDM, tensors, {})
 
 
 def test_what_was_read_is_written_back_to_the_bit(tensors):

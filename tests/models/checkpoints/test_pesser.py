@@ -9,7 +9,13 @@ from purify_engine.models.checkpoints.registry import recognised
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
 from purify_engine.testing.published import pesser as theirs
 from tests.models.checkpoints import plain_networks
-from tests.models.checkpoints.translations import comes_back, largest_difference, on_meta, our_unet
+from tests.models.checkpoints.translations import (
+    comes_back,
+    every_broken_shape_is_one_line,
+    largest_difference,
+    on_meta,
+    our_unet,
+)
 
 GIVEN = {"image_size": 8}
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -27,6 +33,10 @@ def test_the_network_is_theirs(tensors, dtype, most):
     for t in (0.0, 7.0, 99.0, 999.0):
         wanted = plain_networks.pesser(double, X, torch.full((2,), t, dtype=torch.float64), **theirs.SMALL)
         assert largest_difference(unet(X.to(dtype), torch.tensor([t])), wanted) < most
+
+
+def test_a_broken_file_is_refused_in_one_line(tensors):
+    assert every_broken_shape_is_one_line(PESSER, tensors, GIVEN)
 
 
 def test_what_was_read_is_written_back_to_the_bit(tensors):

@@ -11,7 +11,13 @@ from purify_engine.models.checkpoints.score_sde import SCORE_SDE, unwrap
 from purify_engine.models.published import DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10
 from purify_engine.testing.published import score_sde as theirs
 from tests.models.checkpoints import plain_networks
-from tests.models.checkpoints.translations import comes_back, largest_difference, on_meta, our_unet
+from tests.models.checkpoints.translations import (
+    comes_back,
+    every_broken_shape_is_one_line,
+    largest_difference,
+    on_meta,
+    our_unet,
+)
 
 GIVEN = {"image_size": 8}
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -31,6 +37,10 @@ def test_the_network_is_theirs(tensors, dtype, most):
         labels = torch.full((2,), 999 * (t + 1) / 1000, dtype=torch.float64)  # index t is the time (t + 1) / 1000
         wanted = plain_networks.score_sde(double, X, labels, **theirs.SMALL)
         assert largest_difference(unet(X.to(dtype), torch.tensor([t])), wanted) < most
+
+
+def test_a_broken_file_is_refused_in_one_line(tensors):
+    assert every_broken_shape_is_one_line(SCORE_SDE, tensors, GIVEN)
 
 
 def test_what_was_read_is_written_back_to_the_bit(tensors):

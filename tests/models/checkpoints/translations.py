@@ -28,6 +28,20 @@ def comes_back(layout, unet, tensors):
     return set(back) <= set(tensors) and all(torch.equal(tensor, tensors[name].to(tensor)) for name, tensor in back.items())
 
 
+def every_broken_shape_is_one_line(layout, tensors, given):
+    """Whether a missing weight, or one of another shape, makes no other error than a ValueError of one line naming the file."""
+    whole = shapes_of(tensors)
+    for name, shape in ((name, shape) for name, shape in whole.items() if len(shape) > 1):
+        left = {other: held for other, held in whole.items() if other != name}
+        for broken in (left, *({**whole, name: other} for other in ((), (1,), (0,) * len(shape)))):
+            try:
+                recognised(broken, [layout], "the file", given=given)
+            except ValueError as error:
+                message = str(error)
+                assert message.startswith("the file") and "\n" not in message and "unpack" not in message, message
+    return True
+
+
 def on_meta(layout, tensors, given=None):
     """(configuration, parameters read, names not read) of full-size tensors without values."""
     config = recognised(shapes_of(tensors), [layout], "a test", given=given).config
