@@ -230,8 +230,10 @@ def test_the_default_device_does_not_matter_to_an_op(case, engine):
     equal_results(computed)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "vp_sde"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+PLANS = [("linear", "ddpm"), ("linear", "vp_sde"), ("cosine", "ddpm"), ("cosine", "ddim")]
+
+
+@pytest.mark.parametrize(("schedule", "sampler"), PLANS)
 def test_the_default_device_does_not_matter_to_a_plan(sampler, schedule):
     config = guided("adversarial", sampler=sampler)
     config = dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, kind=schedule))
