@@ -48,7 +48,7 @@ def purify(
         A new or empty folder for a folder; for an image a new .png file, or a folder to put it in; for an array a new file of
         its kind. Images are written as PNG, lossless, at the size that they had.
     batch_size:
-        Images a batch.
+        Images a batch; fewer where they are so large that 512 MiB hold no more.
     json:
         Print the result as one JSON line.
     """

@@ -19,6 +19,7 @@ from purify_engine.data.pixels import ItemError
 from purify_engine.data.sinks import Sink, write_record
 from purify_engine.data.sources import Source
 
+MOST_NUMBERS = 2**27  # of the images of a batch: 512 MiB. Purifying one takes about five times as much, while the next is read
 PurificationProgress = Callable[[int, int, int], None]  # (done, total, failed), after each batch
 
 
@@ -53,7 +54,7 @@ class PurificationSummary:
 def purify_dataset(
     purifier: nn.Module, source: Source, sink: Sink, *, batch_size: int = 64, progress: PurificationProgress | None = None
 ) -> PurificationSummary:
-    """Purify every image of `source` into `sink`, `batch_size` at a time.
+    """Purify every image of `source` into `sink`, `batch_size` at a time; fewer where 512 MiB hold no more.
 
     `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids, so batching changes results by
     float rounding at most. Images of several sizes in one batch are given to it size by size. What is written is cut to [0, 1].
@@ -99,18 +100,31 @@ def _by_size(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
 
 def _read_ahead(source: Source, batch_size: int) -> Iterator[list[tuple[int, Tensor | ItemError]]]:
     """Batches of (index, image or why not), the next one being read while the caller works on this one."""
-    starts = range(0, len(source.names), batch_size)
-    batches = [range(start, min(start + batch_size, len(source.names))) for start in starts]
     with ThreadPoolExecutor(max_workers=2) as readers, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() refuses what that warns of
+        batches = _batches(source, batch_size)
 
-        def submit(batch: range) -> list[Future[Tensor | ItemError]]:
-            return [readers.submit(_read, source, index) for index in batch]
+        def submit(batch: list[int]) -> list[tuple[int, Future[Tensor | ItemError]]]:
+            return [(index, readers.submit(_read, source, index)) for index in batch]
 
-        pending = submit(batches[0])
-        for batch, following in zip(batches, [*batches[1:], range(0)], strict=True):
-            current, pending = pending, submit(following)
-            yield [(index, future.result()) for index, future in zip(batch, current, strict=True)]
+        pending = submit(next(batches, []))
+        while pending:
+            current, pending = pending, submit(next(batches, []))
+            yield [(index, future.result()) for index, future in current]
+
+
+def _batches(source: Source, batch_size: int) -> Iterator[list[int]]:
+    """The indices of a source by `batch_size`, fewer where their images would be more than MOST_NUMBERS; at least one."""
+    batch, held = list[int](), 0
+    for index in range(len(source.names)):
+        numbers = source.numbers(index)
+        if batch and (len(batch) == batch_size or held + numbers > MOST_NUMBERS):
+            yield batch
+            batch, held = [], 0
+        batch.append(index)
+        held += numbers
+    if batch:
+        yield batch
 
 
 def _read(source: Source, index: int) -> Tensor | ItemError:

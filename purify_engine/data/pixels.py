@@ -48,6 +48,15 @@ def decode(path: Path, channels: int) -> Tensor:
         raise ItemError(_one_line(broken, path)) from broken
 
 
+def pixels_in(path: Path) -> int:
+    """How many pixels the image at `path` has, by its header alone; 0 where that cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # as in `decode`, which will say why
+        return 0
+
+
 def encode(image: Tensor, path: Path) -> None:
     """Write float [C, H, W] in [0, 1] as PNG; the file appears whole or not at all.
 

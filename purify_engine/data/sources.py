@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from purify_engine.config import require
-from purify_engine.data.pixels import SUFFIXES, ItemError, decode
+from purify_engine.data.pixels import SUFFIXES, ItemError, decode, pixels_in
 from purify_engine.types import Images, Labels
 
 Arrays: TypeAlias = dict[str, np.ndarray]
@@ -47,6 +47,10 @@ class Source(Protocol):
     skipped: tuple[str, ...]  # what lies there and is no image
     labels: Labels | None  # int64 [N], where the source has them
 
+    def numbers(self, index: int) -> int:
+        """How many numbers item `index` will be, before it is read; 0 where that cannot be told."""
+        ...
+
     def read(self, index: int) -> Tensor:
         """Item `index` as float32 [C, H, W] in [0, 1]; ItemError where that item is no good."""
         ...
@@ -64,6 +68,9 @@ class FolderSource:
         require(bool(self.names), "source", f"a folder with images in it ({', '.join(sorted(SUFFIXES))})", str(root))
         self.labels = _class_folders(self.names)
 
+    def numbers(self, index: int) -> int:
+        return self.shape.channels * pixels_in(self.root / self.names[index])
+
     def read(self, index: int) -> Tensor:
         return _decoded(self.root / self.names[index], self.shape)
 
@@ -78,6 +85,9 @@ class FileSource:
         self.path, self.shape = path, shape
         self.names: tuple[str, ...] = (path.name,)
         self.labels: Labels | None = None
+
+    def numbers(self, index: int) -> int:
+        return self.shape.channels * pixels_in(self.path)
 
     def read(self, index: int) -> Tensor:
         return _decoded(self.path, self.shape)
@@ -98,6 +108,9 @@ class ArraySource:
         require(len(self.array) > 0, "source", "a file with at least one image", str(path))
         self.names = tuple(str(row) for row in range(len(self.array)))
         self.labels = _labels(self.arrays.get("labels"), len(self.array))
+
+    def numbers(self, index: int) -> int:
+        return int(self.array[index].size)
 
     def read(self, index: int) -> Tensor:
         row = self.array[index]

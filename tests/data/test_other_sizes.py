@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purify_engine.data import ImageShape, open_sink, open_source, purify_dataset
+from purify_engine.data import ImageShape, open_sink, open_source, pipeline, purify_dataset
 
 ANY = ImageShape(1)
 
@@ -40,6 +40,27 @@ def test_images_of_one_size_are_a_batch_and_each_keeps_its_id_and_size(tmp_path)
     for index, size in enumerate(sizes):
         written = Image.open(tmp_path / "out" / f"{index}.png")
         assert written.size == size and set(np.asarray(written).flat) == {20 * (index + 1)}
+
+
+def test_large_images_come_in_smaller_batches_whatever_they_come_in(tmp_path, monkeypatch):
+    """Or the memory would have to hold `batch_size` photographs several times."""
+    monkeypatch.setattr(pipeline, "MOST_NUMBERS", 128)
+    purifier, sizes = Halve(), [(8, 8), (8, 8), (2, 2), (20, 10), (2, 2), (8, 8), (4, 4), (4, 4)]
+    source = pictures(tmp_path / "in", *sizes)
+    (tmp_path / "in" / "7.png").write_bytes(b"no image")
+    assert [source.numbers(index) for index in (0, 3, 7)] == [64, 200, 0]
+    assert purify_dataset(purifier, source, open_sink(source, tmp_path / "out"), batch_size=4).ok == 7
+    assert purifier.asked == [
+        ((2, 1, 8, 8), [0, 1]), ((1, 1, 2, 2), [2]), ((1, 1, 10, 20), [3]),
+        ((1, 1, 2, 2), [4]), ((1, 1, 8, 8), [5]), ((1, 1, 4, 4), [6]),
+    ]  # fmt: skip
+    purifier = Halve()
+    np.save(tmp_path / "x.npy", np.zeros((3, 1, 8, 8), np.float32))
+    source = open_source(tmp_path / "x.npy", ANY)
+    purify_dataset(purifier, source, open_sink(source, tmp_path / "y.npy"))
+    assert purifier.asked == [((2, 1, 8, 8), [0, 1]), ((1, 1, 8, 8), [2])]
+    picture = open_source(tmp_path / "in" / "3.png", ImageShape(3))
+    assert picture.numbers(0) == 600
 
 
 def test_what_the_purifier_refuses_fails_alone_with_its_reason(tmp_path):
