@@ -78,11 +78,19 @@ def load_parts(
     denoiser, config = load_unet(Path(unet), preset, stated, devices.dtype_on(where, precision))
     network = load_classifier(guide) if isinstance(guide, str | Path) else guide
     how = dataclasses.replace(config, **changes)
-    ratio = PRESETS[preset].calibrate_to if preset is not None else None
-    if ratio is not None and how.guidance.scale == 0:
-        found = f"purifier.calibrate(training_images, {ratio:g})"
-        warnings.warn(f"{preset} has no published scale: nothing guides until guidance.scale is {found}", stacklevel=3)
+    unguided = nothing_guides(preset, how)
+    if unguided:
+        warnings.warn(unguided, stacklevel=3)
     return _placed(denoiser, network, how, where, precision)
+
+
+def nothing_guides(preset: str | None, how: PurifierConfig) -> str | None:
+    """What is to be done before a preset that its paper gives no scale guides as the paper's does; None where nothing is."""
+    ratio = None if preset is None else PRESETS[preset].calibrate_to
+    if ratio is None or how.guidance.scale > 0:
+        return None
+    found = f"purifier.calibrate(training_images, {ratio:g})"
+    return f"{preset} has no published scale: nothing guides until guidance.scale is {found}"
 
 
 def _placed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -266,7 +267,11 @@ class GuidedPurifier(nn.Module):
         device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
         GPUs that have it, float32 elsewhere (docs/performance.md).
         """
-        return cls(*presets.load_networks(name_or_path, preset, Stated(layout=layout), device, precision))
+        parts = presets.load_networks(name_or_path, preset, Stated(layout=layout), device, precision)
+        unguided = presets.nothing_guides(preset, parts.config)
+        if unguided:
+            warnings.warn(unguided, stacklevel=2)
+        return cls(*parts)
 
     @classmethod
     def from_checkpoint(

@@ -261,6 +261,8 @@ def test_a_preset_without_a_published_scale_says_that_nothing_guides_yet(small_p
     said = r"^agdm-cifar10 has no published scale: nothing guides until guidance.scale is purifier.calibrate\(.*, 0.8\)$"
     with pytest.warns(UserWarning, match=said):
         assert GuidedPurifier.from_checkpoint(*parts, preset="agdm-cifar10").config == how
+    with pytest.warns(UserWarning, match=said):
+        assert GuidedPurifier.from_pretrained(small_purifier, preset="agdm-cifar10").config.guidance == how.guidance
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scaled = replace(how.guidance, scale=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -54,10 +55,16 @@ def load_purifier(
     layout: str | None = None,
 ) -> GuidedPurifier:
     """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint."""
+    from purify_engine.conversion import Stated
+    from purify_engine.presets import load_networks, nothing_guides
     from purify_engine.purifier import GuidedPurifier
 
-    saved = GuidedPurifier.from_pretrained(name_or_path, preset=preset, layout=layout, device=device, precision=precision)
-    return saved.configured(**vars(with_options(saved.config, options)))
+    denoiser, guide, saved = load_networks(name_or_path, preset, Stated(layout=layout), device, precision)
+    config = with_options(saved, options)
+    unguided = nothing_guides(preset, config)
+    if unguided:
+        print(f"purify-engine: {unguided}", file=sys.stderr)
+    return GuidedPurifier(denoiser, guide, config)
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:

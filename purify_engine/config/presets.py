@@ -79,7 +79,7 @@ def _gradual(dataset: str, last: int, unet: str, image_size: int, differs: str =
         ),
         unet=unet,
         image_size=image_size,
-        source=f"{GRADUAL}section 5; def_max_timesteps of its scripts",
+        source=f"{GRADUAL}def_max_timesteps of its scripts",
         differs=f"The paper votes over 10 purifications of an image; this is one of them.{differs}",
     )
 
@@ -87,9 +87,9 @@ def _gradual(dataset: str, last: int, unet: str, image_size: int, differs: str =
 _RESPACED = respaced_timesteps("250")[-45:]  # GDMP's 45 purification steps are the end of 250
 
 _ROWS = (
-    _diffpure_cifar10("linf", 100, "table 1, t* = 0.1; run_scripts/cifar10/run_cifar_rand_inf.sh"),
-    _diffpure_cifar10("l2", 75, "table 2, t* = 0.075; run_scripts/cifar10/run_cifar_rand_L2.sh"),
-    _diffpure_cifar10("stadv", 125, "table 4, t* = 0.125; run_scripts/cifar10/run_cifar_stadv_rn50.sh"),
+    _diffpure_cifar10("linf", 100, "t* = 0.1; run_scripts/cifar10/run_cifar_rand_inf.sh"),
+    _diffpure_cifar10("l2", 75, "t* = 0.075; run_scripts/cifar10/run_cifar_rand_L2.sh"),
+    _diffpure_cifar10("stadv", 125, "t* = 0.125; run_scripts/cifar10/run_cifar_stadv_rn50.sh"),
     Preset(
         name="diffpure-imagenet",
         config=PurifierConfig(
@@ -97,7 +97,7 @@ _ROWS = (
         ),
         unet="ADM_IMAGENET256",
         image_size=256,
-        source=f"{DIFFPURE}table 3, t* = 0.15; run_scripts/imagenet/run_in_rand_inf.sh",
+        source=f"{DIFFPURE}t* = 0.15; run_scripts/imagenet/run_in_rand_inf.sh",
         differs="Its code keeps the network's weights in 16 bits; that is the precision here, not the preset.",
     ),
     Preset(

@@ -50,6 +50,15 @@ def test_a_purifier_is_loaded_with_the_options_in_place_and_no_others(small_puri
     assert changed.seed == 4 and changed.guidance.scale == 2.5 and changed.t_star == saved.t_star
 
 
+def test_a_preset_that_guides_nothing_yet_is_told_of_where_no_option_gives_a_scale(small_purifier, capsys):
+    load_purifier(str(small_purifier), preset="agdm-cifar10")
+    said = capsys.readouterr()
+    assert said.err.startswith("purify-engine: agdm-cifar10 has no published scale: nothing guides until") and not said.out
+    guidance = options_of(GuidanceConfig, saved=True)(scale=2.5)
+    loaded = load_purifier(str(small_purifier), options_of(PurifierConfig, saved=True)(guidance=guidance), preset="agdm-cifar10")
+    assert loaded.config.guidance.scale == 2.5 and not capsys.readouterr().err
+
+
 def test_the_shape_is_what_the_network_was_built_for(small_purifier):
     assert image_shape(load_purifier(str(small_purifier))) == SHAPE
 
