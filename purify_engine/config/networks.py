@@ -61,7 +61,7 @@ class UNetConfig:
     skip_rescale: bool = False
     """DDPM++: (x + h) / sqrt(2) where residual blocks add."""
     learned_variance: bool = False
-    """Twice the output channels; the second half is dropped by the denoiser."""
+    """Twice the output channels: the second half says where the variance of each pixel lies, which ddpm_learned alone reads."""
     prediction: Prediction = "eps"
     """What the network puts out, which the denoiser turns into eps: the noise, the clean image, v (Salimans & Ho 2022), or EDM's
     preconditioned mixture (Karras et al. 2022), where the network is told ln(sigma) / 4 in place of t."""
