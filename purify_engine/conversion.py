@@ -86,7 +86,7 @@ def convert(
         require(path is None or part not in files, part, f"left out where {source} is a classifier", str(path))
         if path is not None:
             files[part] = opened(path)
-    networks = {part: read_part(part, held, stated) for part, held in files.items()}
+    networks = {part: read_part(part, held, stated, stated.layout if held is first else None) for part, held in files.items()}
     how = purifier_of(networks["unet"], preset) if "unet" in networks else None
     purification = how and how._replace(config=configured(how.config))
     _refuse_missing_guide(purification, networks)
@@ -96,12 +96,12 @@ def convert(
     return made
 
 
-def read_part(part: Part, held: Opened, stated: Stated) -> Published:
-    """The network of an opened file, as the purifier's `part`."""
+def read_part(part: Part, held: Opened, stated: Stated, layout: str | None = None) -> Published:
+    """The network of an opened file, as the purifier's `part`; layout: of this file, None where it is to be recognised."""
     if part == "unet":
-        return read_unet(held, given=stated.unet, layout=stated.layout)
+        return read_unet(held, given=stated.unet, layout=layout)
     given = stated.guide if part == "guide" else stated.classifier
-    return read_classifier(held, given=given, layout=stated.layout if part == "classifier" else None)
+    return read_classifier(held, given=given, layout=layout)
 
 
 def purifier_of(unet: Published, preset: str | None = None) -> Purification:
@@ -157,7 +157,7 @@ def load_unet(
     source: Path, preset: str | None = None, stated: Stated = AS_IT_IS, dtype: torch.dtype = torch.float32
 ) -> tuple[Denoiser, PurifierConfig]:
     """The diffusion model of a published file, in `dtype`, and how it purifies (`purifier_of`); nothing is written."""
-    found = read_part("unet", opened(source), stated)
+    found = read_part("unet", opened(source), stated, stated.layout)
     assert isinstance(found.config, UNetConfig)
     with torch.device("meta"):
         unet = UNet(found.config)

@@ -90,6 +90,12 @@ def test_where_it_came_from_is_written_and_is_the_same_another_time(tmp_path, ch
     assert origin["guide"]["layout"] == "tiny-classifier"
 
 
+def test_a_layout_that_is_said_is_that_of_the_first_file(tmp_path, checkpoints, networks):
+    unet, guide = checkpoints
+    convert(unet, tmp_path / "out", guide=guide, classifier=guide, stated=Stated(layout="tiny"))
+    assert same_weights(load_classifier(tmp_path / "out"), networks[1])
+
+
 def test_a_classifier_alone_becomes_a_folder_that_is_read_as_one(tmp_path, checkpoints, networks):
     convert(checkpoints[1], tmp_path / "out")
     assert same_weights(load_classifier(tmp_path / "out"), networks[1])

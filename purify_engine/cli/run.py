@@ -76,7 +76,9 @@ def call(target: App, words: Sequence[str]) -> Any:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"purify-engine: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    said = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)  # a file's name may hold a terminal's commands
+    print(f"purify-engine: {said}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from purify_engine.config import ClassifierConfig
 from purify_engine.models.checkpoints.classifier_names import COUNTERS, own_shapes
-from purify_engine.models.checkpoints.layout import Given, Tensors, shapes_of, translate
+from purify_engine.models.checkpoints.layout import Given, Tensors, require_floats, shapes_of, translate
 from purify_engine.models.checkpoints.normalisation import in_file, is_buffer, stated
+from purify_engine.models.checkpoints.reading import is_plain
 from purify_engine.models.checkpoints.registry import CLASSIFIERS, recognised
 
 WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "last", "best")
@@ -52,6 +53,7 @@ def read_classifier(
         raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from None
     assert isinstance(found.config, ClassifierConfig)
     weights = translate(found.layout, found.config, tensors, own_shapes(found.config), source)
+    require_floats(weights, source)
     says = [*found.says, *_left_out(held, tensors, found.layout.ignored)]
     if own is not None and "mean" not in given:
         says.append(f"normalised by the file's own {_some(buffers)}")
@@ -95,7 +97,7 @@ def _weights(held: Mapping[str, Any], source: str) -> Tensors:
 
 
 def _tensors(held: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    return {str(name): value for name, value in held.items() if is_plain(value)}
 
 
 def _prefixes(tensors: Tensors) -> list[str]:

@@ -136,8 +136,9 @@ def unwrap(content: Any) -> Tensors | None:
         return None
     if network.class_name != PRECONDITIONING:
         _refuse(f"one under {network.class_name!r}")
-    if network.state.get("sigma_data") != SIGMA_DATA:
-        _refuse(f"one with sigma_data {network.state.get('sigma_data')!r}")
+    sigma_data = network.state.get("sigma_data")
+    if not isinstance(sigma_data, float) or sigma_data != SIGMA_DATA:  # said only where short: lists in lists may fill a memory
+        _refuse(f"one with sigma_data {sigma_data if isinstance(sigma_data, float) else type(sigma_data).__name__!r}")
     held = network.state.get("_modules")
     inner = held.get("model") if isinstance(held, Mapping) else None
     if not isinstance(inner, Recorded) or inner.class_name != ARCHITECTURE:

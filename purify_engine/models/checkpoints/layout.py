@@ -17,6 +17,7 @@ from torch import Tensor
 from purify_engine.config import ScheduleConfig, require
 
 SIXTEEN_BITS = (torch.float16, torch.bfloat16)
+FLOATS = (*SIXTEEN_BITS, torch.float32, torch.float64)  # those of 8 bits were divided by a scale that is no weight
 
 ConfigT = TypeVar("ConfigT")
 Tensors = Mapping[str, Tensor]
@@ -144,6 +145,12 @@ def translate(layout: Layout[ConfigT], config: ConfigT, tensors: Tensors, wanted
     return ours
 
 
+def require_floats(weights: Tensors, source: str) -> None:
+    """Refuse weights of another kind, which no network computes with."""
+    for name, weight in weights.items():
+        require(weight.dtype in FLOATS, f"{source}: {name}", "floats of 16, 32 or 64 bits", weight.dtype)
+
+
 def written(layout: Layout[ConfigT], config: ConfigT, weights: Tensors) -> dict[str, Tensor]:
     """A network's tensors under the layout's own names: what `translate` reads."""
     theirs = dict[str, Tensor]()
@@ -156,7 +163,7 @@ def _read(entry: Entry, tensors: Tensors, wanted: tuple[int, ...], source: str) 
     found = [tensors[name] for name in entry.theirs]
     try:
         made = entry.rule.read(*found)
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError, TypeError):
         made = None
     if made is None or tuple(made.shape) != wanted:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in found)

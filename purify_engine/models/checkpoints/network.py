@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from purify_engine.config import ClassifierConfig, ScheduleConfig, UNetConfig
+from purify_engine.config import ClassifierConfig, ScheduleConfig, UNetConfig, require
 from purify_engine.models.checkpoints import classifier, registry
-from purify_engine.models.checkpoints.layout import Given, Layout, Tensors, shapes_of, translate
+from purify_engine.models.checkpoints.layout import Given, Layout, Tensors, require_floats, shapes_of, translate
 from purify_engine.models.checkpoints.reading import Opened, forms
 from purify_engine.models.checkpoints.registry import fitting, named, recognised
 from purify_engine.models.unet import UNet
@@ -45,6 +45,7 @@ def read_unet(opened: Opened, *, given: Given | None = None, layout: str | None 
     with torch.device("meta"):
         wanted = shapes_of(UNet(fit.config).state_dict())
     weights = translate(fit.layout, fit.config, tensors, wanted, source)
+    require_floats(weights, source)
     schedule = fit.layout.schedule(fit.config, opened.beside) if fit.layout.schedule else ScheduleConfig()
     says = (f"the weights of {part!r}", *fit.says) if part else fit.says
     sampling = fit.layout.sampling(opened.beside) if fit.layout.sampling else {}
@@ -56,6 +57,7 @@ def read_classifier(opened: Opened, *, given: Given | None = None, layout: str |
     source, name = str(opened.files[0]), opened.files[0].stem
     held = opened.content if isinstance(opened.content, Mapping) else {}
     read = classifier.read_classifier(held, name, source, given=given, layout=layout)
+    require(not any(weight.is_meta for weight in read.weights.values()), source, "a file of tensors with values", "meta tensors")
     return Published(read.layout, read.config, read.weights, ScheduleConfig(), read.says)
 
 

@@ -32,6 +32,7 @@ NORMALISATIONS: dict[str, Normalisation] = {
     "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
+MOST_CHANNELS = 1024  # of images; a file's buffers may be of any size, and an error that quotes them, too
 MEANS, DEVIATIONS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")  # the last part of a buffer's name
 
 
@@ -58,7 +59,7 @@ def in_file(buffers: Tensors) -> Normalisation | None:
         return None
     found = {name.rpartition(".")[2]: tensor for name, tensor in buffers.items()}
     means, stds = ([found[name] for name in names if name in found] for names in (MEANS, DEVIATIONS))
-    if len(means) != 1 or len(stds) != 1 or means[0].numel() != stds[0].numel():
+    if len(means) != 1 or len(stds) != 1 or means[0].numel() != stds[0].numel() or means[0].numel() > MOST_CHANNELS:
         raise ValueError(f"a file's normalisation must be one mean and one deviation, got {', '.join(sorted(buffers))}")
     require(bool((stds[0] > 0).all()), "the file's deviations", "positive", stds[0].flatten().tolist())
     return Normalisation(_numbers(means[0]), _numbers(stds[0]))

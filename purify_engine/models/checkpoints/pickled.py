@@ -83,7 +83,8 @@ class _StandIn:
 def _recorded(meta: Any) -> Recorded:
     """A module whose class's source is in `meta`, and is left there."""
     made = Recorded()
-    made.class_name = str(meta.get("class_name", ""))[:80]
+    name = meta.get("class_name")
+    made.class_name = name[:80] if isinstance(name, str) else ""
     made.__setstate__(meta.get("state"))
     return made
 
@@ -120,7 +121,7 @@ KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):  # in Python: the one in C lets a file of a few bytes ask for a table of gigabytes
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in KNOWN:
             raise _UnknownNameError(f"{module}.{name}"[:80])

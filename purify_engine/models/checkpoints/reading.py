@@ -48,9 +48,10 @@ FLAX = "is a msgpack file (Flax, as score_sde's JAX version writes): the PyTorch
 TAR = "is a tar archive: unpack it, and give a PyTorch file in it"
 SCRIPTED = "is a TorchScript file, which is code: save its state_dict by torch.save where you trust it"
 
-PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, and a wrapper's attribute
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, and a wrapper's attribute, in any order
 KINDS = (".safetensors", ".bin", ".pth", ".pt")  # of files in a folder
 DEEP = 3  # wrappers within wrappers, at most
+LONG = 16  # entries of a list that may be looked through: ddim's has 5, and a hostile one holds itself a million times
 
 
 class Opened(NamedTuple):
@@ -88,28 +89,32 @@ def forms(content: Any) -> Iterator[tuple[str, Tensors]]:
     """Dictionaries of tensors within `content`, and where each lay: averaged weights first, names without prefixes last."""
     for part, tensors in _dictionaries(content, "", DEEP):
         yield part, tensors
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-                yield part, tensors
+        left = list(PREFIXES)
+        while found := [prefix for prefix in left if all(name.startswith(prefix) for name in tensors)]:
+            left.remove(found[0])
+            tensors = {name.removeprefix(found[0]): tensor for name, tensor in tensors.items()}
+            yield part, tensors
 
 
 def _dictionaries(content: Any, part: str, deep: int) -> Iterator[tuple[str, Tensors]]:
-    if isinstance(content, list | tuple) and deep:  # as ddim's training writes it: the averages come last
+    if isinstance(content, list | tuple) and deep and len(content) <= LONG:  # as ddim writes it: the averages come last
         for place in reversed(range(len(content))):
             yield from _dictionaries(content[place], f"{part}.{place}".lstrip("."), deep - 1)
     if not isinstance(content, Mapping):
         return
-    tensors = {name: value.detach() for name, value in content.items() if isinstance(name, str) and _is_dense(value)}
-    if tensors and len(tensors) == len(content):
+    tensors = {name: value.detach() for name, value in content.items() if isinstance(name, str) and is_plain(value)}
+    if tensors and len(tensors) == len(content) and not any(tensor.is_meta for tensor in tensors.values()):
         yield part, tensors
     elif deep:
         for name in USUAL:
             yield from _dictionaries(content.get(name), f"{part}.{name}".lstrip("."), deep - 1)
 
 
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor that stores each of its numbers: neither sparse nor quantized, nor one number spread out."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_nested:
+        return False
+    return value.numel() * value.itemsize <= value.untyped_storage().nbytes()
 
 
 def _located_in(folder: Path) -> tuple[Path, ...]:
@@ -132,7 +137,7 @@ def _least_changed(path: Path) -> tuple[bool, bool, int, str]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} must be JSON; {AGAIN}") from None
 
 
@@ -171,12 +176,15 @@ def _refuse_other_zips(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] for name in archive.namelist()]
+            unpacked = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError):
         raise ValueError(f"{path} is damaged or cut short: its list of contents is missing; {AGAIN}") from None
     if any(name.startswith(TORCH_SCRIPT) for name in names):
         raise ValueError(f"{path} {SCRIPTED}")
     if "data.pkl" not in names:
         raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and give a PyTorch file in it")
+    if unpacked > path.stat().st_size:  # read, its pickle might fill the memory
+        raise ValueError(f"{path} holds {unpacked:,} bytes when unpacked, but torch.save compresses nothing: {AGAIN}")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

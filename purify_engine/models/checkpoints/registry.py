@@ -76,10 +76,15 @@ def fitting(
     shapes: Shapes, layouts: Sequence[Layout], *, given: Given | None = None, beside: Beside | None = None, name: str = ""
 ) -> list[Recognised]:
     """Every layout of `layouts` whose names and shapes these may be; the arguments are those of `recognised`."""
+    empty = next((held for held, shape in shapes.items() if 0 in shape), None)
+    require(empty is None, "every tensor", "of one number at least", empty and empty[:60])
     fits = []
     for known in layouts:
-        fields, says = _known(known, shapes, given or {}, beside or {}, name)
-        config = known.recognise(shapes, fields)
+        try:
+            fields, says = _known(known, shapes, given or {}, beside or {}, name)
+            config = known.recognise(shapes, fields)
+        except (IndexError, KeyError):  # a layout looks at shapes of its names, which may have other dimensions
+            raise ValueError(f"names of {known.name} must have its tensors, got ones of other shapes") from None
         if config is not None:
             fits.append(Recognised(known, config, says))
     return fits

@@ -13,13 +13,13 @@ AVERAGED = ("ema", "ema_state_dict", "model_ema", "ema_model", "state_dict_ema")
 USUAL = (*AVERAGED, "state_dict", "model", "model_state_dict", "net", "network", "params", "module", "unet")
 
 
-def bare(content: Any) -> dict[str, Tensor] | None:
+def bare(content: Any, deep: int = 3) -> dict[str, Tensor] | None:
     """The tensors of `content`, a dictionary of tensors or one that holds such a one under a usual name; `module.` is taken off.
 
-    None where there is none.
+    deep: dictionaries within one another, at most: a file's may hold itself. None where there is none.
     """
-    for name in USUAL if isinstance(content, Mapping) else ():
-        if isinstance(content.get(name), Mapping) and (found := bare(content[name])) is not None:
+    for name in USUAL if isinstance(content, Mapping) and deep else ():
+        if isinstance(content.get(name), Mapping) and (found := bare(content[name], deep - 1)) is not None:
             return found
     if not isinstance(content, Mapping) or not content:
         return None

@@ -144,6 +144,7 @@ WRAPPED = {
     "ema first": lambda weights: {"model": {name: value + 1 for name, value in weights.items()}, "ema": weights},
     "list": lambda weights: [{name: value + 1 for name, value in weights.items()}, {"state": {}}, 3, weights],
     "module.": lambda weights: {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
+    "_orig_mod.module.": lambda weights: {f"_orig_mod.module.{name}": value for name, value in weights.items()},
     "module.model.": lambda weights: {f"module.model.{name}": value for name, value in weights.items()},
 }
 
