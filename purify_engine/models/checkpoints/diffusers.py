@@ -37,6 +37,7 @@ UNTOLD = (
     "image_size", "num_head_channels", "norm_groups", "norm_eps", "downsample_padding", "sinusoid", "sinusoid_endpoint"
 )  # fmt: skip
 SCHEDULER = "scheduler_config.json"
+UNSCHEDULED = f"the noise is predicted, on Ho et al.'s schedule: no {SCHEDULER} lies beside it to tell otherwise"
 PUBLISHED = DDPM_CIFAR10  # google/ddpm-cifar10-32
 
 
@@ -100,11 +101,14 @@ def recognise(shapes: Shapes, given: Given, names: AttentionNames = TODAY) -> UN
 
 
 def told(shapes: Shapes, name: str, names: AttentionNames = TODAY) -> list[Told]:
-    """What google/ddpm-cifar10-32 has, where these are its shapes."""
-    if not _is_unet2d(shapes, names) or _at(*_read(shapes, names), PUBLISHED.image_size) != PUBLISHED:
+    """What google/ddpm-cifar10-32 has, where these are its shapes; and what is predicted, where no scheduler tells it."""
+    if not _is_unet2d(shapes, names):
         return []
+    eps = Told({"prediction": "eps"}, UNSCHEDULED)
+    if _at(*_read(shapes, names), PUBLISHED.image_size) != PUBLISHED:
+        return [eps]
     fields = {field: getattr(PUBLISHED, field) for field in UNTOLD}
-    return [Told(fields, "images of 32x32, heads and norms: as google/ddpm-cifar10-32, of the same shapes, has them")]
+    return [Told(fields, "images of 32x32, heads and norms: as google/ddpm-cifar10-32, of the same shapes, has them"), eps]
 
 
 def _is_unet2d(shapes: Shapes, names: AttentionNames) -> bool:
@@ -122,7 +126,7 @@ def stated(beside: Beside) -> Given:
         return {}
     sized = said.get("sample_size") is not None
     fields = vars(unet_config(said) if sized else unet_config(said, image_size=2 ** len(said.get("block_out_channels", ()))))
-    unsaid = ("attention_resolutions",) if sized else ("attention_resolutions", "image_size")
+    unsaid = ("attention_resolutions", "prediction") if sized else ("attention_resolutions", "prediction", "image_size")
     predicts = {"prediction": read_scheduler(beside[SCHEDULER]).prediction} if SCHEDULER in beside else {}
     return {name: value for name, value in fields.items() if name not in unsaid} | predicts
 

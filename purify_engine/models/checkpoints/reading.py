@@ -49,6 +49,7 @@ TAR = "is a tar archive: unpack it, and give a PyTorch file in it"
 SCRIPTED = "is a TorchScript file, which is code: save its state_dict by torch.save where you trust it"
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, and a wrapper's attribute, in any order
+DIFFUSERS = "diffusion_pytorch_model"  # how its files of weights begin
 KINDS = (".safetensors", ".bin", ".pth", ".pt")  # of files in a folder
 DEEP = 3  # wrappers within wrappers, at most
 LONG = 16  # entries of a list that may be looked through: ddim's has 5, and a hostile one holds itself a million times
@@ -72,17 +73,17 @@ def opened(path: Path) -> Opened:
 
 
 def located(path: Path) -> tuple[Path, ...]:
-    """The file with the weights, then the JSON files beside it that say what they are: those of a folder, none for a file."""
+    """The file with the weights, then the JSON files beside it that say what they are, where diffusers wrote it."""
     if path.is_dir():
         return _located_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; give the path of a checkpoint, or of a diffusers folder")
-    return (path,)
+    return (path, *_beside(path.parent)) if path.name.startswith(DIFFUSERS) else (path,)
 
 
 def is_published(folder: Path) -> bool:
     """Whether a folder is laid out as diffusers has it, a whole pipeline or one network."""
-    return (folder / "model_index.json").is_file() or any(folder.glob("diffusion_pytorch_model*"))
+    return (folder / "model_index.json").is_file() or any(folder.glob(f"{DIFFUSERS}*"))
 
 
 def forms(content: Any) -> Iterator[tuple[str, Tensors]]:
@@ -126,7 +127,13 @@ def _located_in(folder: Path) -> tuple[Path, ...]:
         raise ValueError(f"{folder} must hold a checkpoint, a file of {', '.join(KINDS)}, got a folder with {there}")
     if len({path.name.partition(".")[0] for path in weights}) > 1:
         raise ValueError(f"{folder} must hold one network, got {', '.join(path.name for path in weights[:4])}: name the file")
-    return (weights[0], *sorted(root.glob("*.json")), *sorted((folder / "scheduler").glob("*.json")))
+    return (weights[0], *_beside(root))
+
+
+def _beside(root: Path) -> list[Path]:
+    """The JSON files of a network and of its scheduler, which in a pipeline lies in a folder beside the network's."""
+    scheduler = root.absolute().parent / "scheduler" if root.absolute().name == "unet" else root / "scheduler"
+    return [*sorted(root.glob("*.json")), *sorted(scheduler.glob("*.json"))]
 
 
 def _least_changed(path: Path) -> tuple[bool, bool, int, str]:

@@ -49,6 +49,12 @@ def test_a_folder_without_a_scheduler_says_nothing_of_sampling(tmp_path):
     assert found.schedule is None and found.sampling == {}
 
 
+def test_that_no_scheduler_tells_what_is_predicted_is_said(tmp_path):
+    for name, scheduler in (("alone", None), ("with", theirs.SCHEDULER)):
+        (network,) = convert(theirs.save(tmp_path / name, theirs.SMALL, scheduler), tmp_path / f"{name} out").networks.values()
+        assert any("the noise is predicted" in one for one in network.says) == (scheduler is None)
+
+
 def test_a_converted_folder_purifies_as_its_scheduler_samples(tmp_path):
     made = convert(theirs.save(tmp_path / "a", theirs.SMALL, theirs.SCHEDULER, pipeline=True), tmp_path / "b")
     assert made.networks["unet"].layout == "diffusers"

@@ -183,6 +183,19 @@ def test_of_a_folder_the_one_network_is_read_with_the_json_beside_it(tmp_path):
     assert opened(tmp_path).beside["scheduler_config.json"] == {"beta_end": 0.02}
 
 
+def test_what_lies_beside_diffusers_weights_counts_wherever_one_points(tmp_path):
+    """Else a network would be taken for google's of the same shapes, and v for the noise, without a word."""
+    for folder in ("unet", "scheduler"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    (tmp_path / "unet" / "config.json").write_text('{"sample_size": 32}')
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file(WEIGHTS, weights)
+    for path in (tmp_path, tmp_path / "unet", weights):
+        assert opened(path).beside.keys() == {"config.json", "scheduler_config.json"}
+    assert not opened(weights.rename(tmp_path / "unet" / "mine.safetensors")).beside
+
+
 def test_a_folder_without_one_network_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must hold a checkpoint, a file of .* got a folder with nothing"):
         opened(tmp_path)
