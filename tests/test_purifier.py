@@ -291,6 +291,11 @@ BAD_CALLS = [
         ValueError,
         "sampler must be another where UNetConfig.learned_variance is False, as ddpm, got 'ddpm_learned'",
     ),
+    (
+        lambda: purifier(guidance={"form": "mean"}).configured(sampler="ddim", eta=0.0),
+        ValueError,
+        "guidance.form must be 'score' where ddim's eta is 0: the mean form scales with the variance, got 'mean'",
+    ),
     (lambda: purifier().configured(gradient="true"), ValueError, "gradient must be one of exact"),
     (lambda: purifier().reseed(-1), ValueError, "seed must be in"),
     (lambda: purifier().calibrate(images(), ratio=-1), ValueError, "ratio must be at least 0"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 from purify_engine.config.checks import one_of, require
 from purify_engine.config.timesteps import check_timesteps
@@ -182,10 +184,12 @@ class PurifierConfig:
             require(max(stars) == self.t_star, "t_star", f"the largest of cycle_t_stars, {max(stars)}", self.t_star)
 
     def _hold_tuples(self) -> None:
-        """Lists become tuples: a configuration is hashable."""
+        """Lists and arrays become tuples of plain integers: a configuration is hashable, and JSON."""
         for name in ("timesteps", "landings", "cycle_t_stars"):
             if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(given))
+                whole = isinstance(given, Iterable) and all(isinstance(number, SupportsIndex) for number in given)
+                require(whole, name, "a tuple of integers, or None", given)
+                object.__setattr__(self, name, tuple(map(index, given)))
 
     def _check_timesteps(self) -> None:
         stops, landings = self.timesteps, self.landings

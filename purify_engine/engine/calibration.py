@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from purify_engine.config import Growth
+from purify_engine.config import Growth, require
 from purify_engine.engine.bridges import Bridge
 from purify_engine.engine.guide import Guide, Target
 from purify_engine.engine.loop import Loop
@@ -53,12 +53,14 @@ def guidance_scale_for(
 
     bridge: what the network is given of `x`, part by part; None: `x` itself. growth: of the scale, as in `GuidanceConfig`.
     """
+    require(len(x) > 0, "images", "at least one image", list(x.shape))
     ratios = list[Tensor]()
     for process in processes:
         guide = _MeasuringGuide(process.guide, growth)
         for part, noise in [(x, process.noise)] if bridge is None else bridge.parts(x, process.noise):
             Loop().run(process._replace(guide=guide, noise=noise), part)
         ratios += guide.ratios
+    require(bool(ratios), "guidance.kind", "'adversarial' or 'pixel': without a guide there is no pull to measure", "none")
     return ratio / float(torch.cat(ratios).double().quantile(quantile))
 
 

@@ -57,6 +57,7 @@ BOUNDS = [
     (PurifierConfig, "num_steps", [None, 2], [1, 3], "None or 2, as many as timesteps", {"t_star": 9, "timesteps": (8, 3)}),
     (PurifierConfig, "timesteps", [(8,), (8, 0), (8, 7, 3)], [(), (7, 3), (9, 3), (8, 8), (8, 3, 4), (8, -1)],
      "integers falling strictly from t_star - 1 = 8", {"t_star": 9}),
+    (PurifierConfig, "timesteps", [(8, 3)], [(8.0, 3.5), 8, ("8",)], "a tuple of integers, or None", {"t_star": 9}),
     (PurifierConfig, "timesteps", [None], [(8, 3)], "None where cycle_t_stars is given", {"t_star": 9, "cycle_t_stars": (9,)}),
     (PurifierConfig, "landings", [(3, -1), (7, 2), (-1, -1)], [(8, -1), (3, 3), (3, -2)], "in [-1, timestep) for each timestep",
      {"t_star": 9, "timesteps": (8, 3)}),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 from purify_engine import config
@@ -104,6 +105,8 @@ def test_every_configuration_is_here_with_every_field_changed():
 def test_lists_of_timesteps_become_tuples():
     found = PurifierConfig(t_star=9, timesteps=[8, 3], landings=[3, -1])
     assert found == PurifierConfig(t_star=9, timesteps=(8, 3), landings=(3, -1)) and hash(found)
+    of_arrays = PurifierConfig(t_star=9, timesteps=np.array([8, 3]))  # whose numbers JSON would refuse
+    assert json.loads(json.dumps(to_dict(of_arrays)))["timesteps"] == [8, 3]
     assert PurifierConfig(t_star=9, cycles=2, cycle_t_stars=[9, 3]).cycle_t_stars == (9, 3)
 
 
