@@ -41,7 +41,11 @@ def cached(source: Path, stated: Stated = AS_IT_IS) -> Path:
 def folder() -> Path:
     """Where entries lie, by the XDG base directory specification: a relative path in the variable counts as none."""
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".cache") / "purify-engine" / "converted"
+    try:
+        base = named if named.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:  # a user without an entry, as in many containers, and no HOME
+        raise ValueError(f"XDG_CACHE_HOME must be an absolute path where there is no home folder, got {str(named)!r}") from None
+    return base / "purify-engine" / "converted"
 
 
 def is_whole(entry: Path) -> bool:

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from purify_engine.config import PRESETS, ClassifierConfig, PurifierConfig, ScheduleConfig, UNetConfig, one_of, require
-from purify_engine.files import write_folder, write_whole
+from purify_engine.files import write_folder
 from purify_engine.folders import write_config
 from purify_engine.models import published as constants
 from purify_engine.models.checkpoints.layout import Given
 from purify_engine.models.checkpoints.network import Published, kind_of, read_classifier, read_unet, sha256
 from purify_engine.models.checkpoints.reading import Opened, opened
+from purify_engine.models.checkpoints.safetensors import write_tensors
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
 
@@ -142,7 +141,7 @@ def write(folder: Path, made: Conversion, precision: Stored) -> None:
     """Weights, then `config.json`, into `folder`."""
     for part, network in made.networks.items():
         weights = {name: _stored(tensor, STORED_DTYPES[precision]) for name, tensor in network.weights.items()}
-        write_whole(folder / f"{part}.safetensors", partial(save_file, weights))
+        write_tensors(weights, folder / f"{part}.safetensors")
     configs: dict[str, Any] = {str(part): network.config for part, network in made.networks.items()}
     how, preset = made.purification or (None, None)
     write_config(folder, **configs, purifier=how, preset=preset, precision=precision, origin=made.origin)

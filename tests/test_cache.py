@@ -101,3 +101,14 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
     for named, base in ((str(tmp_path / "x"), tmp_path / "x"), ("relative", tmp_path / ".cache"), ("", tmp_path / ".cache")):
         monkeypatch.setenv("XDG_CACHE_HOME", named)
         assert cache.folder() == base / "purify-engine" / "converted"
+
+
+def test_without_a_home_the_variable_must_say_where(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", raises_no_home)
+    with pytest.raises(ValueError, match="XDG_CACHE_HOME must be an absolute path where there is no home folder"):
+        cache.folder()
+
+
+def raises_no_home():
+    raise RuntimeError("Could not determine home directory.")

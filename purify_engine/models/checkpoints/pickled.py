@@ -95,6 +95,10 @@ def _storage(data: Any) -> Any:
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """PyTorch would make the storage larger, by whatever the memory holds."""
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if (last + 1) * storage.dtype.itemsize > storage._untyped_storage.nbytes():
+        raise ValueError("a tensor reaches beyond what is stored of it")
     return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -25,7 +26,18 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
 def save_safetensors(module: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the state_dict of `module` to `path`, whole or not at all; missing folders are made."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    write_whole(Path(path), lambda temporary: save_file(weights, temporary))
+    write_tensors(weights, Path(path))
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors, none of which shares its memory, whole or not at all; OSError where the disk is full, say."""
+    try:
+        write_whole(path, lambda temporary: save_file(tensors, temporary))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_safetensors(module: ModuleT, path: str | os.PathLike[str]) -> ModuleT:

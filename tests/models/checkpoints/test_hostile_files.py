@@ -60,6 +60,28 @@ def test_a_pickle_gets_no_table_of_the_size_that_it_asks_for(tmp_path, little_me
     assert opened(tmp_path / "memo.pkl").content == {}
 
 
+def test_a_tensor_of_a_pickle_has_nothing_that_is_not_in_the_file(tmp_path):
+    """PyTorch would make its storage larger: gigabytes, or what this process forgot."""
+    held = torch.storage.TypedStorage(wrap_storage=torch.UntypedStorage(16), dtype=torch.float32, _internal=True)
+    for length, fits in ((4, True), (5, False), (1 << 30, False)):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": Called(torch._utils._rebuild_tensor, held, 0, (length,), (1,))}))
+        if fits:
+            assert opened(tmp_path / "a.pkl").content["a"].shape == (length,)
+        else:
+            with pytest.raises(ValueError, match=r"a tensor reaches beyond what is stored of it"):
+                opened(tmp_path / "a.pkl")
+
+
+class Called:
+    """Pickled as a call of a function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
 def laughs() -> Any:
     """Lists in lists, a few hundred bytes in a file and gigabytes in words."""
     held: Any = ["a" * 100]

@@ -1,7 +1,9 @@
 """Weights on disk: what was saved comes back, and every wrong file is one line that names it and says what to do."""
 
+import errno
 import os
 import pickle
+import resource
 
 import pytest
 import torch
@@ -197,3 +199,15 @@ def test_a_save_that_fails_leaves_the_weights_that_were_there(saved, monkeypatch
         save_safetensors(twice, saved)
     assert saved.read_bytes() == whole
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file of more bytes
+    try:
+        with pytest.raises(OSError) as error:
+            save_safetensors(torch.nn.Linear(32, 32), tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG and error.value.filename == str(tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
