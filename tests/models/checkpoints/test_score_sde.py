@@ -81,7 +81,10 @@ def test_an_error_of_the_averages_names_the_file(tensors, tmp_path):
         read_unet(opened(tmp_path / "checkpoint_8.pth"), given=GIVEN)
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"state_dict": t}, lambda t: {"model": t, "step": 1}], ids=str)
+WRAPPINGS = {"bare": lambda t: t, "state_dict": lambda t: {"state_dict": t}, "model": lambda t: {"model": t, "step": 1}}
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS.keys())
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_tensors_without_averages_are_read_as_they_are(tensors, tmp_path, wrap, prefix):
     torch.save(wrap({prefix + name: tensor for name, tensor in tensors.items()}), tmp_path / "copied.pt")
