@@ -13,6 +13,7 @@ from purify_engine.config import Prediction, ScheduleConfig, Spacing, ddim_landi
 from purify_engine.models.checkpoints.diffusers_unet import completed
 
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+MOST_TIMESTEPS = 100_000  # a number of a file decides how much memory the schedule takes
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # DDPM's variances by their names; their _log is the same number by another way, but for fixed_large_log, which is not a number.
 SAMPLERS = {
@@ -122,6 +123,7 @@ def read_scheduler(said: Mapping[str, Any]) -> Scheduler:
 
 def _schedule(told: Mapping[str, Any]) -> ScheduleConfig:
     kind, total = _translated(told, "beta_schedule", KINDS), told["num_train_timesteps"]
+    require(1 <= total <= MOST_TIMESTEPS, "num_train_timesteps", f"1 to {MOST_TIMESTEPS}", total)
     if kind == "cosine":
         return ScheduleConfig(kind=kind, num_timesteps=total)
     return ScheduleConfig(kind=kind, num_timesteps=total, beta_start=told["beta_start"], beta_end=told["beta_end"])

@@ -41,6 +41,7 @@ FIXED: Mapping[str, tuple[Any, ...]] = {  # keys that must be so, the first wher
     "class_embed_type": (None,),
     "num_class_embeds": (None,),
 }
+MOST_LAYERS = 100  # of a level; a number of a file decides how long the network takes to build
 UNUSED = {
     "num_train_timesteps",  # of a learned time embedding; the others EMAModel writes
     "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
@@ -69,6 +70,8 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
     _refuse_other_networks(said)
     told = completed(said, READ, may_be_none=("attention_head_dim", "downsample_type", "upsample_type"))
     widths, size = _widths(told), _size(told["sample_size"], image_size)
+    layers = told["layers_per_block"]
+    require(1 <= layers <= MOST_LAYERS, "layers_per_block", f"1 to {MOST_LAYERS}", layers)
     attends, resample = _levels(told, len(widths))
     _check_attention(told, [width for width, attention in zip(widths, attends, strict=True) if attention], widths[-1])
     _one_of(told, "time_embedding_dim", None, 4 * widths[0])
@@ -79,7 +82,7 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
         in_channels=told["in_channels"],
         base_channels=widths[0],
         channel_mult=multiples(widths, widths[0]),
-        num_res_blocks=told["layers_per_block"],
+        num_res_blocks=layers,
         attention_resolutions=tuple(size >> level for level, attention in enumerate(attends) if attention),
         middle_attention=told["add_attention"],
         num_head_channels=told["attention_head_dim"],

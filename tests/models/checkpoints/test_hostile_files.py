@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import resource
 import struct
@@ -155,6 +156,16 @@ def test_names_that_command_the_terminal_are_said_in_letters(tmp_path, capsys):
         run.main(["convert", str(tmp_path / "a.pt"), str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert ended.value.code == run.USAGE and said.removesuffix("\n").isprintable() and r"\x1b[2J\x9b" in said
+
+
+@pytest.mark.parametrize("number", [10**9, 10**30])
+def test_numbers_of_json_that_would_take_for_ever_are_refused(tmp_path, number):
+    diffusers.save(tmp_path / "layers", diffusers.SMALL)
+    (tmp_path / "layers" / "config.json").write_text(json.dumps({**diffusers.SMALL, "layers_per_block": number}))
+    diffusers.save(tmp_path / "steps", diffusers.SMALL, {**diffusers.SCHEDULER, "num_train_timesteps": number})
+    for folder, said in (("layers", "layers_per_block must be 1 to 100"), ("steps", "num_train_timesteps must be 1 to 100000")):
+        with pytest.raises(ValueError, match=f"{said}, got {number}"):
+            convert(tmp_path / folder, tmp_path / "out")
 
 
 def test_json_that_is_too_deep_is_refused(tmp_path):
