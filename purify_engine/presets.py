@@ -34,6 +34,7 @@ class Parts(NamedTuple):
     config: PurifierConfig
 
 
+FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")  # of checkpoints; no Hub id ends so
 EMBEDDED = Path(__file__).parent / "weights"
 
 
@@ -139,7 +140,8 @@ def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
         return cached(path, stated)
     if path.is_dir():
         return path
-    if str(name_or_path).count("/") == 1 and not path.is_absolute():
+    is_file_name = path.suffix in FILES or str(name_or_path).startswith((".", "~"))  # mistyped: nobody is asked for it
+    if str(name_or_path).count("/") == 1 and not path.is_absolute() and not is_file_name:
         found = _from_hub(str(name_or_path))
         return cached(found, stated) if is_published(Path(found)) else found
     known = ", ".join(list_purifiers())

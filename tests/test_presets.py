@@ -35,7 +35,7 @@ def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_
     assert presets.resolve("digits") == presets.EMBEDDED / "digits"
     assert str(presets.resolve("owner/here")) == "owner/here"
     assert presets.resolve("owner/there") == "hub owner/there"
-    for name in ("nowhere", "a/b/c", str(tmp_path / "absent")):
+    for name in ("nowhere", "a/b/c", str(tmp_path / "absent"), "weights/absent.pth", "./absent", "~/absent"):
         with pytest.raises(FileNotFoundError, match=r"embedded name \(.*digits.*\), a folder, or a Hub id"):
             presets.resolve(name)
 
