@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from purify_engine.config import ClassifierConfig
+from purify_engine.config import ClassifierConfig, require
 from purify_engine.models.checkpoints.classifier_names import COUNTERS, own_shapes
 from purify_engine.models.checkpoints.layout import Given, Tensors, require_floats, shapes_of, translate
 from purify_engine.models.checkpoints.normalisation import in_file, is_buffer, stated
@@ -47,6 +47,9 @@ def read_classifier(
     tensors, buffers = unwrapped(held, source)
     try:
         own, given = in_file(buffers), stated(given or {})
+        if own is not None and "mean" not in given:  # else 255 times too large, in silence
+            fits = all(0 <= one <= 1 for one in own.mean)
+            require(fits, "the file's means", "in [0, 1], as images are (state normalisation)", own.mean[:4])
         fields = {**(own.fields() if own else {}), **given}
         found = recognised(shapes_of(tensors), CLASSIFIERS, source, given=fields, layout=layout, name=name)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -61,8 +62,9 @@ def in_file(buffers: Tensors) -> Normalisation | None:
     means, stds = ([found[name] for name in names if name in found] for names in (MEANS, DEVIATIONS))
     if len(means) != 1 or len(stds) != 1 or means[0].numel() != stds[0].numel() or means[0].numel() > MOST_CHANNELS:
         raise ValueError(f"a file's normalisation must be one mean and one deviation, got {', '.join(sorted(buffers))}")
-    require(bool((stds[0] > 0).all()), "the file's deviations", "positive", stds[0].flatten().tolist())
-    return Normalisation(_numbers(means[0]), _numbers(stds[0]))
+    mean, std = _numbers(means[0]), _numbers(stds[0])
+    require(all(0 < one < math.inf for one in std), "the file's deviations", "positive", std[:4])
+    return Normalisation(mean, std)
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...]:

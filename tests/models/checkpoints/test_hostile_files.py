@@ -173,3 +173,13 @@ def test_json_that_is_too_deep_is_refused(tmp_path):
     (tmp_path / "network" / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"config.json must be JSON"):
         opened(tmp_path / "network")
+
+
+@pytest.mark.parametrize("mean, std", [((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)), ((0.5,) * 3, (float("inf"),) * 3)])
+def test_a_normalisation_of_other_images_than_ours_is_refused(tmp_path, mean, std):
+    tensors = {f"model.{name}": tensor for name, tensor in trades.wide_resnet(10, 1).items()}
+    torch.save({**tensors, "mean": torch.tensor(mean), "std": torch.tensor(std)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the file's (means must be in \[0, 1\]|deviations must be positive)"):
+        convert(tmp_path / "a.pt", tmp_path / "out")
+    if mean[0] > 1:
+        convert(tmp_path / "a.pt", tmp_path / "out", stated=STATED)  # as the line says
