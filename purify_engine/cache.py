@@ -18,8 +18,9 @@ from pathlib import Path
 
 from purify_engine import __version__
 from purify_engine.config import to_dict
-from purify_engine.conversion import AS_IT_IS, Stated, convert
+from purify_engine.conversion import AS_IT_IS, Stated, convert, tell
 from purify_engine.files import write_text
+from purify_engine.folders import read_config
 from purify_engine.models.checkpoints.network import sha256
 from purify_engine.models.checkpoints.reading import located
 
@@ -35,6 +36,8 @@ def cached(source: Path, stated: Stated = AS_IT_IS) -> Path:
         with _alone(entry):
             if not is_whole(entry):  # else another process has made it meanwhile
                 _make(source, entry, stated)
+    for part, origin in read_config(entry, needed=())["origin"].items():
+        tell(f"{origin['file']} as {part}", origin["says"])
     return entry
 
 

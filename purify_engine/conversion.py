@@ -6,7 +6,8 @@ Weights say what a network is, but not how it is to purify: that is a preset's, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,8 @@ from purify_engine.models.checkpoints.reading import Opened, opened
 from purify_engine.models.checkpoints.safetensors import write_tensors
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.unet import UNet
+
+LOGGER = logging.getLogger("purify_engine")
 
 Stored = Literal["float32", "bf16"]
 Part = Literal["unet", "guide", "classifier"]
@@ -158,11 +161,18 @@ def load_unet(
     """The diffusion model of a published file, in `dtype`, and how it purifies (`purifier_of`); nothing is written."""
     found = read_part("unet", opened(source), stated, stated.layout)
     assert isinstance(found.config, UNetConfig)
+    tell(f"{source.name} as unet", found.says)
     with torch.device("meta"):
         unet = UNet(found.config)
     weights = {name: tensor.to(dtype, copy=True) for name, tensor in found.weights.items()}  # the file may change later
     unet.load_state_dict(weights, assign=True)
     return Denoiser(unet), purifier_of(found, preset).config
+
+
+def tell(what: str, says: Sequence[str]) -> None:
+    """What was taken for granted where weights do not tell it, to the log: on stderr where no logging is set up."""
+    for said in says:
+        LOGGER.warning("%s: %s", what, said)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -34,7 +34,8 @@ def read_config(folder: Path, needed: tuple[str, ...] = ("unet", "purifier")) ->
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}") from error
-    require(isinstance(config, dict) and {*needed} <= {*config}, str(path), f"an object with {' and '.join(needed)}", config)
+    held = ", ".join(config)[:200] if isinstance(config, dict) else type(config).__name__
+    require(isinstance(config, dict) and {*needed} <= {*config}, str(path), f"an object with {' and '.join(needed)}", held)
     version = config.get("schema_version")
     require(version == SCHEMA_VERSION, f"schema_version of {path}", f"{SCHEMA_VERSION} for this release", version)
     return config

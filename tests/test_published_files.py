@@ -106,7 +106,7 @@ def named(layout):
 
 
 @pytest.mark.parametrize("case", UNETS.values(), ids=UNETS)
-def test_a_diffusion_model_of_every_layout_purifies(case, tmp_path):
+def test_a_diffusion_model_of_every_layout_purifies(case, tmp_path, caplog):
     tensors = saved(case, tmp_path / "weights.pt")
     stated = Stated(unet=case.stated, layout=case.layout if case.layout == NEW_ORDER else None)
     made = convert(tmp_path / "weights.pt", tmp_path / "out", stated=stated)
@@ -115,6 +115,7 @@ def test_a_diffusion_model_of_every_layout_purifies(case, tmp_path):
     loaded.save_pretrained(tmp_path / "again")
     again = GuidedPurifier.from_pretrained(tmp_path / "again")
     parts = GuidedPurifier.from_checkpoint(tmp_path / "weights.pt", layout=stated.layout, network=case.stated)
+    assert caplog.messages == [f"weights.pt as unet: {said}" for said in made.networks["unet"].says]
     wanted = our_unet(named(case.layout), tensors, {**case.beside, **case.stated}, torch.float32)(X, TIMES)
     for purifier in (loaded, again, parts):
         assert torch.equal(purifier.denoiser.unet(X, TIMES), wanted) and purifier.config == loaded.config
@@ -123,7 +124,7 @@ def test_a_diffusion_model_of_every_layout_purifies(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS.values(), ids=CLASSIFIERS)
-def test_a_classifier_of_every_layout_classifies(case, tmp_path, monkeypatch):
+def test_a_classifier_of_every_layout_classifies(case, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tensors = saved(case, tmp_path / "weights.pt")
     made = convert(tmp_path / "weights.pt", tmp_path / "out", stated=Stated(classifier=case.stated))
@@ -133,6 +134,8 @@ def test_a_classifier_of_every_layout_classifies(case, tmp_path, monkeypatch):
     wanted.load_state_dict(read.weights, strict=False)
     for classifier in (load_classifier(tmp_path / "out"), load_classifier(tmp_path / "weights.pt", **case.stated)):
         assert torch.equal(classifier(X), wanted(X))
+    load_classifier(tmp_path / "weights.pt", **case.stated)  # out of the cache, and said again
+    assert caplog.messages == 2 * [f"weights.pt as classifier: {said}" for said in made.networks["classifier"].says]
 
 
 def test_every_registered_layout_has_a_case():
