@@ -19,7 +19,7 @@ from pathlib import Path
 from purify_engine import __version__
 from purify_engine.config import to_dict
 from purify_engine.conversion import AS_IT_IS, Stated, convert, tell
-from purify_engine.files import write_text
+from purify_engine.files import parts_of, write_folder, write_text
 from purify_engine.folders import read_config
 from purify_engine.models.checkpoints.network import sha256
 from purify_engine.models.checkpoints.reading import located
@@ -61,17 +61,16 @@ def is_whole(entry: Path) -> bool:
 
 
 def _make(source: Path, entry: Path, stated: Stated) -> None:
-    """Convert beside `entry` and rename; a kill leaves nothing that looks like one."""
-    made = entry.with_name(f"{entry.name}.part")
-    shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-    try:
-        convert(source, made, stated=stated)
-        record = {path.name: sha256(path) for path in sorted(made.iterdir())}
-        write_text(made / RECORD, json.dumps(record, indent=2) + "\n")
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        made.replace(entry)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    """Convert into a folder that appears whole; a kill leaves nothing that looks like one."""
+
+    def fill(folder: Path) -> None:
+        convert(source, folder, stated=stated)
+        record = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+        write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+    for left in (entry, *parts_of(entry)):  # a damaged entry, and what processes left that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    write_folder(entry, fill)
 
 
 @contextmanager

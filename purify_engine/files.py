@@ -5,6 +5,7 @@ Free of torch, so that every part may use it.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -13,6 +14,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+NAMED = 40  # characters of a name that a temporary one begins with: with something added, a longest name would be refused
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -24,8 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
     raises, the old file is untouched and the temporary one removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Only the start of the name: with something added, a name of the greatest length would be refused.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    temporary = _part(path)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         allowed = temporary.stat().st_mode & 0o777
@@ -46,7 +48,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     `path` must be a new or an empty folder: OSError where it holds something by then. `write` makes each file durable itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
+    temporary = _part(path)
     temporary.mkdir()
     try:
         write(temporary)
@@ -54,6 +56,11 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _wait_for_disk(path.parent)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The temporary files and folders of `path` that are there: being written, or left by processes that were killed."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name[:NAMED])}.*.part"))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -96,6 +103,10 @@ def read_json_lines(path: Path) -> list[Any]:
             if number < len(lines):
                 warnings.warn(f"line {number} of {path} is no JSON and is left out: {line[:40]!r}", stacklevel=2)
     return records
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name[:NAMED]}.{secrets.token_hex(4)}.part")
 
 
 def _ends_a_line(file: Any) -> bool:

@@ -25,7 +25,7 @@ FLOOR = {
     "cli": 6,
 }  # fmt: skip
 SIBLINGS = ({"data", "training", "evaluation", "benchmark"}, {"ops", "testing"})
-TESTING_MAY_READ = {"types", "config", "reference", "ops", "testing"}
+TESTING_MAY_READ = {"types", "config", "files", "reference", "ops", "testing"}
 FACADE = "purify_engine"  # `from purify_engine import __version__`: the package itself imports nothing
 
 KERNELS = ROOT / "kernels"

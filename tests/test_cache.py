@@ -85,8 +85,9 @@ def test_those_who_want_one_at_the_same_time_wait_for_the_first(checkpoints, con
 
 def test_what_a_killed_process_left_does_not_count(checkpoints, conversions):
     entry = presets.resolve(checkpoints[0])
-    entry.rename(entry.with_name(f"{entry.name}.part"))
+    entry.rename(entry.with_name(f".{entry.name}.0a1b2c3d.part"))
     assert presets.resolve(checkpoints[0]) == entry and cache.is_whole(entry) and len(conversions) == 2
+    assert {path.name for path in entry.parent.iterdir()} == {entry.name, f"{entry.name}.lock"}
 
 
 def test_a_refused_file_leaves_no_entry(tmp_path):

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from packaging.requirements import Requirement
+
+from purify_engine.testing.published import pesser
 
 ROOT = Path(__file__).parent.parent
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache", "runs")
@@ -147,7 +150,7 @@ def verbs(app):
 print(json.dumps(verbs(application())))
 """
     training = {"diffusion": {}, "trades": {}, "classifier": {}, "digits": {}}
-    expected = {"demo": {}, "purify": {}, "evaluate": {}, "train": training, "bench": {}, "doctor": {}}
+    expected = {"demo": {}, "purify": {}, "evaluate": {}, "train": training, "bench": {}, "convert": {}, "doctor": {}}
     assert json.loads(run(installed, "-c", code, cwd=tmp_path)) == expected
 
 
@@ -162,6 +165,14 @@ def test_images_are_purified(command, labelled, tmp_path):
     command("purify", labelled, tmp_path / "out.npz")
     before, after = (np.load(path)["images"] for path in (labelled, tmp_path / "out.npz"))
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1 and np.abs(after - before).max() > 0.01
+
+
+def test_a_published_checkpoint_is_converted_and_used_where_it_lies(command, tmp_path):
+    torch.save(pesser.state_dict(**pesser.SMALL), tmp_path / "weights.ckpt")
+    np.savez(tmp_path / "in.npz", images=np.random.RandomState(0).rand(2, 3, 8, 8).astype(np.float32))
+    made = json.loads(command("convert", "weights.ckpt", "converted", "--unet.image-size", 8, "--t-star", 2, "--json"))
+    command("purify", "in.npz", "out.npz", "--purifier", "converted")
+    assert made["origin"]["unet"]["layout"] == "pesser" and np.load(tmp_path / "out.npz")["images"].shape == (2, 3, 8, 8)
 
 
 def test_a_purifier_is_timed(command):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from purify_engine.files import write_text
 from purify_engine.testing.published.drawing import drawn
 
 Named = tuple[str, tuple[int, ...]]
@@ -60,7 +61,7 @@ def save(
     """Write a folder as diffusers does: one network's, or a pipeline's with `unet/` and `scheduler/`; pickled: a .bin file."""
     root = folder / "unet" if pipeline else folder
     root.mkdir(parents=True)
-    (root / "config.json").write_text(json.dumps(dict(config)))
+    write_text(root / "config.json", json.dumps(dict(config)))
     tensors = state_dict(config, old_names=old_names)
     if pickled:
         torch.save(tensors, root / "diffusion_pytorch_model.bin")
@@ -69,7 +70,7 @@ def save(
     if scheduler is not None:
         beside = folder / "scheduler" if pipeline else folder
         beside.mkdir(exist_ok=True)
-        (beside / "scheduler_config.json").write_text(json.dumps(dict(scheduler)))
+        write_text(beside / "scheduler_config.json", json.dumps(dict(scheduler)))
     return folder
 
 
