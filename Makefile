@@ -39,7 +39,7 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
-	"$(PY)" -m pytest -m "not system and not slow" -n 2 --dist loadfile --durations=10
+	"$(PY)" -m pytest -m "not system and not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	"$(PY)" -m tests.processors
 
 check-processors: $(TOOLS) ## what compares bits and roundings, as other processors would run it

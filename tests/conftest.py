@@ -14,6 +14,23 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one another would stall all
     torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
+# Files that take half a minute to minutes, the longest first: begun first, so that no process is left alone with one at the end.
+LONG = (
+    "tests/kernels/test_ahead_of_time.py",
+    "tests/test_packaging.py",
+    "tests/test_bench.py",
+    "tests/test_fake_gpu.py",
+    "tests/test_bench_opponents.py",
+    "tests/engine/test_gradients.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {ROOT / name: place for place, name in enumerate(LONG)}
+    assert all(path.is_file() for path in places)
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))  # a stable sort: all else stays in its order
+
 
 @pytest.fixture(scope="session")
 def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
