@@ -14,11 +14,11 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from purify_engine.config import ScheduleConfig, UNetConfig
-from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
+from purify_engine.models.blocks import AttentionBlock, ResBlock
 from purify_engine.models.checkpoints.diffusers_scheduler import read_scheduler
 from purify_engine.models.checkpoints.diffusers_unet import multiples, unet_config
 from purify_engine.models.checkpoints.layout import SAME, Beside, Entry, Given, Layout, Shapes, Told, as_conv1x1, pair, stacked
-from purify_engine.models.checkpoints.walk import Unit, units
+from purify_engine.models.checkpoints.walk import Unit, residual, units
 from purify_engine.models.published import DDPM_CIFAR10
 
 
@@ -29,6 +29,9 @@ class AttentionNames(NamedTuple):
     output: str
 
 
+RESIDUAL = {part: part for part in ("norm1", "conv1", "norm2", "conv2")} | {
+    "projection": "time_emb_proj", "shortcut": "conv_shortcut",
+}  # fmt: skip
 TODAY = AttentionNames(("to_q", "to_k", "to_v"), "to_out.0")
 UNTIL_2023 = AttentionNames(("query", "key", "value"), "proj_attn")
 
@@ -67,11 +70,7 @@ def _place(unit: Unit, config: UNetConfig) -> str:
 
 def _unit(unit: Unit, theirs: str, names: AttentionNames) -> Iterator[Entry]:
     if isinstance(unit.module, ResBlock):
-        for part in ("norm1", "conv1", "norm2", "conv2"):
-            yield from pair(f"{unit.name}.{part}", f"{theirs}.{part}")
-        yield from pair(unit.projection, f"{theirs}.time_emb_proj")
-        if isinstance(unit.module.shortcut, Conv1x1):
-            yield from pair(f"{unit.name}.shortcut", f"{theirs}.conv_shortcut")
+        yield from residual(unit, theirs, RESIDUAL)
     elif isinstance(unit.module, AttentionBlock):
         yield from pair(f"{unit.name}.norm", f"{theirs}.group_norm")
         for part, rule in (("weight", as_conv1x1(2)), ("bias", SAME)):

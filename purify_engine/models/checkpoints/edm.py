@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from purify_engine.config import UNetConfig
-from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
+from purify_engine.models.blocks import AttentionBlock
 from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Rule, Shapes, Tensors, channels_of, pair, require_fields
 from purify_engine.models.checkpoints.pickled import Recorded
-from purify_engine.models.checkpoints.walk import Unit, units
+from purify_engine.models.checkpoints.walk import Unit, residual, units
 from purify_engine.models.published import EDM_CIFAR10
 from purify_engine.reference.prediction import SIGMA_DATA
 
 MARK = "model.map_layer0.weight"
-BLOCK = {"norm1": "norm0", "conv1": "conv0", "norm2": "norm1", "conv2": "conv1"}
+RESIDUAL = {
+    "norm1": "norm0", "conv1": "conv0", "projection": "affine", "norm2": "norm1", "conv2": "conv1", "shortcut": "skip",
+}  # fmt: skip
 FILTER = (1, 1, 2, 2)  # of [1, 1]: pixels are averaged and repeated
 PRECONDITIONING, ARCHITECTURE = "EDMPrecond", "SongUNet"
 
@@ -103,7 +105,7 @@ def entries(config: UNetConfig) -> Iterator[Entry]:
             continue
         number = numbers[2 * unit.level + (unit.side == "up")] if unit.side != "middle" else None
         theirs = _block(unit, config, number)
-        yield from _of_block(unit, theirs)
+        yield from residual(unit, theirs, RESIDUAL)
     yield from pair("norm_out", f"model.dec.{top}_aux_norm")
     yield from pair("conv_out", f"model.dec.{top}_aux_conv")
 
@@ -118,15 +120,6 @@ def _block(unit: Unit, config: UNetConfig, number: Iterator[int] | None) -> str:
         return f"model.{part}.{side}x{side}_block{next(number)}"
     side = side // 2 if unit.side == "down" else side * 2
     return f"model.{part}.{side}x{side}_{unit.side}"
-
-
-def _of_block(unit: Unit, theirs: str) -> Iterator[Entry]:
-    assert isinstance(unit.module, ResBlock)
-    for ours, name in BLOCK.items():
-        yield from pair(f"{unit.name}.{ours}", f"{theirs}.{name}")
-    yield from pair(unit.projection, f"{theirs}.affine")
-    if isinstance(unit.module.shortcut, Conv1x1):
-        yield from pair(f"{unit.name}.shortcut", f"{theirs}.skip")
 
 
 def unwrap(content: Any) -> Tensors | None:

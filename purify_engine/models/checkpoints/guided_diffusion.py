@@ -28,7 +28,7 @@ from purify_engine.models.checkpoints.layout import (
     pair,
     require_fields,
 )
-from purify_engine.models.checkpoints.walk import Unit, units
+from purify_engine.models.checkpoints.walk import Unit, residual, units
 from purify_engine.models.published import (
     ADM_IMAGENET256,
     ADM_LSUN256,
@@ -41,7 +41,10 @@ from purify_engine.models.published import (
 PUBLISHED = (ADM_IMAGENET256, ADM_LSUN256, IMPROVED_CIFAR10, IMPROVED_IMAGENET64, IMPROVED_LSUN256)
 SIGNATURE = ("time_embed.0.weight", "input_blocks.0.0.weight")
 CONDITIONAL = "is conditional on classes (it holds label_emb.weight), which is not supported: take the unconditional network"
-RESBLOCK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
+RESIDUAL = {
+    "norm1": "in_layers.0", "conv1": "in_layers.2", "projection": "emb_layers.1", "norm2": "out_layers.0",
+    "conv2": "out_layers.3", "shortcut": "skip_connection",
+}  # fmt: skip
 
 
 def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
@@ -248,11 +251,7 @@ def _sequence(unit: Unit, config: UNetConfig, place: int) -> str:
 def _of_unit(unit: Unit, theirs: str, new_order: bool) -> Iterator[Entry]:
     module, ours = unit.module, unit.name
     if isinstance(module, ResBlock):
-        for part, name in RESBLOCK.items():
-            yield from pair(f"{ours}.{part}", f"{theirs}.{name}")
-        yield from pair(unit.projection, f"{theirs}.emb_layers.1")
-        if any(True for _ in module.shortcut.parameters()):
-            yield from pair(f"{ours}.shortcut", f"{theirs}.skip_connection")
+        yield from residual(unit, theirs, RESIDUAL)
     elif isinstance(module, AttentionBlock):
         flat = as_conv1x1(3)
         weight, bias = (flat, SAME) if new_order else (head_by_head(module.num_heads, flat), head_by_head(module.num_heads))

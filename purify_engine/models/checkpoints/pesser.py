@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from itertools import count
 
 from purify_engine.config import UNetConfig
-from purify_engine.models.blocks import AttentionBlock, Conv1x1, Downsample, ResBlock
+from purify_engine.models.blocks import AttentionBlock, Downsample, ResBlock
 from purify_engine.models.checkpoints.layout import Entry, Given, Layout, Shapes, Told, channels_of, pair, stacked
 from purify_engine.models.checkpoints.sizes import Sizeless, told_size
-from purify_engine.models.checkpoints.walk import Unit, units
+from purify_engine.models.checkpoints.walk import Unit, residual, units
 from purify_engine.models.published import DDPM_CELEBAHQ256, DDPM_CIFAR10
 
 PUBLISHED = (DDPM_CIFAR10, DDPM_CELEBAHQ256)
+RESIDUAL = {part: part for part in ("norm1", "conv1", "norm2", "conv2")} | {"projection": "temb_proj", "shortcut": "nin_shortcut"}
 
 
 def recognise(shapes: Shapes, given: Given) -> UNetConfig | None:
@@ -77,11 +78,7 @@ def _place(unit: Unit) -> str:
 
 def _unit(unit: Unit, theirs: str) -> Iterator[Entry]:
     if isinstance(unit.module, ResBlock):
-        for part in ("norm1", "conv1", "norm2", "conv2"):
-            yield from pair(f"{unit.name}.{part}", f"{theirs}.{part}")
-        yield from pair(unit.projection, f"{theirs}.temb_proj")
-        if isinstance(unit.module.shortcut, Conv1x1):
-            yield from pair(f"{unit.name}.shortcut", f"{theirs}.nin_shortcut")
+        yield from residual(unit, theirs, RESIDUAL)
     elif isinstance(unit.module, AttentionBlock):
         yield from pair(f"{unit.name}.norm", f"{theirs}.norm")
         for part in ("weight", "bias"):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from torch import Tensor
 
 from purify_engine.config import UNetConfig
-from purify_engine.models.blocks import AttentionBlock, Conv1x1, ResBlock
+from purify_engine.models.blocks import AttentionBlock, ResBlock
 from purify_engine.models.checkpoints.layout import (
     TRANSPOSED,
     Entry,
@@ -27,13 +27,17 @@ from purify_engine.models.checkpoints.layout import (
     stacked,
 )
 from purify_engine.models.checkpoints.sizes import Sizeless, told_size
-from purify_engine.models.checkpoints.walk import units
+from purify_engine.models.checkpoints.walk import residual, units
 from purify_engine.models.checkpoints.wrappings import bare
 from purify_engine.models.published import DDPMPP_CIFAR10, DDPMPP_DEEP_CIFAR10
 
 Kind = Literal["block", "resampler", "attention", "other"]
 
 FIRST_UNIT = 3  # before it: the embedding's two layers, and the first convolution
+RESIDUAL = {
+    "norm1": "GroupNorm_0", "conv1": "Conv_0", "projection": "Dense_0", "norm2": "GroupNorm_1", "conv2": "Conv_1",
+    "shortcut": "Conv_2",
+}  # fmt: skip
 FOURIER = "all_modules.0.W"
 UNTRAINED = ("sigmas", FOURIER)  # in the model, and not among its parameters' averages
 
@@ -147,13 +151,7 @@ def entries(config: UNetConfig) -> Iterator[Entry]:
     for number, unit in enumerate(walk, FIRST_UNIT):
         theirs = f"all_modules.{number}"
         if isinstance(unit.module, ResBlock):
-            yield from pair(f"{unit.name}.norm1", f"{theirs}.GroupNorm_0")
-            yield from pair(f"{unit.name}.conv1", f"{theirs}.Conv_0")
-            yield from pair(unit.projection, f"{theirs}.Dense_0")
-            yield from pair(f"{unit.name}.norm2", f"{theirs}.GroupNorm_1")
-            yield from pair(f"{unit.name}.conv2", f"{theirs}.Conv_1")
-            if isinstance(unit.module.shortcut, Conv1x1):
-                yield from pair(f"{unit.name}.shortcut", f"{theirs}.Conv_2")
+            yield from residual(unit, theirs, RESIDUAL)
         else:
             assert isinstance(unit.module, AttentionBlock)
             yield from _attention(unit.name, theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import nn
 
 from purify_engine.config import UNetConfig
-from purify_engine.models.blocks import AttentionBlock, Downsample, ResBlock, Stage, Upsample
+from purify_engine.models.blocks import AttentionBlock, Conv1x1, Downsample, ResBlock, Stage, Upsample
+from purify_engine.models.checkpoints.layout import Entry, pair
 from purify_engine.models.unet import UNet
 
 Side = Literal["down", "middle", "up"]
@@ -40,6 +42,15 @@ def units(config: UNetConfig) -> tuple[Unit, ...]:
     found = _side(unet.encoder, "encoder", "down", 0, 1) + _side(unet.middle, "middle", "middle", top, 0)
     found += _side(unet.decoder, "decoder", "up", top, -1)
     return tuple(unit for unit in found if any(True for _ in unit.module.parameters()))
+
+
+def residual(unit: Unit, theirs: str, names: Mapping[str, str]) -> Iterator[Entry]:
+    """The tensors of a residual block. `names`: theirs within it of norm1, conv1, norm2, conv2, projection and shortcut."""
+    assert isinstance(unit.module, ResBlock)
+    ours = {part: f"{unit.name}.{part}" for part in names} | {"projection": unit.projection}
+    for part, name in names.items():
+        if part != "shortcut" or isinstance(unit.module.shortcut, Conv1x1):
+            yield from pair(ours[part], f"{theirs}.{name}")
 
 
 def _side(layers: nn.ModuleList, name: str, side: Side, level: int, change: int) -> list[Unit]:
