@@ -140,7 +140,7 @@ def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
         return cached(path, stated)
     if path.is_dir():
         return path
-    is_file_name = path.suffix in FILES or str(name_or_path).startswith((".", "~"))  # mistyped: nobody is asked for it
+    is_file_name = path.suffix in FILES or str(name_or_path).startswith((".", "~"))  # a mistyped path is no Hub id
     if str(name_or_path).count("/") == 1 and not path.is_absolute() and not is_file_name:
         found = _from_hub(str(name_or_path))
         return cached(found, stated) if is_published(Path(found)) else found

@@ -42,7 +42,7 @@ def read_classifier(
     held: a dictionary of tensors, or one that holds such a dictionary. name: the file's, without its ending: RobustBench's names
     tell a normalisation. source: what an error calls the file. given: fields of `ClassifierConfig` that the user states, and
     `normalisation`, a name of `NORMALISATIONS`; they go before the file's own mean and deviation, and these before a name's.
-    ValueError, in one line, for what is no classifier of a known layout, lacks a tensor, or whose normalisation nobody tells.
+    ValueError, in one line, for what is no classifier of a known layout, lacks a tensor, or whose normalisation is not known.
     """
     tensors, buffers = unwrapped(held, source)
     try:

@@ -70,13 +70,37 @@ def wide_depth(depths: tuple[int, ...]) -> int:
 
 
 def resnet_depth(depths: tuple[int, ...], *, bottlenecks: bool) -> int:
-    """Layers of a ResNet of four stages; ValueError, in one line, where nobody has published such a one."""
+    """Layers of a ResNet of four stages; ValueError, in one line, where no published one has these stages."""
     for depth in BOTTLENECK_DEPTHS if bottlenecks else BASIC_DEPTHS:
         if RESNET_BLOCKS[depth] == depths:
             return depth
     kind = "bottlenecks" if bottlenecks else "basic blocks"
     known = ", ".join(str(blocks) for blocks in dict.fromkeys(RESNET_BLOCKS.values()))
     raise ValueError(f"blocks of the stages must be {known}, got {depths} {kind}")
+
+
+def of_wide_resnet(shapes: Shapes, stem: str, head: str, block: str) -> dict[str, Any]:
+    """What shapes tell of a WideResNet, by the names of its ends and the pattern of its blocks (`stage_depths`)."""
+    num_classes, features = sizes(shapes, head, 2)
+    return {
+        "architecture": "wide_resnet",
+        "depth": wide_depth(stage_depths(shapes, block)),
+        "width": features // 64,
+        "num_classes": num_classes,
+        "in_channels": sizes(shapes, stem, 4)[1],
+    }
+
+
+def of_four_stages(shapes: Shapes, stem: str, head: str, block: str) -> dict[str, Any]:
+    """The same of a ResNet of four stages, whose architecture other names tell."""
+    width, in_channels, *_ = sizes(shapes, stem, 4)
+    return {
+        "depth": resnet_depth(stage_depths(shapes, block), bottlenecks="layer1.0.conv3.weight" in shapes),
+        "width": width,
+        "num_classes": sizes(shapes, head, 2)[0],
+        "in_channels": in_channels,
+        "bottleneck_factor": bottleneck_factor(shapes, width),
+    }
 
 
 def configured(given: Given, **read: Any) -> ClassifierConfig:

@@ -12,13 +12,10 @@ from purify_engine.models.checkpoints.classifier_names import (
     ALL_RELU,
     COUNTERS,
     ON_THE_COMMAND_LINE,
-    bottleneck_factor,
     classes,
     configured,
+    of_four_stages,
     renamed,
-    resnet_depth,
-    sizes,
-    stage_depths,
 )
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes, Told
 
@@ -38,16 +35,10 @@ def recognise(shapes: Shapes, given: Given) -> ClassifierConfig | None:
             "shortcut_reads must be stated, for these weights do not tell what shortcuts read: 'activated' as kuangliu's "
             f"PreActResNet, or 'input' as RobustBench's PreActBlock; {ON_THE_COMMAND_LINE}"
         )
-    bottlenecks = "layer1.0.conv3.weight" in shapes
-    width, in_channels, *_ = sizes(shapes, "conv1.weight", 4)
     return configured(
         given,
         architecture="preact_resnet",
-        depth=resnet_depth(stage_depths(shapes, r"layer(\d+)\.(\d+)\."), bottlenecks=bottlenecks),
-        width=width,
-        num_classes=sizes(shapes, "linear.weight", 2)[0],
-        in_channels=in_channels,
-        bottleneck_factor=bottleneck_factor(shapes, width),
+        **of_four_stages(shapes, "conv1.weight", "linear.weight", r"layer(\d+)\.(\d+)\."),
         final_norm="bn.weight" in shapes,
         shortcut_kernel=1,
         downsample_padding="symmetric",

@@ -14,11 +14,9 @@ from purify_engine.models.checkpoints.classifier_names import (
     COUNTERS,
     classes,
     configured,
+    of_four_stages,
+    of_wide_resnet,
     renamed,
-    resnet_depth,
-    sizes,
-    stage_depths,
-    wide_depth,
 )
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes, Told
 from purify_engine.models.checkpoints.normalisation import NORMALISATIONS
@@ -31,25 +29,13 @@ ALL_NORMALISED = "normalised by {}'s mean and std, as all of this layout in Robu
 def recognise(shapes: Shapes, given: Given) -> ClassifierConfig | None:
     """By the stem, the first block and the head."""
     if {"init_conv.weight", "layer.0.block.0.batchnorm_0.weight", "logits.weight"} <= set(shapes):
-        num_classes, features = sizes(shapes, "logits.weight", 2)
-        return configured(
-            given,
-            architecture="wide_resnet",
-            depth=wide_depth(stage_depths(shapes, r"layer\.(\d+)\.block\.(\d+)\.")),
-            width=features // 64,
-            num_classes=num_classes,
-            in_channels=sizes(shapes, "init_conv.weight", 4)[1],
-            downsample_padding="asymmetric",
-        )
+        read = of_wide_resnet(shapes, "init_conv.weight", "logits.weight", r"layer\.(\d+)\.block\.(\d+)\.")
+        return configured(given, **read, downsample_padding="asymmetric")
     if {"conv_2d.weight", "layer_0.0.batchnorm_0.weight", "logits.weight"} <= set(shapes):
-        width, in_channels, *_ = sizes(shapes, "conv_2d.weight", 4)
         return configured(
             given,
             architecture="preact_resnet",
-            depth=resnet_depth(stage_depths(shapes, r"layer_(\d+)\.(\d+)\."), bottlenecks=False),
-            width=width,
-            num_classes=sizes(shapes, "logits.weight", 2)[0],
-            in_channels=in_channels,
+            **of_four_stages(shapes, "conv_2d.weight", "logits.weight", r"layer_(\d+)\.(\d+)\."),
             downsample_padding="asymmetric",
             shortcut_reads="input",
             shortcut_kernel=3,

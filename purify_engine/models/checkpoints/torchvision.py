@@ -7,13 +7,11 @@ from purify_engine.models.checkpoints import robustbench_zoo
 from purify_engine.models.checkpoints.classifier_names import (
     ALL_RELU,
     COUNTERS,
-    bottleneck_factor,
     classes,
     configured,
+    of_four_stages,
     renamed,
-    resnet_depth,
     sizes,
-    stage_depths,
 )
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes, Told
 from purify_engine.models.checkpoints.normalisation import NORMALISATIONS
@@ -26,20 +24,11 @@ def recognise(shapes: Shapes, given: Given) -> ClassifierConfig | None:
     wanted = {"bn1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight", "fc.weight"}
     if shapes.get("conv1.weight", ())[2:] != (7, 7) or not wanted <= set(shapes):
         return None
-    bottlenecks = "layer1.0.conv3.weight" in shapes
-    width, in_channels, *_ = sizes(shapes, "conv1.weight", 4)
     out_channels, a_group, *_ = sizes(shapes, "layer1.0.conv2.weight", 4)
     if out_channels != a_group:
         raise ValueError(f"convolutions in groups (ResNeXt) are not supported, got {a_group} channels each of {out_channels}")
-    return configured(
-        given,
-        architecture="imagenet_resnet",
-        depth=resnet_depth(stage_depths(shapes, r"layer(\d+)\.(\d+)\."), bottlenecks=bottlenecks),
-        width=width,
-        num_classes=sizes(shapes, "fc.weight", 2)[0],
-        in_channels=in_channels,
-        bottleneck_factor=bottleneck_factor(shapes, width),
-    )
+    read = of_four_stages(shapes, "conv1.weight", "fc.weight", r"layer(\d+)\.(\d+)\.")
+    return configured(given, architecture="imagenet_resnet", **read)
 
 
 def told(shapes: Shapes, name: str) -> list[Told]:

@@ -12,14 +12,13 @@ from purify_engine.models.checkpoints import robustbench_zoo
 from purify_engine.models.checkpoints.classifier_names import (
     ALL_RELU,
     COUNTERS,
-    bottleneck_factor,
     classes,
     configured,
+    of_four_stages,
+    of_wide_resnet,
     renamed,
-    resnet_depth,
     sizes,
     stage_depths,
-    wide_depth,
 )
 from purify_engine.models.checkpoints.layout import Given, Layout, Shapes, Told
 
@@ -29,37 +28,26 @@ def recognise(shapes: Shapes, given: Given) -> ClassifierConfig | None:
     if shapes.get("conv1.weight", ())[2:] != (3, 3):
         return None
     if "block1.layer.0.bn1.weight" in shapes and "fc.weight" in shapes:
-        return _wide(shapes, given)
+        read = of_wide_resnet(shapes, "conv1.weight", "fc.weight", r"block(\d+)\.layer\.(\d+)\.")
+        return configured(given, **read, downsample_padding="symmetric")
     if {"bn1.weight", "layer1.0.bn1.weight", "layer1.0.conv1.weight", "linear.weight"} <= set(shapes):
         return _narrow(shapes, given)
     return None
 
 
-def _wide(shapes: Shapes, given: Given) -> ClassifierConfig:
-    num_classes, features = sizes(shapes, "fc.weight", 2)
-    return configured(
-        given,
-        architecture="wide_resnet",
-        depth=wide_depth(stage_depths(shapes, r"block(\d+)\.layer\.(\d+)\.")),
-        width=features // 64,
-        num_classes=num_classes,
-        in_channels=sizes(shapes, "conv1.weight", 4)[1],
-        downsample_padding="symmetric",
-    )
-
-
 def _narrow(shapes: Shapes, given: Given) -> ClassifierConfig:
-    depths, bottlenecks = stage_depths(shapes, r"layer(\d+)\.(\d+)\."), "layer1.0.conv3.weight" in shapes
+    block = r"layer(\d+)\.(\d+)\."
+    depths = stage_depths(shapes, block)
+    if len(depths) != 3 or len(set(depths)) != 1 or "layer1.0.conv3.weight" in shapes:
+        return configured(given, architecture="resnet", **of_four_stages(shapes, "conv1.weight", "linear.weight", block))
     width, in_channels, *_ = sizes(shapes, "conv1.weight", 4)
-    cifar = len(depths) == 3 and len(set(depths)) == 1 and not bottlenecks
     return configured(
         given,
-        architecture="cifar_resnet" if cifar else "resnet",
-        depth=6 * depths[0] + 2 if cifar else resnet_depth(depths, bottlenecks=bottlenecks),
+        architecture="cifar_resnet",
+        depth=6 * depths[0] + 2,
         width=width,
         num_classes=sizes(shapes, "linear.weight", 2)[0],
         in_channels=in_channels,
-        bottleneck_factor=bottleneck_factor(shapes, width),
     )
 
 
