@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from purify_engine.testing.published.drawing import drawn
 
 Named = tuple[str, tuple[int, ...]]
 
@@ -58,14 +59,7 @@ IMPROVED_256 = Flags(
 
 def state_dict(flags: Flags, *, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
     """What `torch.save` writes, in the file's order: float32, of a size that keeps activations of order one."""
-    if device != "cpu":
-        return {name: torch.empty(shape, device=device) for name, shape in shapes(flags)}
-    generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in shapes(flags):
-        spread = torch.Size(shape[1:]).numel() ** -0.5 if len(shape) > 1 else 0.3
-        weights[name] = spread * torch.randn(shape, generator=generator, device="cpu")
-    return weights
+    return drawn(dict(shapes(flags)), seed, device)
 
 
 def in_fp16(weights: dict[str, Tensor]) -> dict[str, Tensor]:
