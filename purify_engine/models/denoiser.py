@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from purify_engine.config import require
 from purify_engine.models.embedding_table import EmbeddingTable
-from purify_engine.models.prediction_table import PredictionTable
+from purify_engine.models.prediction_table import Mixing, PredictionTable
 from purify_engine.models.unet import UNet
 from purify_engine.types import Images, Step, Timesteps
 
@@ -63,22 +63,20 @@ class Denoiser(nn.Module):
 
     def prepare(self, plan: HasTimes) -> None:
         """Bring what is kept for `plan` up to date: called before a captured graph that reads it is replayed."""
-        self.table.table(self.unet.time_embedding, self._times(plan))
-
-    def _times(self, plan: HasTimes) -> Timesteps:
-        """What the network is told at each step."""
         prediction = self.unet.config.prediction
-        if prediction == "eps":
-            return plan.times
-        mixing = self.mixing.of(prediction, plan.marginals)  # brought up to date, whatever is told
-        return mixing.labels if prediction == "edm" else plan.times
+        mixing = None if prediction == "eps" else self.mixing.of(prediction, plan.marginals)
+        self.table.table(self.unet.time_embedding, self._told(plan, mixing))
+
+    def _told(self, plan: HasTimes, mixing: Mixing | None) -> Timesteps:
+        """What the network is told at each step."""
+        return plan.times if mixing is None or self.unet.config.prediction != "edm" else mixing.labels
 
     def _mixed(self, x_t: Images, plan: HasTimes, step: Step) -> Images:
         """eps = e_x x_t + e_F F(gain x_t), in float32 at least (E27)."""
         x_t = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        rows = self.mixing.of(self.unet.config.prediction, plan.marginals).rows
-        by_x, by_output, gain = rows.index_select(0, step.reshape(1)).squeeze(0).to(x_t.dtype).unbind()
-        embeddings = self.table.row(self.unet.time_embedding, self._times(plan), step)
+        mixing = self.mixing.of(self.unet.config.prediction, plan.marginals)
+        by_x, by_output, gain = mixing.rows.index_select(0, step.reshape(1)).squeeze(0).to(x_t.dtype).unbind()
+        embeddings = self.table.row(self.unet.time_embedding, self._told(plan, mixing), step)
         x_net = x_t * gain if self.unet.config.prediction == "edm" else x_t
         if plan.net_dtype is not None:
             x_net = x_net.to(plan.net_dtype, memory_format=torch.channels_last)
