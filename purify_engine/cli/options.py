@@ -16,23 +16,25 @@ from docstring_parser import parse_from_object
 ConfigT = TypeVar("ConfigT")
 
 
-def options_of(config: type, *, without: tuple[str, ...] = (), saved: bool = False) -> Any:
+def options_of(config: Any, *, without: tuple[str, ...] = (), saved: bool = False) -> Any:
     """A dataclass of the same fields as `config`, all optional, nested configurations too.
 
+    `config`: a dataclass, or one of its objects, whose values are then the defaults that the help names.
     `saved`: the defaults are those of a saved model, so the help does not name the dataclass's own.
     """
-    hints, docstrings = get_type_hints(config), field_docstrings(config)
+    kind_of = config if isinstance(config, type) else type(config)
+    hints, docstrings = get_type_hints(kind_of), field_docstrings(kind_of)
     fields = []
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(kind_of):
         if field.name not in without:
-            hint, default = hints[field.name], field.default
+            hint, default = hints[field.name], field.default if config is kind_of else getattr(config, field.name)
             kind: Any = options_of(hint, saved=saved) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
             silent = saved or default in (None, dataclasses.MISSING) or dataclasses.is_dataclass(default)
             said = docstrings.get(field.name, "") + ("" if silent else f" [default: {default}]")
             how = Parameter(help=said, negative_iterable=(), consume_multiple=_is_tuple(kind))  # --timesteps 99 49 0
             option = Annotated[Optional[kind], how]  # noqa: UP045  (`kind` is a value)
             fields.append((field.name, option, None))
-    made = dataclasses.make_dataclass(f"{config.__name__}Options", fields, frozen=True, kw_only=True)
+    made = dataclasses.make_dataclass(f"{kind_of.__name__}Options", fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # where cyclopts resolves the annotations
     return made
 

@@ -13,8 +13,12 @@ from purify_engine.cli.loading import Device, labelled_images, training_images
 from purify_engine.cli.options import options_of, with_options
 from purify_engine.config import ClassifierConfig, ClassifierTraining, DiffusionTraining, TradesTraining, UNetConfig
 
+# Smooth unless told otherwise: the exact gradient goes through second derivatives of the guide, and those of a ReLU are zero.
+GUIDE = ClassifierConfig(activation="silu")
+
 UNetOptions: Any = options_of(UNetConfig)
 ClassifierOptions: Any = options_of(ClassifierConfig)
+GuideOptions: Any = options_of(GUIDE)
 DiffusionOptions: Any = options_of(DiffusionTraining)
 TradesOptions: Any = options_of(TradesTraining)
 ClassifierTrainingOptions: Any = options_of(ClassifierTraining)
@@ -53,7 +57,7 @@ def trades(
     resume: Resume = False,
     device: Device = "auto",
     json: Json = False,
-    network: ClassifierOptions | None = None,
+    network: GuideOptions | None = None,
     options: Annotated[TradesOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Train a guide by TRADES on the labelled images of SOURCE: class folders, or an array `labels` in a .npz file."""
@@ -61,7 +65,7 @@ def trades(
     from purify_engine.devices import torch_device
     from purify_engine.training.trades import train_trades
 
-    net, how, where = with_options(ClassifierConfig(), network), with_options(TradesTraining(), options), torch_device(device)
+    net, how, where = with_options(GUIDE, network), with_options(TradesTraining(), options), torch_device(device)
     images, labels = (tensor.to(where) for tensor in labelled_images(source, ImageShape(net.in_channels)))
     with Reports("train trades", json) as told:
         train_trades(images, labels, net, how, output, data=source, resume=resume, progress=told)

@@ -100,4 +100,8 @@ def test_help_names_the_default_where_no_saved_model_decides_it(command, monkeyp
     training = " ".join(command("train", "diffusion", "--help")[1].split())
     assert "The last beta; not for a cosine. A sigmoid only comes close to both. [default: 0.02]" in training
     assert "None trains on all. │" in training
+    assert all(
+        f"[default: {activation}]" in " ".join(command("train", verb, "--help")[1].split())
+        for verb, activation in (("trades", "silu"), ("classifier", "relu"))
+    )
     assert "[default: 70]" not in command("purify", "--help")[1]

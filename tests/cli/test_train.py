@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,8 @@ def test_a_network_that_classifies_is_trained_and_saved(verb, name, labelled, tm
     shape = {"depth": 8, "width": 4, "in_channels": 1, "num_classes": 2}
     config = ClassifierConfig(architecture="cifar_resnet", **shape, mean=(0.5,), std=(0.5,))
     load_safetensors(Classifier(config), tmp_path / "out" / f"{name}.safetensors")
+    activation = {"guide": "silu", "classifier": "relu"}[name]
+    assert f"| activation | {activation} |" in (tmp_path / "out" / f"{name}.md").read_text()
 
 
 def test_images_without_labels_are_refused(labelled, tmp_path, command):
@@ -82,7 +85,11 @@ def test_every_option_arrives_at_the_trainer(labelled, tmp_path, command, monkey
     assert given["classifier"][0][3] == ClassifierTraining(
         steps=3, seed=5, flip=False, shift=0, attack=Perturbation(epsilon=0.25, num_steps=20)
     )
-    assert given["classifier"][0][2] == given["trades"][0][2] and given["trades"][0][2].depth == 8
+    networks = {verb: given[verb][0][2] for verb in ("classifier", "trades")}
+    assert networks["classifier"].depth == 8 and networks["classifier"].activation == "relu"
+    assert networks["trades"] == replace(networks["classifier"], activation="silu")  # a guide's exact gradient needs smoothness
+    assert command("train", "trades", labelled, out, *small, "--network.activation", "relu")[0] == 0
+    assert given["trades"][0][2] == networks["classifier"]
 
 
 def test_the_digits_are_trained_on_their_training_split(tmp_path, command, monkeypatch):

@@ -102,6 +102,11 @@ def test_every_configuration_is_here_with_every_field_changed():
             assert not same, (cls.__name__, field.name)
 
 
+def test_a_saved_classifier_that_says_nothing_of_its_activation_has_relu():
+    """`train trades` makes smooth guides; what a file means does not follow."""
+    assert from_dict(ClassifierConfig, {"depth": 10}).activation == "relu"
+
+
 def test_lists_of_timesteps_become_tuples():
     found = PurifierConfig(t_star=9, timesteps=[8, 3], landings=[3, -1])
     assert found == PurifierConfig(t_star=9, timesteps=(8, 3), landings=(3, -1)) and hash(found)
