@@ -20,11 +20,11 @@ FLOOR = {
     "ops": 1, "testing": 1,
     "models": 2,
     "engine": 3,
-    "purifier": 4, "images": 4, "presets": 4, "weights": 4, "conversion": 4, "folders": 4, "cache": 4,
-    "data": 5, "training": 5, "evaluation": 5, "benchmark": 5,
+    "purifier": 4, "images": 4, "presets": 4, "weights": 4, "conversion": 4, "folders": 4, "cache": 4, "defended": 4,
+    "data": 5, "training": 5, "evaluation": 5, "benchmark": 5, "integrations": 5,
     "cli": 6,
 }  # fmt: skip
-SIBLINGS = ({"data", "training", "evaluation", "benchmark"}, {"ops", "testing"})
+SIBLINGS = ({"data", "training", "evaluation", "benchmark", "integrations"}, {"ops", "testing"})
 TESTING_MAY_READ = {"types", "config", "files", "reference", "ops", "testing"}
 FACADE = "purify_engine"  # `from purify_engine import __version__`: the package itself imports nothing
 
