@@ -39,14 +39,14 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
-	"$(PY)" -m pytest -m "not system and not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	"$(PY)" -m pytest -m "not system and not slow and not integration" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 	"$(PY)" -m tests.processors
 
 check-processors: $(TOOLS) ## what compares bits and roundings, as other processors would run it
 	"$(PY)" -m tests.processors
 
 check-slow: $(TOOLS) ## the tests that take minutes
-	"$(PY)" -m pytest -m "slow and not system" --durations=10
+	"$(PY)" -m pytest -m "slow and not system and not integration" --durations=10
 
 check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
 	"$(PY)" -m pytest -m system --durations=10
