@@ -1,4 +1,6 @@
-"""The extensions: `purify_engine._C` in C++, `purify_engine._cuda` in CUDA C++. All else about the package is in pyproject.toml.
+"""The extensions, `purify_engine._C` in C++ and `purify_engine._cuda` in CUDA C++, and README.md as package indexes show it.
+
+All else about the package is in pyproject.toml.
 
 The first needs a C++17 compiler with OpenMP, and pybind11. The second is built where there is an nvcc besides (in CUDA_HOME,
 CUDA_PATH or on PATH), for every GPU of ARCHITECTURES that it knows; PURIFY_ENGINE_CUDA=0 leaves it out. Building needs neither
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +40,8 @@ ARCHITECTURES = (80, 90, 100)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 # PyTorch brings a CUDA runtime of its own along, of another version maybe: this one must keep its symbols to itself.
 NVCC_LINK_FLAGS = ["-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL"]
+
+RELATIVE_LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?![\w+.-]+:|#)(?P<target>[^)\s]+)\)")
 
 
 class BuildExtension(build_ext):
@@ -120,9 +125,29 @@ def cuda_extensions() -> list[Extension]:
     return [Extension("purify_engine._cuda", sources, optional=True)]
 
 
+def long_description() -> str:
+    """README.md, its relative links made absolute: to the project's home, at the tag of this version. Indexes show it alone."""
+    home = stated("pyproject.toml", r'^Homepage = "(.+)"$')
+    tag = "v" + stated("purify_engine/__init__.py", r'^__version__ = "(.+)"$')
+
+    def absolute(link: re.Match[str]) -> str:
+        folder = f"{home}/{'raw' if link['image'] else 'blob'}/{tag}"
+        return f"{link['image']}[{link['text']}]({folder}/{link['target']})"
+
+    return RELATIVE_LINK.sub(absolute, Path("README.md").read_text(encoding="utf-8"))
+
+
+def stated(path: str, pattern: str) -> str:
+    """What a file says in the one line that `pattern` describes."""
+    (found,) = re.findall(pattern, Path(path).read_text(encoding="utf-8"), re.MULTILINE)
+    return found
+
+
 if __name__ == "__main__":
     ParallelCompile().install()
     setup(
+        long_description=long_description(),
+        long_description_content_type="text/markdown",
         packages=[*find_packages(include=["purify_engine*"], exclude=["purify_engine.kernels*"]), "purify_engine.kernels"],
         package_dir={"purify_engine.kernels": "kernels"},
         ext_modules=[cpp_extension(), *cuda_extensions()],

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from purify_engine.config import Precision, one_of
+from purify_engine.config import Precision, one_of, require
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
+NETWORK_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BITS)
 BF16_FROM = TF32_FROM = (8, 0)  # compute capability: older GPUs have neither
 NO_FLOAT64 = ("mps",)  # kinds of device without it
 
@@ -46,15 +47,27 @@ def require_float64(device: torch.device) -> None:
         raise ValueError(f"device must be one with float64, in which the schedule is kept (cpu, cuda, ...), got {str(device)!r}")
 
 
-def dtype_on(device: torch.device, precision: Precision = "auto") -> torch.dtype:
-    """The dtype of networks on a device, by the precision that is asked for."""
+def asked_for(precision: Precision = "auto", dtype: torch.dtype | None = None) -> Precision | torch.dtype:
+    """What is said of the dtype of networks: a precision by name, or a dtype, float64 too. ValueError where it is both."""
+    if dtype is None:
+        return precision
+    known = ", ".join(map(str, NETWORK_DTYPES))
+    require(isinstance(dtype, torch.dtype) and dtype in NETWORK_DTYPES, "dtype", f"one of {known}, or None", dtype)
+    require(precision == "auto", "precision", f"left out where dtype={dtype} says it", precision)
+    return dtype
+
+
+def dtype_on(device: torch.device, precision: Precision | torch.dtype = "auto") -> torch.dtype:
+    """The dtype of networks on a device, by the precision that is asked for; a dtype is itself."""
+    if isinstance(precision, torch.dtype):
+        return precision
     one_of("precision", precision, Precision)
     if precision != "auto":
         return DTYPES[precision]
     return torch.bfloat16 if _capability(device) >= BF16_FROM else torch.float32
 
 
-def place(module: ModuleT, device: str | torch.device = AUTO, precision: Precision = "auto") -> ModuleT:
+def place(module: ModuleT, device: str | torch.device = AUTO, precision: Precision | torch.dtype = "auto") -> ModuleT:
     """`module` itself, moved to the device in the precision that it computes in there; 16 bits are stored channels_last."""
     where = torch_device(device)
     dtype = dtype_on(where, precision)

@@ -48,14 +48,15 @@ def load_networks(
     preset: str | None = None,
     stated: Stated = AS_IT_IS,
     device: str | torch.device = "cpu",
-    precision: Precision = "float32",
+    precision: Precision | torch.dtype = "float32",
+    revision: str | None = None,
 ) -> Parts:
     """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py).
 
     preset: how to purify, in place of what is saved (config/presets.py).
     """
     where = devices.torch_device(device)  # refused before anything is loaded
-    folder = resolve(name_or_path, stated)
+    folder = resolve(name_or_path, stated, revision)
     config = read_config(folder)
     network = partial(UNet, from_dict(UNetConfig, config["unet"]))
     unet = built_from_safetensors(network, folder / "unet.safetensors", devices.dtype_on(where, precision))
@@ -72,7 +73,7 @@ def load_parts(
     preset: str | None = None,
     stated: Stated = AS_IT_IS,
     device: str | torch.device = "cpu",
-    precision: Precision = "float32",
+    precision: Precision | torch.dtype = "float32",
 ) -> Parts:
     """The same from published files, without a cache; `guide` as `load_classifier` takes it, `changes` of the configuration."""
     where = devices.torch_device(device)
@@ -95,23 +96,39 @@ def nothing_guides(preset: str | None, how: PurifierConfig) -> str | None:
 
 
 def _placed(
-    denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, device: torch.device, precision: Precision
+    denoiser: Denoiser,
+    guide: Classifier | None,
+    config: PurifierConfig,
+    device: torch.device,
+    precision: Precision | torch.dtype,
 ) -> Parts:
     placed = None if guide is None else devices.place(guide, device, precision)
     return Parts(devices.place(denoiser, device, precision), placed, config)
 
 
-def load_classifier(name_or_path: str | Path, *, layout: str | None = None, **fields: Any) -> Classifier:
+def load_classifier(
+    name_or_path: str | Path,
+    *,
+    layout: str | None = None,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    **fields: Any,
+) -> Classifier:
     """Something to defend, frozen, in evaluation mode: the classifier beside a purifier, or one in a published checkpoint.
 
-    name_or_path: as `resolve` takes it. layout, fields: of a published one, where the weights cannot tell them
-    (`mean=(0.5, 0.5, 0.5)`).
+    name_or_path: an embedded name (`list_purifiers()`), a folder, a published checkpoint, or a Hub id "owner/name". layout,
+    fields: of a published one, where the weights cannot tell them (`mean=(0.5, 0.5, 0.5)`). revision: of a Hub id, a branch, tag
+    or commit; None is its main branch. device: where it goes; "auto" is a GPU where there is one. dtype: of its parameters; None
+    is float32.
+    Raises FileNotFoundError where there is nothing of that name, ValueError where it is no classifier, or an argument is wrong.
     """
-    folder = resolve(name_or_path, Stated(layout=layout, classifier=fields))
+    where, precision = devices.torch_device(device), devices.asked_for(dtype=dtype or torch.float32)
+    folder = resolve(name_or_path, Stated(layout=layout, classifier=fields), revision)
     config = read_config(folder, needed=())
     wanted = "a purifier with a classifier beside it, or a classifier (evaluate: --classifier FILE)"
     require("classifier" in config, "name_or_path", wanted, str(name_or_path))
-    return _classifier(folder, "classifier", config)
+    return devices.place(_classifier(folder, "classifier", config), where, precision)
 
 
 def save_networks(
@@ -127,14 +144,18 @@ def save_networks(
     write_config(folder, **configs, purifier=config)
 
 
-def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
+def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS, revision: str | None = None) -> Path:
     """The folder of an embedded name, of a path, or of a Hub id ("owner/name", downloaded by `huggingface_hub`).
 
     A published checkpoint, a file or a diffusers folder, is converted into the cache; `stated` says what its weights cannot.
+    revision: of a Hub id, the branch, tag or commit; None is its main branch. ValueError where what is named lies here.
     """
     path = Path(name_or_path)
     embedded = EMBEDDED / str(name_or_path)
-    if (embedded / "config.json").is_file():
+    is_embedded = (embedded / "config.json").is_file()
+    unversioned = "None for an embedded name, a folder or a file: only a Hub id (owner/name) has revisions"
+    require(revision is None or not (is_embedded or path.exists()), "revision", unversioned, revision)
+    if is_embedded:
         return embedded
     if path.is_file() or is_published(path):
         return cached(path, stated)
@@ -142,7 +163,7 @@ def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
         return path
     is_file_name = path.suffix in FILES or str(name_or_path).startswith((".", "~"))  # a mistyped path is no Hub id
     if str(name_or_path).count("/") == 1 and not path.is_absolute() and not is_file_name:
-        found = _from_hub(str(name_or_path))
+        found = _from_hub(str(name_or_path), revision)
         return cached(found, stated) if is_published(Path(found)) else found
     known = ", ".join(list_purifiers())
     raise FileNotFoundError(
@@ -151,13 +172,20 @@ def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS) -> Path:
     )
 
 
-def _from_hub(repo_id: str) -> Path:
+def _from_hub(repo_id: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         hint = 'pip install "purify-engine[hub]" to load it from the Hugging Face Hub'
         raise FileNotFoundError(f"purifier {repo_id!r} is no file or folder here; {hint}") from error
-    return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except OSError as error:
+        if error.errno is not None:  # of this machine: a full disk, say
+            raise
+        named = f"{repo_id!r} at revision {revision!r}" if revision else repr(repo_id)
+        said = next(iter(str(error).split("\n")))
+        raise FileNotFoundError(f"purifier {named} cannot be had from the Hugging Face Hub: {said}") from error
 
 
 def _classifier(folder: Path, part: str, config: dict[str, Any]) -> Classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+from purify_engine import __version__
 from purify_engine.testing.published import pesser
 
 ROOT = Path(__file__).parent.parent
+PYTHON = "Programming Language :: Python :: "
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "*.egg-info", "__pycache__", ".*_cache", "runs")
 
 
@@ -61,6 +66,17 @@ def installed(archive) -> Path:
     return python
 
 
+@pytest.fixture(scope="module")
+def metadata(archive, installed) -> list[Metadata]:
+    """What an index is told by the source archive and by the wheel, read as strictly as an index reads it."""
+    wheel = next(installed.parents[2].glob("*.whl"))
+    with tarfile.open(archive) as opened, zipfile.ZipFile(wheel) as zipped:
+        name = next(name for name in opened.getnames() if name.count("/") == 1 and name.endswith("/PKG-INFO"))
+        of_archive = opened.extractfile(name).read()
+        of_wheel = zipped.read(next(name for name in zipped.namelist() if name.endswith(".dist-info/METADATA")))
+    return [Metadata.from_email(written, validate=True) for written in (of_archive, of_wheel)]
+
+
 @pytest.fixture
 def command(installed, tmp_path):
     """Runs `purify-engine WORDS` as installed, in an empty folder; gives what it prints. Any exit code but 0 is a failure."""
@@ -89,6 +105,55 @@ def test_the_source_archive_has_everything_a_build_needs(archive):
     assert {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "purify_engine/py.typed"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
     assert not {path.relative_to(ROOT).as_posix() for path in modules()} - names
+
+
+def test_every_link_of_the_documents_leads_somewhere_within_the_source_archive(archive):
+    with tarfile.open(archive) as opened:
+        names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
+    documents = [ROOT / name for name in names if name.endswith(".md") and "/" not in name or name.startswith("docs/")]
+    links = {(path, link) for path in documents if path.suffix == ".md" for link in relative_links(path.read_text())}
+    reached = {os.path.relpath((path.parent / link).resolve(), ROOT) for path, link in links}
+    assert {"docs/math.md", "docs/figures/digits.png", "CHANGELOG.md", "docs/decisions/README.md"} <= reached
+    assert not reached - names
+    assert {"CITATION.cff", "SECURITY.md", "bench/__main__.py", "mutation/__main__.py"} <= names
+
+
+def relative_links(text: str) -> list[str]:
+    """What Markdown links to, but for whole addresses and places within the page."""
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    return [target for target in targets if target and "://" not in target]
+
+
+def test_an_index_accepts_what_it_is_told(metadata):
+    from trove_classifiers import classifiers
+
+    for told in metadata:
+        assert told.name == "purify-engine" and str(told.version) == __version__
+        assert told.license_expression == "Apache-2.0" and told.license_files == ["LICENSE"]
+        assert told.author == told.maintainer == "Purify Engine developers"
+        assert told.description_content_type == "text/markdown" and len(told.summary) < 512 and told.keywords
+        assert not set(told.classifiers) - classifiers and "Typing :: Typed" in told.classifiers
+        pythons = {name.removeprefix(PYTHON) for name in told.classifiers if name.startswith(f"{PYTHON}3.")}
+        assert pythons == {"3.10", "3.11", "3.12", "3.13"} and told.requires_python == SpecifierSet(">=3.10")
+
+
+def test_every_address_begins_with_the_projects_home(metadata):
+    home = metadata[0].project_urls["Homepage"]
+    assert home.startswith("https://") and metadata[1].project_urls == metadata[0].project_urls
+    assert {"Documentation", "Changelog", "Issues", "Source"} <= set(metadata[0].project_urls)
+    written = [(ROOT / name).read_text() for name in ("pyproject.toml", "CITATION.cff", "SECURITY.md", "README.md")]
+    addresses = [address for text in written for address in re.findall(r"https://github\.com/[^\s\"'>)]+", text)]
+    assert len(addresses) > 6 and not [address for address in addresses if not f"{address}/".startswith(f"{home}/")]
+
+
+def test_an_index_shows_the_readme_with_links_that_lead_to_this_version(metadata):
+    home, readme = metadata[0].project_urls["Homepage"], (ROOT / "README.md").read_text()
+    for told in metadata:
+        assert not relative_links(told.description)
+        assert f"purified]({home}/raw/v{__version__}/docs/figures/digits.png)" in told.description
+        assert f"]({home}/blob/v{__version__}/docs/math.md)" in told.description
+        back = re.sub(re.escape(home) + r"/(raw|blob)/[^/]+/", "", told.description)
+        assert back.strip() == readme.strip()
 
 
 def test_the_wheel_has_every_module_and_no_other(installed):

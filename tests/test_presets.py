@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from purify_engine import presets
+from purify_engine import devices, presets
 from purify_engine.config import PurifierConfig
 from purify_engine.purifier import GuidedPurifier
 from tests.test_purifier import GUIDE, UNET, images, purifier
+
+DTYPES = torch.float32, torch.float64
 
 
 def saved(folder, **options):
@@ -29,7 +32,7 @@ def test_the_embedded_purifiers_are_listed_and_load():
 
 def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(presets, "_from_hub", lambda name: f"hub {name}")
+    monkeypatch.setattr(presets, "_from_hub", lambda name, revision: f"hub {name}")
     (tmp_path / "digits").mkdir()
     (tmp_path / "owner" / "here").mkdir(parents=True)
     assert presets.resolve("digits") == presets.EMBEDDED / "digits"
@@ -40,19 +43,89 @@ def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_
             presets.resolve(name)
 
 
-def test_of_the_hub_only_weights_and_configurations_are_asked_for(tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that gives the folders of its attribute, by revision, and notes what it is asked for."""
+    fake = SimpleNamespace(folders={}, asked=[])
 
-    def snapshot_download(repo_id, **how):
-        asked.append((repo_id, how))
-        return str(tmp_path)
+    def snapshot_download(repo_id, *, revision, **how):
+        fake.asked.append((repo_id, revision, how))
+        if revision not in fake.folders:
+            raise OSError(f"404: Revision Not Found for {revision}\n\nCheck the name.")  # as huggingface_hub's errors are
+        return str(fake.folders[revision])
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return fake
+
+
+def test_of_the_hub_only_weights_and_configurations_are_asked_for(tmp_path, hub, monkeypatch):
+    hub.folders[None] = tmp_path
     assert presets.resolve("owner/name") == tmp_path
-    assert asked == [("owner/name", {"allow_patterns": ["*.json", "*.safetensors"]})]  # never a pickle
+    assert hub.asked == [("owner/name", None, {"allow_patterns": ["*.json", "*.safetensors"]})]  # never a pickle
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match=r"pip install .purify-engine\[hub\]"):
         presets.resolve("owner/name")
+
+
+def test_a_revision_names_what_the_hub_gives(small_purifier, tmp_path, hub):
+    hub.folders |= {None: saved(tmp_path, gradient="bpda"), "v1": small_purifier}
+    assert presets.load_networks("owner/name").config.gradient == "bpda"
+    first = presets.load_networks("owner/name", revision="v1")
+    assert first.config == presets.load_networks(small_purifier).config and first.config.gradient == "exact"
+    classifier = presets.load_classifier("owner/name", revision="v1")
+    assert torch.equal(classifier.linear.weight, presets.load_classifier(small_purifier).linear.weight)
+    assert [revision for _, revision, _ in hub.asked] == [None, "v1", "v1"]
+
+
+def test_a_revision_that_is_not_there_is_one_line_and_a_full_disk_stays_what_it_is(hub, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="'owner/name' at revision 'v9' cannot be had .* Not Found for v9$"):
+        presets.resolve("owner/name", revision="v9")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        presets.resolve("owner/name")
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_what_lies_here_has_no_revisions(tmp_path, hub):
+    (tmp_path / "weights.pth").touch()
+    for name in ("digits", saved(tmp_path / "folder"), tmp_path / "weights.pth"):
+        for load in (presets.load_networks, presets.load_classifier):
+            with pytest.raises(ValueError, match="revision must be None for an embedded name, a folder or a file.*got 'main'$"):
+                load(name, revision="main")
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("dtype", devices.NETWORK_DTYPES, ids=str)
+def test_a_dtype_is_that_of_every_network(dtype, small_purifier):
+    model = GuidedPurifier(*presets.load_networks(small_purifier, precision=devices.asked_for(dtype=dtype)))
+    classifier = presets.load_classifier(small_purifier, dtype=dtype)
+    assert {value.dtype for module in (model, classifier) for value in module.parameters()} == {dtype}
+    assert devices.precision_of(model) in repr(model)
+    logits = classifier(images(2, dtype=dtype))
+    assert logits.dtype == dtype and logits.isfinite().all()
+
+
+def test_a_purifier_in_float64_purifies_as_one_in_float32(tmp_path):
+    folder = saved(tmp_path)
+    single, double = (GuidedPurifier(*presets.load_networks(folder, precision=dtype), execution="loop") for dtype in DTYPES)
+    x = images(2, dtype=torch.float64)
+    given, exact = single(x, draw=1), double(x, draw=1)
+    assert given.dtype == exact.dtype == torch.float64
+    assert 0 < (given - exact).abs().max() < 1e-4  # float32's rounding, over the steps of a small network
+    assert double(x.float(), draw=1).dtype == torch.float32
+
+
+def test_of_two_ways_to_say_a_precision_one_is_said():
+    with pytest.raises(ValueError, match=r"precision must be left out where dtype=torch.float64 says it, got 'bf16'$"):
+        devices.asked_for("bf16", torch.float64)
+    for wrong in (torch.int8, torch.float8_e4m3fn, "float64"):
+        with pytest.raises(ValueError, match=r"dtype must be one of torch.float32, torch.float64, .*, or None, got "):
+            presets.load_classifier("digits", dtype=wrong)
+    assert devices.asked_for() == "auto" and devices.asked_for("bf16") == "bf16"
 
 
 def test_a_loaded_purifier_is_the_saved_one_frozen_and_evaluated(tmp_path):

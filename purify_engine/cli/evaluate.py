@@ -144,7 +144,8 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
 def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier) -> Classifier:
     from purify_engine.presets import load_classifier
 
-    found = load_classifier(name, **({} if normalisation is None else {"normalisation": normalisation}))
+    fields: dict[str, Any] = {} if normalisation is None else {"normalisation": normalisation}
+    found = load_classifier(name, **fields)
     wanted, channels = ours.denoiser.unet.config.in_channels, found.config.in_channels
     require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
     return found.to(ours.seed.device)
