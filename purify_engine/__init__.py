@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from purify_engine.config import UNetConfig as UNetConfig
     from purify_engine.models import Classifier as Classifier
     from purify_engine.models import Denoiser as Denoiser
+    from purify_engine.models import OwnDenoiser as OwnDenoiser
+    from purify_engine.models import OwnGuide as OwnGuide
     from purify_engine.models import UNet as UNet
     from purify_engine.presets import list_purifiers as list_purifiers
     from purify_engine.presets import load_classifier as load_classifier
@@ -30,6 +32,8 @@ _HOMES = {
     "UNet": "purify_engine.models",
     "Denoiser": "purify_engine.models",
     "Classifier": "purify_engine.models",
+    "OwnDenoiser": "purify_engine.models",
+    "OwnGuide": "purify_engine.models",
     "PurifierConfig": "purify_engine.config",
     "GuidanceConfig": "purify_engine.config",
     "ScheduleConfig": "purify_engine.config",

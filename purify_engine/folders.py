@@ -1,7 +1,9 @@
 """A purifier's folder, written and read: `config.json` and weights as safetensors.
 
 `config.json` holds schema_version, unet and purifier, and where there are such: guide, classifier, precision (of the stored
-weights), and origin (the files that were converted). `{part}.safetensors` lies beside it for unet, guide and classifier.
+weights), and origin (the files that were converted). `{part}.safetensors` lies beside it for unet, guide and classifier. Where
+networks are not ours, own_denoiser stands in place of unet, own_guide in place of guide: what a purifier must know of them, and
+their weights. Their code is the user's, who hands the modules in: a folder's is never run.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def write_config(folder: Path, **parts: Any) -> None:
 
 
 def read_config(folder: Path, needed: tuple[str, ...] = ("unet", "purifier")) -> dict[str, Any]:
-    """What `config.json` says, of this release's schema, with the parts that are needed."""
+    """What `config.json` says, of this release's schema, with the parts that are needed: unet or, in its place, own_denoiser."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -35,7 +37,8 @@ def read_config(folder: Path, needed: tuple[str, ...] = ("unet", "purifier")) ->
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} must be JSON, got an error at line {error.lineno}: {error.msg}") from error
     held = ", ".join(config)[:200] if isinstance(config, dict) else type(config).__name__
-    require(isinstance(config, dict) and {*needed} <= {*config}, str(path), f"an object with {' and '.join(needed)}", held)
+    parts = {"unet" if part == "own_denoiser" else part for part in config} if isinstance(config, dict) else set()
+    require(parts >= {*needed}, str(path), f"an object with {' and '.join(needed)}", held)
     version = config.get("schema_version")
     require(version == SCHEMA_VERSION, f"schema_version of {path}", f"{SCHEMA_VERSION} for this release", version)
     return config

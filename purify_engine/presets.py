@@ -13,26 +13,48 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
 from purify_engine import devices
 from purify_engine.cache import cached
-from purify_engine.config import PRESETS, ClassifierConfig, Precision, PurifierConfig, UNetConfig, from_dict, require
+from purify_engine.config import (
+    PRESETS,
+    ClassifierConfig,
+    OwnDenoiserConfig,
+    OwnGuideConfig,
+    Precision,
+    PurifierConfig,
+    UNetConfig,
+    from_dict,
+    require,
+)
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
 from purify_engine.folders import read_config, write_config
 from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
 from purify_engine.models.checkpoints.reading import is_published
+from purify_engine.models.checkpoints.safetensors import write_tensors
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.own import AnyDenoiser, AnyGuide, OwnDenoiser, OwnGuide
 from purify_engine.models.unet import UNet
 
 
 class Parts(NamedTuple):
     """What a `GuidedPurifier` is made of: the diffusion model, the guide (None where there is none), the configuration."""
 
-    denoiser: Denoiser
-    guide: Classifier | None
+    denoiser: AnyDenoiser
+    guide: AnyGuide | None
     config: PurifierConfig
 
+
+class Handed(NamedTuple):
+    """Modules that a user hands in for the weights of a folder whose networks are not ours."""
+
+    denoiser: nn.Module | None = None
+    guide: nn.Module | None = None
+
+
+NOTHING = Handed()
 
 FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")  # of checkpoints; no Hub id ends so
 EMBEDDED = Path(__file__).parent / "weights"
@@ -50,25 +72,26 @@ def load_networks(
     device: str | torch.device = "cpu",
     precision: Precision | torch.dtype = "float32",
     revision: str | None = None,
+    handed: Handed = NOTHING,
 ) -> Parts:
     """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py).
 
-    preset: how to purify, in place of what is saved (config/presets.py).
+    preset: how to purify, in place of what is saved (config/presets.py). handed: what the weights of other networks than ours are
+    loaded into; ValueError where they are missing, or where the folder's networks are ours.
     """
     where = devices.torch_device(device)  # refused before anything is loaded
     folder = resolve(name_or_path, stated, revision)
     config = read_config(folder)
-    network = partial(UNet, from_dict(UNetConfig, config["unet"]))
-    unet = built_from_safetensors(network, folder / "unet.safetensors", devices.dtype_on(where, precision))
-    guide = _classifier(folder, "guide", config) if config.get("guide") else None
+    denoiser = _denoiser(folder, config, handed.denoiser, devices.dtype_on(where, precision))
+    guide = _guide(folder, config, handed.guide)
     saved = from_dict(PurifierConfig, config["purifier"])
     how = saved if preset is None else preset_config(preset, saved.schedule)
-    return _placed(Denoiser(unet), guide, how, where, precision)
+    return _placed(denoiser, guide, how, where, precision)
 
 
 def load_parts(
     unet: str | Path,
-    guide: str | Path | Classifier | None,
+    guide: str | Path | AnyGuide | None,
     changes: Mapping[str, Any],
     preset: str | None = None,
     stated: Stated = AS_IT_IS,
@@ -96,8 +119,8 @@ def nothing_guides(preset: str | None, how: PurifierConfig) -> str | None:
 
 
 def _placed(
-    denoiser: Denoiser,
-    guide: Classifier | None,
+    denoiser: AnyDenoiser,
+    guide: AnyGuide | None,
     config: PurifierConfig,
     device: torch.device,
     precision: Precision | torch.dtype,
@@ -132,16 +155,46 @@ def load_classifier(
 
 
 def save_networks(
-    folder: Path, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, classifier: Classifier | None = None
+    folder: Path, denoiser: AnyDenoiser, guide: AnyGuide | None, config: PurifierConfig, classifier: Classifier | None = None
 ) -> None:
-    """Write what `load_networks` and, where there is a classifier, `load_classifier` read."""
+    """Write what `load_networks` and, where there is a classifier, `load_classifier` read.
+
+    Of networks that are not ours, the weights and what their adapters say; TypeError where they have no adapter.
+    """
+    parts = [_part(network, part) for network, part in ((denoiser, "denoiser"), (guide, "guide")) if network is not None]
+    parts += [] if classifier is None else [SavedPart("classifier", classifier, classifier.config)]
     folder.mkdir(parents=True, exist_ok=True)
-    networks = {"unet": denoiser.unet, "guide": guide, "classifier": classifier}
-    for part, network in networks.items():
-        if network is not None:
-            save_safetensors(network, folder / f"{part}.safetensors")
-    configs = {part: network and network.config for part, network in networks.items()}
-    write_config(folder, **configs, purifier=config)
+    for part in parts:
+        path = folder / f"{part.name}.safetensors"
+        if part.name.startswith("own"):
+            write_tensors(_apart(part.network), path)
+        else:
+            save_safetensors(part.network, path)
+    write_config(folder, **{part.name: part.config for part in parts}, purifier=config)
+
+
+class SavedPart(NamedTuple):
+    """A network as a folder holds it: under a name, with its weights and what is said of it."""
+
+    name: str
+    network: nn.Module
+    config: object
+
+
+def _apart(network: nn.Module) -> dict[str, Tensor]:
+    """Its weights, each in memory of its own: the format has no word for tied ones."""
+    return {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
+
+
+def _part(network: nn.Module, role: str) -> SavedPart:
+    if isinstance(network, Denoiser):
+        return SavedPart("unet", network.unet, network.config)
+    if isinstance(network, Classifier):
+        return SavedPart("guide", network, network.config)
+    if isinstance(network, OwnDenoiser | OwnGuide):
+        return SavedPart(f"own_{role}", network.module, network.config)
+    wanted = "an OwnDenoiser or a Denoiser" if role == "denoiser" else "an OwnGuide or a Classifier"
+    raise TypeError(f"{role} must be {wanted} to be saved, got {type(network).__name__}")
 
 
 def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS, revision: str | None = None) -> Path:
@@ -186,6 +239,43 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
         named = f"{repo_id!r} at revision {revision!r}" if revision else repr(repo_id)
         said = next(iter(str(error).split("\n")))
         raise FileNotFoundError(f"purifier {named} cannot be had from the Hugging Face Hub: {said}") from error
+
+
+def _denoiser(folder: Path, config: dict[str, Any], handed: nn.Module | None, dtype: torch.dtype) -> AnyDenoiser:
+    said = config.get("own_denoiser")
+    if said is None:
+        _refuse_handed("denoiser", handed, folder)
+        network = partial(UNet, from_dict(UNetConfig, config["unet"]))
+        return Denoiser(built_from_safetensors(network, folder / "unet.safetensors", dtype))
+    known = from_dict(OwnDenoiserConfig, said)
+    module = _handed_in("denoiser", handed, folder, known.network)
+    adapter = module if isinstance(module, OwnDenoiser) else OwnDenoiser.of(module, known)
+    load_safetensors(adapter.module, folder / "own_denoiser.safetensors")
+    return adapter
+
+
+def _guide(folder: Path, config: dict[str, Any], handed: nn.Module | None) -> AnyGuide | None:
+    said = config.get("own_guide")
+    if said is None:
+        _refuse_handed("guide", handed, folder)
+        return _classifier(folder, "guide", config) if config.get("guide") else None
+    known = from_dict(OwnGuideConfig, said)
+    module = _handed_in("guide", handed, folder, known.network)
+    adapter = module if isinstance(module, OwnGuide) else OwnGuide.of(module, known)
+    load_safetensors(adapter.module, folder / "own_guide.safetensors")
+    return adapter
+
+
+def _handed_in(argument: str, handed: nn.Module | None, folder: Path, network: str) -> nn.Module:
+    wanted = f"the {network} whose weights {folder} holds (its code is not stored): from_pretrained(..., {argument}=module)"
+    if handed is None:
+        raise ValueError(f"{argument} must be {wanted}, got None")
+    return handed
+
+
+def _refuse_handed(argument: str, handed: nn.Module | None, folder: Path) -> None:
+    left_out = f"left out, as {folder} holds no network that needs it"
+    require(handed is None, argument, left_out, type(handed).__name__)
 
 
 def _classifier(folder: Path, part: str, config: dict[str, Any]) -> Classifier:

@@ -6,7 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.engine.suitability import require_suitable
 from purify_engine.images import check_images, from_model_space, image_ids, in_model_space
 from purify_engine.models.classifiers import Classifier
-from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.derived import Watched
+from purify_engine.models.own import AnyDenoiser, AnyGuide, DenoisingNetwork, GuideNetwork, facts_of
 from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed, derived_number
 from purify_engine.types import Ids, Images, Key, NoiseKey
@@ -56,13 +56,13 @@ class GuidedPurifier(nn.Module):
     seed: Tensor
 
     def __init__(
-        self, denoiser: Denoiser, guide: Classifier | None, config: PurifierConfig, *, execution: Execution = "auto"
+        self, denoiser: DenoisingNetwork, guide: GuideNetwork | None, config: PurifierConfig, *, execution: Execution = "auto"
     ) -> None:
         super().__init__()
         one_of("execution", execution, Execution)
-        require_suitable(config, denoiser.unet.config, guide)
-        self.denoiser = denoiser
-        self.guide = guide
+        require_suitable(config, facts_of(denoiser, guide), guide)
+        self.denoiser = cast(AnyDenoiser, denoiser)
+        self.guide = cast("AnyGuide | None", guide)
         self.config = config
         self.execution = execution
         self.register_buffer("seed", torch.tensor(config.seed, device=next(denoiser.parameters()).device), persistent=False)
@@ -94,7 +94,7 @@ class GuidedPurifier(nn.Module):
             return AUTOCAST
         if device == "cpu" and ops.is_observed():
             return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
-        unet = self.denoiser.unet.config
+        unet = self.denoiser.config
         if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
             return LARGE
         return self._replay.refused
@@ -197,12 +197,12 @@ class GuidedPurifier(nn.Module):
         return torch.full_like(self.seed, derived_number(self.config.seed, DRAWS + draw))
 
     def _check(self, images: Images) -> None:
-        check_images(images, self.denoiser.unet.config.in_channels, self.bridge, self.seed.device)
+        check_images(images, self.denoiser.config.in_channels, self.bridge, self.seed.device)
 
     @property
     def bridge(self) -> Bridge:
         """What `config.sizes` does to images of other sizes than the network's, and which of them it refuses."""
-        return make_bridge(self.config, self.denoiser.unet.config)
+        return make_bridge(self.config, self.denoiser.config)
 
     def configured(self, **changes: Any) -> GuidedPurifier:
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`."""
@@ -238,7 +238,7 @@ class GuidedPurifier(nn.Module):
     def memory_report(self, height: int | None = None, width: int | None = None) -> dict[str, int]:
         """Bytes: of the parameters, and for each image of a batch under the exact gradient, of its visited trajectory over all
         cycles and of one step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
-        network, bridge = self.denoiser.unet.config, self.bridge
+        network, bridge = self.denoiser.config, self.bridge
         shape = network.in_channels, height or network.image_size, width or network.image_size
         probe = torch.zeros(1, *shape, device=self.seed.device)
         self._check(probe)

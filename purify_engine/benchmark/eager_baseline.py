@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from purify_engine.benchmark.plain_unet import PlainUNet
 from purify_engine.config import require
 from purify_engine.engine.plan import ReversePlan
-from purify_engine.models.classifiers import Classifier
+from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.own import AnyGuide
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.reference import guidance
 from purify_engine.reference.philox import FORWARD_STEP
@@ -80,11 +81,14 @@ class EagerPurifier(nn.Module):
         require(config.clip_x0 == "never", "clip_x0", "'never': the baseline clips no estimate", config.clip_x0)
         self.config, self.dtype = config, dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        prediction = purifier.denoiser.unet.config.prediction
+        prediction = purifier.denoiser.config.prediction
         require(prediction == "eps", "prediction", "'eps' for the eager baseline, which knows no other", prediction)
         denoiser, classifier = copy.deepcopy((purifier.denoiser, purifier.guide))
+        ours = isinstance(denoiser, Denoiser)
+        require(ours, "denoiser", "a Denoiser of our U-Net for the eager baseline", type(denoiser).__name__)
+        assert isinstance(denoiser, Denoiser)
         self.unet: nn.Module = PlainUNet(denoiser.unet)
-        self.classifier: Classifier | None = classifier if purifier.config.guidance.kind == "adversarial" else None
+        self.classifier: AnyGuide | None = classifier if purifier.config.guidance.kind == "adversarial" else None
         self.to(dtype).to(memory_format=self.layout)  # type: ignore[call-overload]
         self.train(False).requires_grad_(not self.frozen)
         self.image_dtype = torch.promote_types(dtype, torch.float32)

@@ -125,6 +125,6 @@ def _at(batch: int, variants: dict[str, Any], purifier: GuidedPurifier, clock: C
 
 
 def _images(purifier: GuidedPurifier, batch: int) -> Images:
-    network, device = purifier.denoiser.unet.config, purifier.seed.device
+    network, device = purifier.denoiser.config, purifier.seed.device
     shape = batch, network.in_channels, network.image_size, network.image_size
     return torch.rand(shape, device=device, generator=torch.Generator(device).manual_seed(batch))

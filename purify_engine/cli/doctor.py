@@ -134,7 +134,7 @@ def purifier_findings(device: str = "auto") -> Iterator[Finding]:
 def _purified_findings(purifier: GuidedPurifier) -> Iterator[Finding]:
     import torch
 
-    network = purifier.denoiser.unet.config
+    network = purifier.denoiser.config
     device = purifier.seed.device
     images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2, device=device)
     images = images.reshape(4, network.in_channels, network.image_size, network.image_size)

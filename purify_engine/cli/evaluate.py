@@ -146,7 +146,7 @@ def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier) -> C
 
     fields: dict[str, Any] = {} if normalisation is None else {"normalisation": normalisation}
     found = load_classifier(name, **fields)
-    wanted, channels = ours.denoiser.unet.config.in_channels, found.config.in_channels
+    wanted, channels = ours.denoiser.config.in_channels, found.config.in_channels
     require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
     return found.to(ours.seed.device)
 

@@ -71,7 +71,7 @@ def image_shape(purifier: GuidedPurifier) -> ImageShape:
     """Which images the purifier takes."""
     from purify_engine.data import ImageShape
 
-    network = purifier.denoiser.unet.config
+    network = purifier.denoiser.config
     size = network.image_size if purifier.config.sizes == "exact" else None
     return ImageShape(network.in_channels, size, purifier.bridge.refusal)
 

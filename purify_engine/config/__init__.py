@@ -28,6 +28,7 @@ from purify_engine.config.networks import (
     TimeInjection,
     UNetConfig,
 )
+from purify_engine.config.own import OwnDenoiserConfig, OwnGuideConfig, OwnPrediction, TimeInput
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
 from purify_engine.config.presets import PRESETS
 from purify_engine.config.purification import (
@@ -73,6 +74,9 @@ __all__ = [
     "GuidanceInput",
     "GuideKind",
     "NoiseMode",
+    "OwnDenoiserConfig",
+    "OwnGuideConfig",
+    "OwnPrediction",
     "PRESETS",
     "Padding",
     "Perturbation",
@@ -89,6 +93,7 @@ __all__ = [
     "Sizes",
     "Spacing",
     "TimeInjection",
+    "TimeInput",
     "TimeLabels",
     "TradesTraining",
     "Training",

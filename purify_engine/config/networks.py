@@ -114,6 +114,11 @@ class UNetConfig:
         )
         require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
 
+    @property
+    def num_halvings(self) -> int:
+        """How often the network halves the pixels a side: it takes multiples of 2 ** num_halvings."""
+        return len(self.channel_mult) - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.config import PurifierConfig, UNetConfig, require
+from purify_engine.config import PurifierConfig, require
+from purify_engine.models.denoiser import NetworkFacts
 from purify_engine.reference.philox import derive_seed
 from purify_engine.types import Images, NoiseKey
 
@@ -162,7 +163,7 @@ class Tiled:
         return {start: weight / total[start : start + self.side] for start, weight in weights.items()}
 
 
-def make_bridge(config: PurifierConfig, network: UNetConfig) -> Bridge:
+def make_bridge(config: PurifierConfig, network: NetworkFacts) -> Bridge:
     """The bridge that `config.sizes` names; ValueError where its tiles would leave gaps."""
     side = network.image_size
     stride = config.tile_stride or max(side * 3 // 4, 1)
@@ -171,7 +172,7 @@ def make_bridge(config: PurifierConfig, network: UNetConfig) -> Bridge:
         return Resized(side)
     if config.sizes == "tile":
         return Tiled(side, stride)
-    return Whole(side if config.sizes == "exact" else None, 2 ** (len(network.channel_mult) - 1))
+    return Whole(side if config.sizes == "exact" else None, 2**network.num_halvings)
 
 
 def _resized(x: Images, size: tuple[int, int]) -> Images:

@@ -7,7 +7,7 @@ noisy image. The target is a tuple of tensors, so that the gradient of the whole
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from purify_engine import ops
 from purify_engine.config import GuidanceConfig
 from purify_engine.engine.plan import ReversePlan
-from purify_engine.models.classifiers import Classifier
+from purify_engine.models.own import FastGuideNetwork, GuideNetwork
 from purify_engine.ops import switches
 from purify_engine.reference import guidance
 from purify_engine.reference.philox import derive_seed
@@ -92,11 +92,12 @@ class AdversarialGuide(nn.Module):
     `straight_through` keeps the hard pseudo-label's value and gives it the gradient of the soft one: an attack's view.
     """
 
-    def __init__(self, network: Classifier, config: GuidanceConfig, *, straight_through: bool = False) -> None:
+    def __init__(self, network: GuideNetwork, config: GuidanceConfig, *, straight_through: bool = False) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.straight_through = straight_through
+        self._is_fast = isinstance(network, FastGuideNetwork)
 
     def target(self, x: Images) -> Target:
         """(features [B, F], label distribution [B, K]) of the un-noised input."""
@@ -105,7 +106,11 @@ class AdversarialGuide(nn.Module):
 
     def _seen(self, x: Images) -> tuple[Tensor, Tensor]:
         """(features, logits) of model-space images, in the precision of the network."""
-        return self.network.frozen().features_and_logits((self._read(x) + 1) / 2)
+        return self._frozen().features_and_logits((self._read(x) + 1) / 2)
+
+    def _frozen(self) -> Any:
+        """The network by its fastest way: with what is fixed computed beforehand, where it knows how."""
+        return self.network.frozen() if isinstance(self.network, FastGuideNetwork) else self.network
 
     def _read(self, x: Images) -> Images:
         return x.to(next(self.network.parameters()).dtype)
@@ -135,13 +140,13 @@ class AdversarialGuide(nn.Module):
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
 
     def _pull(self, x: Images, target: Target) -> Images:
-        if switches.runs("guide_ends", target[0]):  # whose precision is the network's
+        if self._is_fast and switches.runs("guide_ends", target[0]):  # whose precision is the network's
             return _gradient(lambda view, recorded: self._ends(view, target, recorded), x)
         return input_gradient(lambda view: self.objective(view, target), x)
 
     def _ends(self, x: Images, target: Target, recorded: bool) -> tuple[Images, Images]:
         """The last maps of the network, and the gradient of G to them, written out: few passes over few numbers."""
-        network, config = self.network.frozen(), self.config
+        network, config = self._frozen(), self.config
         maps = network.last_maps(self._read(x))
         wanted_features, label = target
         pixels = maps.shape[2:].numel()
@@ -180,7 +185,7 @@ def _gradient(function: Callable[[Images, bool], tuple[Tensor, Tensor | None]], 
     return grad
 
 
-def make_guide(network: Classifier | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
+def make_guide(network: GuideNetwork | None, guidance: GuidanceConfig, straight_through: bool) -> Guide:
     """The guide that a configuration asks for, which sees `network` where it needs one."""
     if guidance.scale == 0 or guidance.kind == "none":
         return NoGuide()

@@ -12,7 +12,7 @@ from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
 
 if TYPE_CHECKING:
-    from purify_engine.models.classifiers import Classifier
+    from purify_engine.models.own import AnyGuide
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Ids, Images, Logits
 
@@ -37,7 +37,7 @@ class Defence:
     name: str
     classifier: nn.Module
     purifier: GuidedPurifier | None = None
-    guide: Classifier | None = None
+    guide: AnyGuide | None = None
     bare: nn.Module | None = None
 
     def __call__(self, images: Images, ids: Ids, draw: int) -> Logits:

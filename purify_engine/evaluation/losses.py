@@ -14,7 +14,7 @@ from purify_engine.devices import in_float32
 from purify_engine.evaluation.defences import Defence
 
 if TYPE_CHECKING:
-    from purify_engine.models.classifiers import Classifier
+    from purify_engine.models.own import AnyGuide
     from purify_engine.types import Features, Ids, Images, Labels, Logits
 
 Objective = Callable[["Images", "Ids", int], Tensor]  # (images, ids, draw) -> loss [B]
@@ -56,7 +56,7 @@ def make_objective(defence: Defence, images: Images, labels: Labels, config: Att
     return lambda x, ids, draw: loss(attacked(x, ids, draw), labels)
 
 
-def feature_matching(guide: Classifier, images: Images, labels: Labels) -> Objective:
+def feature_matching(guide: AnyGuide, images: Images, labels: Labels) -> Objective:
     """Minus the squared distance of the guide's features to those of the nearest image of another class.
 
     Latent guidance pulls towards the features of its input: where these are another class's, it pulls to that class.
@@ -76,7 +76,7 @@ def nearest_of_another_class(features: Features, labels: Labels) -> Tensor:
     return distance.masked_fill(labels[:, None] == labels[None, :], torch.inf).argmin(dim=1)
 
 
-def required_guide(defence: Defence, feature: str) -> Classifier:
+def required_guide(defence: Defence, feature: str) -> AnyGuide:
     """The defence's guide, or an error that names what asked for it."""
     require(defence.guide is not None, "defence", f"guided for {feature}", defence.name)
     assert defence.guide is not None
