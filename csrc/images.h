@@ -10,7 +10,8 @@
 namespace purify::PURIFY_ISA {
 
 inline Noise noise_of(const Batch& batch, int64_t image) {
-  return {static_cast<uint64_t>(*batch.key), static_cast<uint64_t>(batch.ids[image]), static_cast<uint32_t>(*batch.step)};
+  const int64_t key = batch.key[image * batch.key_stride];
+  return {static_cast<uint64_t>(key), static_cast<uint64_t>(batch.ids[image]), static_cast<uint32_t>(*batch.step)};
 }
 
 // Tiles that one thread takes at a time: enough work to outweigh starting it.

@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include "ops.h"
@@ -70,12 +71,17 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// The key of all images, or (keys, stride): one for each.
+using KeyArguments = std::variant<uintptr_t, std::tuple<uintptr_t, int64_t>>;
+
 // (images, numel, key, step, ids, threads), as Python hands it over.
-using BatchArguments = std::tuple<int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t, int>;
+using BatchArguments = std::tuple<int64_t, int64_t, KeyArguments, uintptr_t, uintptr_t, int>;
 
 Batch batch_of(const BatchArguments& given) {
   const auto& [images, numel, key, step, ids, threads] = given;
-  return {images, numel, pointer<int64_t>(key), pointer<int64_t>(step), pointer<int64_t>(ids), threads};
+  const auto* each = std::get_if<1>(&key);
+  const auto [keys, stride] = each ? *each : std::tuple<uintptr_t, int64_t>{std::get<0>(key), 0};
+  return {images, numel, pointer<int64_t>(keys), stride, pointer<int64_t>(step), pointer<int64_t>(ids), threads};
 }
 
 // (x, weight, bias, scale, shift, images, channels, pixels, groups, norm_eps, silu, threads).

@@ -19,10 +19,12 @@ struct WiderThan<double> {
 template <typename T>
 using Wide = typename WiderThan<T>::type;
 
-// The images of a batch and the noise they get: one id an image, `numel` elements each, in NCHW order.
+// The images of a batch and the noise they get: one id an image, `numel` elements each, in NCHW order. `key_stride` leads from the key
+// of one image to that of the next; 0 where all share one.
 struct Batch {
   int64_t images, numel;
   const int64_t* key;
+  int64_t key_stride;
   const int64_t* step;
   const int64_t* ids;
   int threads;

@@ -32,6 +32,7 @@ def _guided_step_kernel(
     pixels,
     EPS_LAST: tl.constexpr,
     GRAD_LAST: tl.constexpr,
+    KEY_STRIDE: tl.constexpr,
     QUADS: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_t_ptr.dtype.element_ty
@@ -41,7 +42,8 @@ def _guided_step_kernel(
     step = tl.load(step_ptr)
     x_t = tl.load(x_t_ptr + start + element, mask=inside).to(tl.float64)
     eps = tl.load(eps_ptr + start + _images.place(element, channels, pixels, EPS_LAST), mask=inside).to(tl.float64)
-    noise = _philox.normals(tl.load(key_ptr), tl.load(ids_ptr + image), step, block, DTYPE).to(tl.float64)
+    key, id = tl.load(key_ptr + image * KEY_STRIDE), tl.load(ids_ptr + image)
+    noise = _philox.normals(key, id, step, block, DTYPE).to(tl.float64)
 
     row, known = rows_ptr + 4 * step, (step >= 0) & (step < num_rows)
     a = tl.load(row, mask=known, other=float("nan"))  # a kernel cannot raise: a step beyond the plan gives NaN
@@ -100,13 +102,14 @@ def _launch(
         "grad_ptr": grad,
         "rows_ptr": rows.contiguous(),
         "step_ptr": step,
-        "key_ptr": key,
+        "key_ptr": key.contiguous(),
         "ids_ptr": ids.contiguous(),
         "num_rows": len(rows),
         "channels": channels,
         "pixels": pixels,
         "EPS_LAST": eps_last,
         "GRAD_LAST": grad_last,
+        "KEY_STRIDE": key.dim(),
         "QUADS": tile.quads,
     }
     programs = _images.programs(images, channels * pixels, tile)

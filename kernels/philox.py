@@ -14,10 +14,10 @@ from ._variants import Variant
 
 
 @triton.jit
-def _philox_kernel(out_ptr, key_ptr, ids_ptr, step_ptr, numel, QUADS: tl.constexpr):
+def _philox_kernel(out_ptr, key_ptr, ids_ptr, step_ptr, numel, KEY_STRIDE: tl.constexpr, QUADS: tl.constexpr):
     """Words where `out` is int64, normals where it is float32 or float64."""
     image, block, element = _images.tile(numel, QUADS)
-    key, id, step = tl.load(key_ptr), tl.load(ids_ptr + image), tl.load(step_ptr)
+    key, id, step = tl.load(key_ptr + image * KEY_STRIDE), tl.load(ids_ptr + image), tl.load(step_ptr)
     if out_ptr.dtype.element_ty == tl.int64:
         w0, w1, w2, w3 = _philox.words(key, id, step, block)
         drawn = _philox.interleaved(w0, w1, w2, w3)
@@ -46,8 +46,8 @@ def _drawn(key: Tensor, ids: Tensor, step: Tensor, numel: int, dtype: torch.dtyp
 def _launch(out: Tensor, key: Tensor, ids: Tensor, step: Tensor) -> Launch:
     images, numel = out.shape
     tile = _tiles.noise()
-    pointers = {"out_ptr": out, "key_ptr": key, "ids_ptr": ids.contiguous(), "step_ptr": step}
-    arguments = {**pointers, "numel": numel, "QUADS": tile.quads}
+    pointers = {"out_ptr": out, "key_ptr": key.contiguous(), "ids_ptr": ids.contiguous(), "step_ptr": step}
+    arguments = {**pointers, "numel": numel, "KEY_STRIDE": key.dim(), "QUADS": tile.quads}
     return Launch(_philox_kernel, _images.programs(images, numel, tile), arguments, tile.num_warps, fp_fusion=False)
 
 

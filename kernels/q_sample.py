@@ -16,14 +16,25 @@ from ._variants import Variant
 
 @triton.jit
 def _q_sample_kernel(
-    x_t_ptr, x_net_ptr, x_start_ptr, marginal_ptr, step_ptr, key_ptr, ids_ptr, channels, pixels, QUADS: tl.constexpr
+    x_t_ptr,
+    x_net_ptr,
+    x_start_ptr,
+    marginal_ptr,
+    step_ptr,
+    key_ptr,
+    ids_ptr,
+    channels,
+    pixels,
+    KEY_STRIDE: tl.constexpr,
+    QUADS: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_start_ptr.dtype.element_ty
     numel = channels * pixels
     image, block, element = _images.tile(numel, QUADS)
     start, inside = image * numel, element < numel
     x_start = tl.load(x_start_ptr + start + element, mask=inside).to(tl.float64)
-    noise = _philox.normals(tl.load(key_ptr), tl.load(ids_ptr + image), tl.load(step_ptr), block, DTYPE).to(tl.float64)
+    key, id = tl.load(key_ptr + image * KEY_STRIDE), tl.load(ids_ptr + image)
+    noise = _philox.normals(key, id, tl.load(step_ptr), block, DTYPE).to(tl.float64)
 
     signal, sigma = tl.load(marginal_ptr), tl.load(marginal_ptr + 1)
     x_t = (signal * x_start + sigma * noise).to(DTYPE)
@@ -56,10 +67,11 @@ def _launch(
         "x_start_ptr": x_start.contiguous(),
         "marginal_ptr": marginal.contiguous(),
         "step_ptr": step,
-        "key_ptr": key,
+        "key_ptr": key.contiguous(),
         "ids_ptr": ids.contiguous(),
         "channels": channels,
         "pixels": pixels,
+        "KEY_STRIDE": key.dim(),
         "QUADS": tile.quads,
     }
     return Launch(_q_sample_kernel, _images.programs(images, channels * pixels, tile), arguments, tile.num_warps, fp_fusion=False)

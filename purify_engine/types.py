@@ -25,14 +25,14 @@ else:
     Features = Float[Tensor, "B F"]
     Labels = Int[Tensor, "B"]
     Ids = Int[Tensor, "B"]  # image ids, int64
-    Key = Int[Tensor, ""]  # the seed, int64, on the device
+    Key = Int[Tensor, ""] | Int[Tensor, "B"]  # the seed of all images, or one for each; int64, on the device
     Step = Int[Tensor, ""]  # index of the reverse step, int64, on the device
     Rows = Float[Tensor, "N 4"]  # (a, b, d, c) a reverse step
     Marginal = Float[Tensor, "2"]  # (sqrt(alpha_bar), sqrt(1 - alpha_bar))
 
 
 class NoiseKey(NamedTuple):
-    """Which noise: the seed, and the id of each image of the batch, both int64 on the images' device."""
+    """Which noise: the seed, of all images [] or of each [B], and the id of each image; both int64 on the images' device."""
 
     key: Key
     ids: Ids

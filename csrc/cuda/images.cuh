@@ -96,7 +96,7 @@ __device__ void write_network_copy(const Images& x_net, const W (&values)[kPlane
 }
 
 __device__ inline Counter drawn(const Batch& batch, int64_t image, int element) {
-  const uint64_t key = static_cast<uint64_t>(*batch.key), id = static_cast<uint64_t>(batch.ids[image]);
+  const uint64_t key = static_cast<uint64_t>(batch.key[image * batch.key_stride]), id = static_cast<uint64_t>(batch.ids[image]);
   const Counter counter{static_cast<uint32_t>(element / kQuad), static_cast<uint32_t>(*batch.step), static_cast<uint32_t>(id),
                         static_cast<uint32_t>(id >> 32)};
   return philox_block(counter, static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));

@@ -4,9 +4,11 @@
 // Addresses arrive as integers, checked (purify_engine/ops/_cuda.py), and so does the stream. The GIL is released while kernels
 // are queued.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 #include <tuple>
+#include <variant>
 
 #include "ops.h"
 
@@ -22,7 +24,8 @@ using namespace purify::cuda;
 using Address = uintptr_t;
 using GivenImages = std::tuple<Address, int, bool>;
 using GivenChannels = std::tuple<Address, int, int64_t>;
-using GivenBatch = std::tuple<int64_t, int, int, Address, Address, Address>;
+using GivenKey = std::variant<Address, std::tuple<Address, int64_t>>;  // of all images, or (keys, stride): one for each
+using GivenBatch = std::tuple<int64_t, int, int, GivenKey, Address, Address>;
 using GivenNorm = std::tuple<GivenImages, GivenChannels, GivenChannels, GivenChannels, GivenChannels, int64_t, int, int, int,
                              double, bool, bool>;
 using GivenGrads = std::tuple<Address, GivenChannels, GivenChannels, GivenChannels, GivenChannels>;
@@ -46,7 +49,9 @@ Channels channels_of(const GivenChannels& given) {
 
 Batch batch_of(const GivenBatch& given) {
   const auto& [images, channels, pixels, key, step, ids] = given;
-  return {images, channels, pixels, pointer<const int64_t>(key), pointer<const int64_t>(step), pointer<const int64_t>(ids)};
+  const auto* each = std::get_if<1>(&key);
+  const auto [keys, stride] = each ? *each : std::tuple<Address, int64_t>{std::get<0>(key), 0};
+  return {images, channels, pixels, pointer<const int64_t>(keys), pointer<const int64_t>(step), pointer<const int64_t>(ids), stride};
 }
 
 Norm norm_of(const GivenNorm& given) {

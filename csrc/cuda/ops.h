@@ -25,11 +25,13 @@ struct Channels {
   int64_t stride;
 };
 
-// The images of a batch and the noise they get: one id an image. An image has fewer than 2^30 elements.
+// The images of a batch and the noise they get: one id an image. An image has fewer than 2^30 elements. `key_stride` leads from the key
+// of one image to that of the next; 0 where all share one.
 struct Batch {
   int64_t images;
   int channels, pixels;
   const int64_t *key, *step, *ids;
+  int64_t key_stride;
 };
 
 // The arguments of group_norm_silu. A group has fewer than 2^30 elements. `aligned`: all pointers to images are multiples of 16.

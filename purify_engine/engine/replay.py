@@ -128,7 +128,7 @@ class Replay:
         return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])]) if missing else tensor
 
     def _padded_noise(self, process: ReverseProcess) -> ReverseProcess:
-        return process._replace(noise=NoiseKey(process.noise.key, self._padded(process.noise.ids)))
+        return process._replace(noise=NoiseKey(*(self._padded(part) if part.dim() else part for part in process.noise)))
 
     def _loaded(self, kind: type[_Graph], process: ReverseProcess, x_t: Images, target: Target) -> Any:
         """`_graph`, its tensors filled."""
@@ -148,8 +148,8 @@ class Replay:
             self._captured_of = Networks(process.model, process.guide)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
         told = ops.forced(), ops.is_bypass_forbidden(), switches.state(), ops.instruction_set(), torch.get_num_threads()
-        plan = process.plan
-        key = kind, x_t.shape, x_t.dtype, x_t.device, plan.net_dtype, plan.corrections, kind.detail(process), told
+        plan, per_image = process.plan, process.noise.key.dim()  # whether every image has a key of its own
+        key = kind, x_t.shape, x_t.dtype, x_t.device, per_image, plan.net_dtype, plan.corrections, kind.detail(process), told
         graph, capture = self._graphs.pop(key, None), self._capture(x_t.device)
         if graph is None or graph.capacity < len(plan):
             graph = kind(process, x_t, target(), capture)

@@ -18,7 +18,10 @@ EXACT = (torch.float32, torch.float64)  # what normals are drawn in
 
 
 def philox(key: Key, ids: Ids, step: Step, numel: int) -> Tensor:
-    """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E5)."""
+    """The random words of `numel` elements of each image: int64 [B, numel] in [0, 2**32) (docs/math.md E5).
+
+    `key`, here and in all ops that draw, is the seed of all images, or int64 [B], one for each; `ids` is int64 [B].
+    """
     return call(PHILOX, key, ids, step, numel)
 
 
@@ -28,11 +31,14 @@ def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dt
 
 
 def check(key: Tensor, ids: Tensor, step: Tensor, numel: int, *, dtype: torch.dtype = torch.float32) -> None:
-    """int64 key and step without dimensions, int64 ids [B]."""
-    for name, tensor, dims in (("key", key, 0), ("step", step, 0), ("ids", ids, 1)):
+    """int64 key without dimensions or [B], int64 step without dimensions, int64 ids [B]."""
+    for name, tensor, dims in (("step", step, 0), ("ids", ids, 1)):
         if tensor.dtype != torch.int64 or tensor.dim() != dims:
             _check.refuse(name, f"int64 with {dims} dimensions", tensor)
         _check.same_device(name, tensor, ids)
+    if key.dtype != torch.int64 or (key.dim() and key.shape != ids.shape):
+        _check.refuse("key", f"int64 [], or {list(ids.shape)}, one for each image", key)
+    _check.same_device("key", key, ids)
     require(numel >= 0, "numel", "at least 0", numel)
     require(dtype in EXACT, "dtype", "torch.float32 or torch.float64", dtype)
 
@@ -47,7 +53,7 @@ def check_for(x: Tensor, step: Tensor, key: Tensor, ids: Tensor) -> None:
 
 def batch_cpp(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> tuple[Any, ...]:
     """The noise arguments of a batch, for the C++ extension."""
-    return len(ids), numel, key, step, ids.contiguous(), torch.get_num_threads()
+    return len(ids), numel, with_stride(key, key), step, ids.contiguous(), torch.get_num_threads()
 
 
 def philox_cpp(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> Tensor:
@@ -62,12 +68,17 @@ def philox_normal_cpp(key: Tensor, ids: Tensor, step: Tensor, numel: int, *, dty
     return out
 
 
+def with_stride(key: Tensor, given: Any) -> Any:
+    """A key as the extensions take it: `given` alone where all images share it, else with what leads to the next image's."""
+    return (given, key.stride(0)) if key.dim() else given
+
+
 class BatchCuda:
     """The noise arguments of a batch, for the CUDA extension; kept alive until the kernel is queued."""
 
     def __init__(self, key: Tensor, ids: Tensor, step: Tensor, channels: int, pixels: int) -> None:
         self._alive = key, step, ids = key, step, ids.contiguous()
-        self.arguments = (len(ids), channels, pixels, key.data_ptr(), step.data_ptr(), ids.data_ptr())
+        self.arguments = (len(ids), channels, pixels, with_stride(key, key.data_ptr()), step.data_ptr(), ids.data_ptr())
 
 
 def philox_cuda(key: Tensor, ids: Tensor, step: Tensor, numel: int) -> Tensor:

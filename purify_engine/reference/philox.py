@@ -2,7 +2,8 @@
 
 A number depends on (seed, image id, step, element) and on nothing else: not on the batch, its layout, the device, or earlier
 draws. `element` is the NCHW index inside one image. The key of the block cipher is the seed; its counter is
-(element // 4, step, id low word, id high word); word k of the output serves element 4 * (element // 4) + k.
+(element // 4, step, id low word, id high word); word k of the output serves element 4 * (element // 4) + k. A `key` is the seed
+of all images (0-dim), or one for each ([B]).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _blocks(key: Key, ids: Ids, step: Step, numel: int) -> Tensor:
     """The words of `numel` elements of each image, in whole blocks: int64 [B, ceil(numel / 4), 4]."""
     block = torch.arange((numel + 3) // 4, device=ids.device)
     id_low, id_high = low_high(ids.unsqueeze(1))
-    words = philox_block((block, step & MASK, id_low, id_high), low_high(key))
+    words = philox_block((block, step & MASK, id_low, id_high), low_high(key.unsqueeze(-1)))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
@@ -71,18 +72,28 @@ def philox_normal(key: Key, ids: Ids, step: Step, numel: int, *, dtype: torch.dt
 
 
 def derive_seed(key: Key, stream: int) -> Key:
-    """The seed of an independent stream of `key` (an EOT draw, the guide's own noise): int64, 0-dim, in [0, 2**63).
+    """The seed of an independent stream of each `key` (an EOT draw, the guide's own noise): int64 of its shape, in [0, 2**63).
 
     Nothing is copied from the host, which a CUDA graph that is being captured refuses.
     """
     stream_low, stream_high = low_high(torch.full_like(key, stream))
     block, step = torch.full_like(key, _DERIVE_BLOCK), torch.full_like(key, _DERIVE_STEP)
-    low, high, _, _ = philox_block((block, step, stream_low, stream_high), low_high(key))
-    return low | (high & 0x7FFFFFFF) << 32
+    return _seed_at((block, step, stream_low, stream_high), key)
 
 
 def derived_number(seed: int, stream: int) -> int:
     """`derive_seed` of a seed that the host knows, by its own integers: a GPU is spared more than a hundred tiny kernels."""
-    counter: Any = (_DERIVE_BLOCK, _DERIVE_STEP, *low_high(stream))  # type: ignore[arg-type]
-    low, high, _, _ = philox_block(counter, low_high(seed))  # type: ignore[arg-type]
-    return int(low | (high & 0x7FFFFFFF) << 32)
+    return int(_seed_at((_DERIVE_BLOCK, _DERIVE_STEP, *low_high(stream)), seed))  # type: ignore[arg-type]
+
+
+def derived_keys(seed: int, streams: Tensor) -> Tensor:
+    """`derived_number` of many streams: int64 of the shape of `streams`, which are int64, and on their device.
+
+    More than a hundred tiny kernels: cheapest on the CPU, whence the result is copied once.
+    """
+    return _seed_at((_DERIVE_BLOCK, _DERIVE_STEP, *low_high(streams)), seed)
+
+
+def _seed_at(counter: Any, key: Any) -> Any:
+    low, high, _, _ = philox_block(counter, low_high(key))
+    return low | (high & 0x7FFFFFFF) << 32

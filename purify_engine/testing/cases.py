@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from purify_engine.testing.shapes import (
     CONV_SHAPES,
     CONV_VARIANTS,
+    DRAWING,
     DTYPES,
+    KEYED,
     LAYOUTS,
     NORM_SHAPES,
     NUMELS,
@@ -22,6 +24,7 @@ from purify_engine.testing.shapes import (
     SHAPES,
     SUM_VARIANTS,
     Layout,
+    laid_out,
 )
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: the four counter words, the two key words, the four results.
@@ -79,21 +82,11 @@ class Case:
         return torch.Generator().manual_seed(zlib.crc32(f"{self.op} {self}".encode()))
 
 
-def laid_out(images: Tensor, layout: Layout) -> Tensor:
-    """The same shape in another layout. `strided` has gaps; `expanded` repeats one plane of one image, its strides being 0."""
-    if layout == "channels_last":
-        return images.contiguous(memory_format=torch.channels_last)
-    if layout == "strided":
-        return torch.stack((images, torch.full_like(images, torch.nan)), dim=-1)[..., 0]
-    if layout == "expanded":
-        return images[:1, :1].expand(images.shape)
-    return images
-
-
 def _noise_arguments(case: Case, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A seed and ids that use all of their 64 bits, negative ones too."""
-    words = torch.randint(-(2**63), 2**63 - 1, (1 + case.shape[0],), generator=generator, device="cpu")
-    return words[0], words[1:]
+    """A seed, in the variant "keys" one for each image, and ids; they use all of their 64 bits, negative ones too."""
+    seeds = case.shape[0] if "keys" in case.variant else 1
+    words = torch.randint(-(2**63), 2**63 - 1, (seeds + case.shape[0],), generator=generator, device="cpu")
+    return words[:seeds] if "keys" in case.variant else words[0], words[seeds:]
 
 
 def _guided_step(case: Case) -> tuple[Any, ...]:
@@ -259,6 +252,12 @@ _TABLES = {"q_sample": 1, "guided_step": 3}  # where the plan's numbers stand am
 
 def cases(op: str) -> list[Case]:
     """At least 200 cases of an op, each a shape, a dtype, a layout and a variant."""
+    found = _cases(op)
+    keyed = [case for case in found if op in DRAWING and case.shape in KEYED and case.layout == "contiguous"]
+    return found + [replace(case, variant=f"{case.variant}-keys") for case in keyed]
+
+
+def _cases(op: str) -> list[Case]:
     if op == "philox":
         return [Case(op, shape) for shape in product((0, 1, 3, 5), NUMELS)]
     if op == "philox_normal":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Layout = Literal["contiguous", "channels_last", "strided", "expanded"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels_last", "strided", "expanded")
@@ -27,6 +28,8 @@ SHAPES = (
     (1, 6, 37, 19),
 )
 NUMELS = (*range(40), 63, 64, 65, 127, 255, 1000, 4095, 4096, 4097, 9001)  # elements of one image, for the ops that know no shape
+DRAWING = ("philox", "philox_normal", "q_sample", "guided_step")
+KEYED = ((3, 65), (2, 3, 31, 33))  # at which every image has a key of its own, too
 # Shape and groups. One element a group has no spread at all: only norm_eps keeps it finite.
 NORM_SHAPES = (
     ((0, 4, 3, 3), 2),
@@ -73,3 +76,14 @@ SUM_VARIANTS = {
     "residual_sum": ("plain", "bias", "residual-bias", "residual-bias-gain", "residual"),
 }
 RELU_VARIANTS = ("bias", "line", "line-bias-residual", "residual")
+
+
+def laid_out(images: Tensor, layout: Layout) -> Tensor:
+    """The same shape in another layout. `strided` has gaps; `expanded` repeats one plane of one image, its strides being 0."""
+    if layout == "channels_last":
+        return images.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        return torch.stack((images, torch.full_like(images, torch.nan)), dim=-1)[..., 0]
+    if layout == "expanded":
+        return images[:1, :1].expand(images.shape)
+    return images

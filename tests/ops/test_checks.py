@@ -24,7 +24,7 @@ IMAGES = torch.zeros(2, 3, 4, 4)
         ("rows", torch.zeros(4, 3).double(), "rows must be float64 [N, 4], got 'float64 [4, 3]'"),
         ("rows", torch.zeros(4, 4), "rows must be float64 [N, 4], got 'float32 [4, 4]'"),
         ("step", torch.tensor([1]), "step must be int64 with 0 dimensions, got 'int64 [1]'"),
-        ("key", torch.tensor(1, dtype=torch.int32), "key must be int64 with 0 dimensions, got 'int32 []'"),
+        ("key", torch.tensor(1, dtype=torch.int32), "key must be int64 [], or [2], one for each image, got 'int32 []'"),
         ("ids", torch.arange(3), "ids must be int64 [2], one for each image, got 'int64 [3]'"),
     ],
 )

@@ -16,7 +16,9 @@ from purify_engine.ops import OPS, _cuda, capability
 from purify_engine.reference import layers, philox, process
 from purify_engine.testing.agreement import as_tuple, assert_agrees
 from purify_engine.testing.cases import RANDOM123, Case, cases
+from purify_engine.testing.shapes import DRAWING
 from tests.ops import emulated_extension
+from tests.ops.test_keys_of_images import assert_each_image_as_alone, keyed
 
 REFERENCES: dict[str, Callable[..., Any]] = {
     "philox": philox.philox,
@@ -217,6 +219,15 @@ def test_an_image_gets_the_same_bits_in_any_batch(shape, groups, layout, emulate
     together, _ = cuda.guided_step(x_t, eps, grad, rows, step, key, ids)
     alone, _ = cuda.guided_step(x_t[4:5], eps[4:5], grad[4:5], rows, step, key, ids[4:5])
     assert torch.equal(alone, together[4:5])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT, DOUBLE], ids=str)
+@pytest.mark.parametrize("op", DRAWING)
+def test_an_image_gets_what_it_gets_alone_with_its_key(op, dtype, emulated):
+    call, key, ids, images = keyed(op, dtype, cuda)
+    assert_each_image_as_alone(call, key, ids, images)
+    apart = torch.stack((key, key + 1), dim=1)[:, 0]
+    assert all(torch.equal(one, other) for one, other in zip(call(apart, ids, *images), call(key, ids, *images), strict=True))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from purify_engine.reference.philox import derive_seed, derived_number, philox, philox_block, philox_normal
+from purify_engine.reference.philox import (
+    derive_seed,
+    derived_keys,
+    derived_number,
+    philox,
+    philox_block,
+    philox_normal,
+)
 from purify_engine.testing.cases import RANDOM123
 
 
@@ -116,3 +123,27 @@ def test_normals_are_standard_and_uncorrelated():
 @pytest.mark.parametrize("stream", [0, 1, 2**32, 2**32 + 7, 2**33 + 1])
 def test_the_host_derives_the_seed_that_the_device_derives(seed, stream):
     assert derived_number(seed, stream) == derive_seed(torch.tensor(seed), stream).item()
+
+
+STREAMS = torch.tensor([0, 1, 1, 2**32, 2**32 + 7, 2**33 + 1, 2**48 + (3 << 24), 2**62])
+
+
+@pytest.mark.parametrize("seed", [0, SEED, 2**63 - 1])
+def test_many_streams_give_the_seeds_that_each_gives(seed):
+    keys = derived_keys(seed, STREAMS)
+    assert keys.dtype == torch.int64
+    assert keys.tolist() == [derived_number(seed, stream) for stream in STREAMS.tolist()]
+    assert torch.equal(derived_keys(seed, STREAMS.view(2, 4)), keys.view(2, 4)) and derived_keys(seed, STREAMS[:0]).shape == (0,)
+
+
+def test_many_keys_give_the_seeds_that_each_gives():
+    keys = derived_keys(SEED, STREAMS)
+    assert derive_seed(keys, 2**33 + 5).tolist() == [int(derive_seed(key, 2**33 + 5)) for key in keys]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_gets_by_a_key_of_its_own_what_it_gets_alone(dtype):
+    keys, ids, step = derived_keys(SEED, STREAMS), torch.tensor([3, 3, 4, 2**40, 3, 0, -1, 3]), torch.tensor(2)
+    together = philox_normal(keys, ids, step, 193, dtype=dtype)
+    alone = [philox_normal(key, ids[i : i + 1], step, 193, dtype=dtype) for i, key in enumerate(keys)]
+    assert torch.equal(together, torch.cat(alone))
