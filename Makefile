@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits api figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -99,7 +99,10 @@ evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes 
 train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits
 
-figures: $(TOOLS) ## write the tables of README.md and docs/ from bench/results, and README's picture
+api: $(TOOLS) ## write docs/api.md from the signatures and docstrings of the source
+	"$(PY)" -m bench api
+
+figures: $(TOOLS) api ## write the tables of README.md and docs/ from bench/results, README's picture, and docs/api.md
 	"$(PY)" -m bench figures
 	"$(PY)" -m bench digits-picture
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "tune-winograd": Command("bench.tuning.winograd_ways", "the fastest way to convolve 3x3 on this CPU"),
     "tune-guidance": Command("bench.tuning.guidance", "which guidance the embedded models have, and how strong"),
     "figures": Command("bench.report.figures", "write the tables of README.md and docs/ from bench/results"),
+    "api": Command("bench.report.api", "write docs/api.md from the signatures and docstrings of the source"),
     "digits-picture": Command("bench.report.digits_picture", "draw the README's picture"),
 }
 

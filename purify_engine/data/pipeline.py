@@ -37,10 +37,15 @@ class PurificationSummary:
     """What became of every input."""
 
     ok: int
+    """Images that were purified and written."""
     failed: tuple[ItemFailure, ...]
+    """Those that could not be read, or came out with NaN or infinity, each with its reason."""
     skipped: tuple[str, ...]
+    """Names of what lies in the source and is no image."""
     seconds: float
-    sizes: Mapping[str, int] = field(default_factory=dict)  # how many images of each "WIDTHxHEIGHT" were purified
+    """Of the whole run."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """How many images of each "WIDTHxHEIGHT" were purified."""
 
     @property
     def images_per_second(self) -> float:

@@ -23,14 +23,14 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What is taken: `channels` planes of `size` by `size` pixels; None where any size will do.
-
-    refusal: (height, width) -> why such images are not taken, in words, or None; decides in the place of `size`.
-    """
+    """Which images are taken."""
 
     channels: int
+    """Of an image: 1 grey, 3 colour."""
     size: int | None = None
+    """Pixels a side; None where any size will do."""
     refusal: Callable[[int, int], str | None] | None = field(default=None, compare=False)  # two functions are hardly ever equal
+    """(height, width) -> why such images are not taken, in words, or None; decides in the place of `size`."""
 
     def refused(self, height: int, width: int) -> str | None:
         """Why images of `height` by `width` pixels are not taken, None where they are."""

@@ -29,7 +29,11 @@ _DRAWS_PER_SEED = 2**20
 
 
 def attack(defence: Defence, images: Images, labels: Labels, config: AttackConfig, *, ids: Ids | None = None) -> Images:
-    """Adversarial images for `defence`, from clean `images` in [0, 1] and true `labels`; `ids` key the purifier's noise."""
+    """Adversarial images for `defence`, of the shape of `images` and within `config`'s budget of them, in [0, 1].
+
+    images: clean ones, [B, C, H, W] in [0, 1]. labels: the true ones, int64 [B]. ids: int64 [B], key the purifier's noise; None:
+    the places in the batch. Which draws the attack sees follows from `config.seed`; score on others.
+    """
     ids = torch.arange(len(images), device=images.device) if ids is None else ids
     if config.kind == "none" or config.epsilon == 0:
         return images.clone()

@@ -28,17 +28,18 @@ LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0,
 
 @dataclass(frozen=True)
 class Defence:
-    """A defended classifier. Calling it with images in [0, 1], their ids and the number of a noise draw gives logits.
-
-    `guide` is what attacks on the guide may use; None where no guide takes part. `bare` is the network that a blind
-    attacker knows: the classifier itself unless given.
-    """
+    """A defended classifier. Calling it with images in [0, 1], their ids and the number of a noise draw gives logits."""
 
     name: str
+    """Its row in every table."""
     classifier: nn.Module
+    """Images [B, C, H, W] in [0, 1] to logits [B, K]."""
     purifier: GuidedPurifier | None = None
+    """What stands before it; None: nothing."""
     guide: AnyGuide | None = None
+    """What attacks on the guide may use; None where no guide takes part."""
     bare: nn.Module | None = None
+    """The network that a blind attacker knows: the classifier itself unless given."""
 
     def __call__(self, images: Images, ids: Ids, draw: int) -> Logits:
         return self.classifier(self.purify(images, ids, draw))

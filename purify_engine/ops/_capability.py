@@ -22,7 +22,7 @@ class Capability:
 
 
 def capability() -> Capability:
-    """Look at this machine."""
+    """What this machine can run: its extensions, instruction sets, threads and GPU."""
     return Capability(
         cpp=_extension.extension is not None,
         instruction_set=_extension.instruction_set(),

@@ -75,7 +75,13 @@ def from_diffusers(
     t_star: int | None = None,
     image_size: int | None = None,
 ) -> DiffusersModel:
-    """Of a folder, a `UNet2DModel` and its scheduler, or a pipeline of both; else as `load_diffusers_folder`."""
+    """What diffusers' network and scheduler are to us: `.denoiser()`, and the fields of `PurifierConfig` in `.sampling`.
+
+    unet: a folder that `save_pretrained` wrote, a pipeline, or a `UNet2DModel`. scheduler: beside a `UNet2DModel`, its DDPM or
+    DDIM scheduler; None leaves `.sampling` empty. num_steps: as `set_timesteps` is told, over all timesteps; None: each of them.
+    t_star: where to begin among them; None: at the first. image_size: pixels a side, where the network does not say.
+    Raises FileNotFoundError or ValueError, in one line, where it is no unconditional UNet2DModel that we can run.
+    """
     if isinstance(unet, str | os.PathLike):
         return load_diffusers_folder(unet, num_steps=num_steps, t_star=t_star, image_size=image_size)
     if hasattr(unet, "unet"):
