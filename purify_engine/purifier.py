@@ -129,11 +129,11 @@ class GuidedPurifier(nn.Module):
     def _purify(self, images: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         if images.numel() == 0:
             return images
-        x = in_model_space(images)
+        x = in_model_space(images, self.config)
         if not (torch.is_grad_enabled() and self.config.gradient == "blind"):  # which knows of no bridge either
             bridge = self.bridge
             x = bridge.joined((self._cycles(part, drawn, on_step_end) for part, drawn in bridge.parts(x, noise)), x)
-        return from_model_space(x, images.dtype, clamp=self.config.clamp)
+        return from_model_space(x, images, self.config)
 
     def _cycles(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None) -> Images:
         for cycle in range(self.config.cycles):
@@ -197,7 +197,7 @@ class GuidedPurifier(nn.Module):
         return torch.full_like(self.seed, derived_number(self.config.seed, DRAWS + draw))
 
     def _check(self, images: Images) -> None:
-        check_images(images, self.denoiser.config.in_channels, self.bridge, self.seed.device)
+        check_images(images, self.denoiser.config.in_channels, self.bridge, self.seed.device, self.config)
 
     @property
     def bridge(self) -> Bridge:
@@ -229,7 +229,7 @@ class GuidedPurifier(nn.Module):
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
         probe = self.configured(guidance=unit)
         noise = NoiseKey(self.seed, image_ids(images))
-        x = in_model_space(images)
+        x = in_model_space(images, self.config)
         depths = self.config.depths
         plans = (probe.plan(x.dtype, cycle=depths.index(t_star)) for t_star in dict.fromkeys(depths))
         processes = [ReverseProcess(plan, self.denoiser, probe._guide(), noise) for plan in plans]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine.benchmark.plain_unet import PlainUNet
-from purify_engine.config import require
+from purify_engine.config import UNIT_RANGE, require
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.own import AnyGuide
@@ -78,6 +78,7 @@ class EagerPurifier(nn.Module):
         stars = config.cycle_t_stars
         require(stars is None, "cycle_t_stars", "None: the baseline walks one plan in every cycle", stars)
         require(config.sampler != "ddpm_learned", "sampler", "one of fixed variance for the baseline", config.sampler)
+        require(config.image_range == UNIT_RANGE, "image_range", "(0, 1) for the baseline", config.image_range)
         require(config.clip_x0 == "never", "clip_x0", "'never': the baseline clips no estimate", config.clip_x0)
         self.config, self.dtype = config, dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format

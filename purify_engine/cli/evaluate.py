@@ -41,7 +41,7 @@ Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
 
 EvaluationOptions: Any = options_of(EvaluationConfig)
 AttackOptions: Any = options_of(AttackConfig)
-SIZE_OPTIONS = ("sizes", "tile_stride", "clamp")  # what a purifier for other images than its network's must be told
+SIZE_OPTIONS = ("sizes", "tile_stride", "clip_input", "clamp")  # what a purifier for other images than its network's must be told
 SizeOptions: Any = options_of(
     PurifierConfig, without=tuple({field.name for field in fields(PurifierConfig)} - {*SIZE_OPTIONS}), saved=True
 )

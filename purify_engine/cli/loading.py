@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
-from purify_engine.config import PRESETS, Precision
+from purify_engine.config import PRESETS, UNIT_RANGE, Precision
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
@@ -54,13 +55,16 @@ def load_purifier(
     preset: str | None = None,
     layout: str | None = None,
 ) -> GuidedPurifier:
-    """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint."""
+    """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint.
+
+    It takes images in [0, 1], as files and attacks give them, whatever image_range was saved.
+    """
     from purify_engine.conversion import Stated
     from purify_engine.presets import load_networks, nothing_guides
     from purify_engine.purifier import GuidedPurifier
 
     denoiser, guide, saved = load_networks(name_or_path, preset, Stated(layout=layout), device, precision)
-    config = with_options(saved, options)
+    config = dataclasses.replace(with_options(saved, options), image_range=UNIT_RANGE)
     unguided = nothing_guides(preset, config)
     if unguided:
         print(f"purify-engine: {unguided}", file=sys.stderr)
@@ -73,7 +77,7 @@ def image_shape(purifier: GuidedPurifier) -> ImageShape:
 
     network = purifier.denoiser.config
     size = network.image_size if purifier.config.sizes == "exact" else None
-    return ImageShape(network.in_channels, size, purifier.bridge.refusal)
+    return ImageShape(network.in_channels, size, purifier.bridge.refusal, clip=purifier.config.clip_input)
 
 
 def training_images(source: str, shape: ImageShape) -> Images:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 SOME_FAILED, ALL_FAILED = 3, 4
 
-PurifierOptions: Any = options_of(PurifierConfig, without=("schedule", "noise", "gradient", "surrogate_steps"), saved=True)
+NOT_HERE = ("schedule", "noise", "gradient", "surrogate_steps", "image_range")  # files hold images in [0, 1]
+PurifierOptions: Any = options_of(PurifierConfig, without=NOT_HERE, saved=True)
 
 
 def purify(

@@ -32,6 +32,7 @@ from purify_engine.config.own import OwnDenoiserConfig, OwnGuideConfig, OwnPredi
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
 from purify_engine.config.presets import PRESETS
 from purify_engine.config.purification import (
+    UNIT_RANGE,
     ClipX0,
     GradientMode,
     Growth,
@@ -97,6 +98,7 @@ __all__ = [
     "TimeLabels",
     "TradesTraining",
     "Training",
+    "UNIT_RANGE",
     "UNetConfig",
     "check_timesteps",
     "ddim_landings",

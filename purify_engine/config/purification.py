@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from operator import index
-from typing import Literal, SupportsIndex
+from typing import Literal, SupportsFloat, SupportsIndex
 
 from purify_engine.config.checks import one_of, require
 from purify_engine.config.timesteps import check_timesteps
@@ -22,6 +23,8 @@ NoiseMode = Literal["fresh", "fixed"]
 Growth = Literal["constant", "noise"]
 Sizes = Literal["exact", "native", "resize", "tile"]
 TimeLabels = Literal["index", "diffpure"]
+
+UNIT_RANGE = (0.0, 1.0)  # of the images that files hold, attacks project to and classifiers read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +132,12 @@ class PurifierConfig:
     """What differentiation sees of the purifier: its exact gradient, or an approximation that attackers use."""
     surrogate_steps: int = 5
     """Steps of the shorter loop that gradient="surrogate" differentiates."""
+    image_range: tuple[float, float] = UNIT_RANGE
+    """Lowest and highest value of the images that go in, and of those that come out: (0, 1), (-1, 1), (0, 255)."""
+    clip_input: bool = False
+    """Cut images that leave image_range to it, and their gradient with them, in place of refusing them."""
     clamp: bool = True
-    """Cut what comes out to [0, 1]. DiffPure does not, so that its gradient is not cut either; integers and files always are."""
+    """Cut what comes out to image_range. DiffPure does not, so that its gradient is not cut either; files always are."""
     sizes: Sizes = "exact"
     """Which images are taken: the network's own size alone (exact); resized to it and back bilinearly, as DiffPure does (resize);
     cut into overlapping tiles of it (tile); or at their own height and width (native), where attention and the norms' statistics
@@ -140,6 +147,7 @@ class PurifierConfig:
 
     def __post_init__(self) -> None:
         self._hold_tuples()
+        self._hold_range()
         one_of("sampler", self.sampler, Sampler)
         one_of("noise", self.noise, NoiseMode)
         one_of("gradient", self.gradient, GradientMode)
@@ -190,6 +198,14 @@ class PurifierConfig:
                 whole = isinstance(given, Iterable) and all(isinstance(number, SupportsIndex) for number in given)
                 require(whole, name, "a tuple of integers, or None", given)
                 object.__setattr__(self, name, tuple(map(index, given)))
+
+    def _hold_range(self) -> None:
+        given = self.image_range
+        numbers = isinstance(given, Iterable) and all(isinstance(number, SupportsFloat) for number in given)
+        ends = tuple(map(float, given)) if numbers else ()
+        fits = len(ends) == 2 and all(map(isfinite, ends)) and ends[0] < ends[1]
+        require(fits, "image_range", "two numbers, the lower first, such as (0, 1), (-1, 1) or (0, 255)", given)
+        object.__setattr__(self, "image_range", ends)
 
     def _check_timesteps(self) -> None:
         stops, landings = self.timesteps, self.landings

@@ -18,6 +18,7 @@ from purify_engine.config import require
 from purify_engine.data.pixels import ItemError
 from purify_engine.data.sinks import Sink, write_record
 from purify_engine.data.sources import Source
+from purify_engine.images import refuse_other_ranges
 
 MOST_NUMBERS = 2**27  # of the images of a batch: 512 MiB. Purifying one takes about five times as much, while the next is read
 PurificationProgress = Callable[[int, int, int], None]  # (done, total, failed), after each batch
@@ -66,6 +67,7 @@ def purify_dataset(
     An image that cannot be read, or comes out with NaN or infinity, is listed in failed.jsonl.
     """
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    refuse_other_ranges(purifier)
     started, ok, failed, sizes = time.perf_counter(), 0, [], Counter[str]()
     for rows in _read_ahead(source, batch_size):
         failed += [_failure(source, index, row) for index, row in rows if isinstance(row, ItemError)]

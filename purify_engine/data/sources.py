@@ -31,6 +31,8 @@ class ImageShape:
     """Pixels a side; None where any size will do."""
     refusal: Callable[[int, int], str | None] | None = field(default=None, compare=False)  # two functions are hardly ever equal
     """(height, width) -> why such images are not taken, in words, or None; decides in the place of `size`."""
+    clip: bool = False
+    """Numbers of arrays that lie outside of [0, 1] are cut to it, in place of refusing their image."""
 
     def refused(self, height: int, width: int) -> str | None:
         """Why images of `height` by `width` pixels are not taken, None where they are."""
@@ -117,8 +119,11 @@ class ArraySource:
         pixels = row / np.float32(255) if row.dtype == np.uint8 else row.astype(np.float32)
         if not np.isfinite(pixels).all():
             raise ItemError("holds NaN or infinity")
+        if self.shape.clip:
+            pixels = pixels.clip(0, 1)
         if pixels.min() < 0 or pixels.max() > 1:
-            raise ItemError(f"lies in [{pixels.min():.4g}, {pixels.max():.4g}], must lie in [0, 1]: rescale it first")
+            found = f"lies in [{pixels.min():.8g}, {pixels.max():.8g}], must lie in [0, 1]"
+            raise ItemError(f"{found}: rescale it first (purify, evaluate: or --clip-input)")
         planes = pixels.transpose(2, 0, 1) if self.layout == "NHWC" else pixels.reshape(self.shape.channels, *pixels.shape[-2:])
         return torch.from_numpy(np.ascontiguousarray(planes))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
+from purify_engine.images import refuse_other_ranges
 
 if TYPE_CHECKING:
     from purify_engine.models.own import AnyGuide
@@ -46,7 +47,10 @@ class Defence:
 
     def purify(self, images: Images, ids: Ids, draw: int) -> Images:
         """The images that the classifier sees."""
-        return images if self.purifier is None else self.purifier(images, ids=ids, draw=draw)
+        if self.purifier is None:
+            return images
+        refuse_other_ranges(self.purifier)
+        return self.purifier(images, ids=ids, draw=draw)
 
     @property
     def randomised(self) -> bool:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from purify_engine.images import refuse_other_ranges
+
 if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images
@@ -49,6 +51,7 @@ def gradient_self_test(
     images: [B, C, H, W] in [0, 1]; eight are plenty. num_directions: random ones along which it is differentiated. seed: of them.
     Gives the fields of `SelfTest`, `passed` and `exact_error` among them.
     """
+    refuse_other_ranges(purifier)
     double = copy.deepcopy(purifier).double()
     images = images.double().clamp(0.01, 0.99)  # differences must not leave [0, 1]
     generator = torch.Generator().manual_seed(seed)

@@ -36,8 +36,8 @@ OFFERED = {  # verb -> the configurations that are its options, by prefix
     "train trades": {"": TradesTraining, "network.": ClassifierConfig},
     "train classifier": {"": ClassifierTraining, "network.": ClassifierConfig},
 }
-NOT_OFFERED = {  # of the saved model, or of an attacker
-    "purify": {"schedule", "noise", "gradient", "surrogate_steps"},
+NOT_OFFERED = {  # of the saved model, or of an attacker; files hold images in [0, 1]
+    "purify": {"schedule", "noise", "gradient", "surrogate_steps", "image_range"},
     "convert": {"noise", "gradient", "surrogate_steps"},
 }
 CONFIGS = [thing for name in config.__all__ if dataclasses.is_dataclass(thing := getattr(config, name))]

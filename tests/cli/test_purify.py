@@ -148,3 +148,23 @@ def test_a_toml_file_chooses_the_sizes_and_arrays_of_any_size_pass(tmp_path, com
     assert config["sizes"] == "native" and config["clamp"] is False
     code, _, err = command("purify", tmp_path / "in.npy", tmp_path / "other.npy", "--purifier", small_purifier)
     assert code == 2 and "--sizes" in err and err.count("\n") == 1
+
+
+def test_files_hold_unit_images_whatever_range_was_saved_and_values_beyond_are_cut_where_asked(tmp_path, command, small_purifier):
+    import shutil
+
+    saved = shutil.copytree(small_purifier, tmp_path / "saved")
+    config = json.loads((saved / "config.json").read_text())
+    config["purifier"]["image_range"] = [-1.0, 1.0]
+    (saved / "config.json").write_text(json.dumps(config))
+    pixels = np.random.RandomState(0).rand(2, 1, 8, 8).astype(np.float32)
+    pixels[1, 0, 0, 0] = 1.0000001
+    np.save(tmp_path / "in.npy", pixels)
+    code, out, _ = command("purify", tmp_path / "in.npy", tmp_path / "refused.npy", "--purifier", saved)
+    assert code == 3 and "1: lies in" in out and "1.0000001], must lie in [0, 1]" in out and "--clip-input" in out
+    for name in (saved, small_purifier):
+        words = ["purify", tmp_path / "in.npy", tmp_path / f"{name.parent.name}.npy", "--purifier", name, "--clip-input"]
+        assert command(*words)[0] == 0
+    of_saved, of_unit = (np.load(tmp_path / f"{name.parent.name}.npy") for name in (saved, small_purifier))
+    assert np.array_equal(of_saved, of_unit) and of_unit.max() <= 1
+    assert json.loads((tmp_path / f"{tmp_path.name}.run.json").read_text())["config"]["image_range"] == [0.0, 1.0]

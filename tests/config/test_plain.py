@@ -41,6 +41,7 @@ CHANGED = {  # every field of every configuration at another value than its defa
     PurifierConfig(
         t_star=71, sampler="ddim", num_steps=7, eta=0.5, guidance=GUIDANCE, schedule=SCHEDULE, cycles=2, seed=2**62 + 1,
         noise="fixed", gradient="bpda", surrogate_steps=3, clip_x0="x0_only", clamp=False, sizes="tile", tile_stride=5,
+        image_range=(-1.0, 1.0), clip_input=True,
         timesteps=(70, 60, 50, 33, 20, 10, 1), landings=(60, 50, 34, 20, 10, 0, -1),
     ),
     PurifierConfig(cycles=3, cycle_t_stars=(30, 70, 50), sampler="vp_sde", time_labels="diffpure"),
@@ -105,6 +106,20 @@ def test_every_configuration_is_here_with_every_field_changed():
 def test_a_saved_classifier_that_says_nothing_of_its_activation_has_relu():
     """`train trades` makes smooth guides; what a file means does not follow."""
     assert from_dict(ClassifierConfig, {"depth": 10}).activation == "relu"
+
+
+def test_a_list_becomes_the_tuple_of_the_range():
+    found = PurifierConfig(image_range=[0, np.float32(255)])
+    assert found == PurifierConfig(image_range=(0.0, 255.0)) and hash(found)
+    assert json.loads(json.dumps(to_dict(found)))["image_range"] == [0.0, 255.0]
+    assert from_dict(PurifierConfig, {"t_star": 5}).image_range == (0.0, 1.0)  # a folder written without it
+
+
+@pytest.mark.parametrize("given", [(1, 0), (0, 0), (0, 1, 2), (0, float("inf")), (0, float("nan")), 1, None, "01", ("0", "1")])
+def test_what_is_no_range_is_refused_in_one_line(given):
+    with pytest.raises(ValueError, match=r"image_range must be two numbers, the lower first, .*, got ") as caught:
+        PurifierConfig(image_range=given)
+    assert "\n" not in str(caught.value)
 
 
 def test_lists_of_timesteps_become_tuples():

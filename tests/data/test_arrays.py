@@ -92,6 +92,8 @@ def test_the_unit_interval_is_closed_and_nothing_beyond_it_is_taken(low, high, s
     if says is None:
         assert source.read(0).flatten().tolist() == [low, high, 0.5, 0.5]
     else:
+        cut = open_source(tmp_path / "in.npy", ImageShape(1, clip=True)).read(0)
+        assert cut.flatten().tolist() == [max(low, 0), min(high, 1), 0.5, 0.5]
         with pytest.raises(ItemError, match=f"^lies in {says}, must lie in"):
             source.read(0)
 

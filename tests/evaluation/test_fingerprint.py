@@ -45,6 +45,7 @@ ELSEWHERE = {
     "landings": (tuple(range(16, -1, -2)) + (-1,), {"timesteps": tuple(range(19, 0, -2))}),
     "cycle_t_stars": ((20, 10), {"cycles": 2}),
     "time_labels": ("diffpure", {"sampler": "vp_sde"}),
+    "image_range": ((-1.0, 1.0), {}),
     "last_noise": (True, {"sampler": "ddpm_large"}),
 }
 
