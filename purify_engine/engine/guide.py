@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.config import GuidanceConfig
+from purify_engine.devices import first_parameter
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.models.own import FastGuideNetwork, GuideNetwork
 from purify_engine.ops import switches
@@ -113,7 +114,7 @@ class AdversarialGuide(nn.Module):
         return self.network.frozen() if isinstance(self.network, FastGuideNetwork) else self.network
 
     def _read(self, x: Images) -> Images:
-        return x.to(next(self.network.parameters()).dtype)
+        return x.to(first_parameter(self.network).dtype)
 
     def _label(self, logits: Tensor) -> Tensor:
         soft = logits.softmax(dim=1)
@@ -140,7 +141,7 @@ class AdversarialGuide(nn.Module):
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
 
     def _pull(self, x: Images, target: Target) -> Images:
-        if self._is_fast and switches.runs("guide_ends", target[0]):  # whose precision is the network's
+        if self._is_fast and _is_plain(self.network.head) and switches.runs("guide_ends", target[0]):  # in the network's precision
             return _gradient(lambda view, recorded: self._ends(view, target, recorded), x)
         return input_gradient(lambda view: self.objective(view, target), x)
 
@@ -165,6 +166,11 @@ class AdversarialGuide(nn.Module):
         if self.config.pseudo_label != "none":
             value = value + self.config.label_weight * guidance.label_objective(logits, wanted_label)
         return value
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether its weight says all that it does: it is no adapter around one, and no hook is on it."""
+    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def input_gradient(objective: Callable[[Images], Tensor], x: Images) -> Images:
