@@ -106,7 +106,7 @@ def first_parameter(module: nn.Module) -> Tensor:
     """The one by which to tell a module's device and precision. ValueError where it has none: a quantised network, say."""
     for parameter in parameters_of(module):
         return parameter
-    raise ValueError(f"the network must have parameters, which say its device and its precision; {type(module).__name__} has none")
+    raise ValueError(f"a network must have parameters, which say its device and precision, got {type(module).__name__} with none")
 
 
 def precision_on(device: torch.device) -> str:

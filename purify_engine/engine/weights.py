@@ -36,8 +36,8 @@ def check_weights(denoiser: nn.Module, guide: nn.Module | None) -> None:
     """Have everything made anew that came of other weights, however they were changed; refuse layers that cannot be called.
 
     The cost, at every call: two walks over the networks' tensors, a few elements of each, on GPUs one synchronisation.
-    ValueError, in one line, where a layer was quantised, wrapped where more is asked of it than its class can do, or is of another
-    precision than those around it.
+    ValueError, in one line, where a layer was quantised, wrapped where more is asked of it than another class can do, or is of
+    another precision than those around it.
     """
     if devices.is_replica(denoiser):  # which lives for one call: nothing was kept of it
         return
@@ -69,11 +69,14 @@ def _require_own_layers(name: str, network: nn.Module) -> None:
     for path, module in _layers(name, network):
         for kind, asked in ASKED_FOR_MORE.items():
             for child, classes in asked.items() if isinstance(module, kind) else ():
-                layer = getattr(module, child)
-                layer = getattr(layer, "_orig_mod", layer)  # of torch.compile
-                known = " or ".join(known.__name__ for known in classes)
-                allowed = f"{known}, which is given more than an image: merge adapters first (of peft's models: merge_and_unload())"
-                require(isinstance(layer, classes), f"{path}.{child}", allowed, type(layer).__qualname__)
+                _require_class(f"{path}.{child}", getattr(module, child), classes)
+
+
+def _require_class(path: str, layer: Any, classes: tuple[type[Any], ...]) -> None:
+    layer = getattr(layer, "_orig_mod", layer)  # of torch.compile
+    known = " or ".join(known.__name__ for known in classes)
+    allowed = f"{known}, which is given more than an image: merge adapters first (peft's: merge_and_unload())"
+    require(isinstance(layer, classes), path, allowed, type(layer).__qualname__)
 
 
 def _require_one_dtype(name: str, network: nn.Module, kinds: Any, but: str = "") -> None:

@@ -34,7 +34,7 @@ class Watched:
                 if held:  # most modules hold neither
                     found.extend(held.values())
             if "_former_parameters" in module.__dict__:
-                found.extend(module._former_parameters.values())
+                found.extend(module.__dict__["_former_parameters"].values())
         return [tensor for tensor in found if tensor is not None]
 
     def modules(self) -> list[nn.Module]:

@@ -137,11 +137,18 @@ class Folding:
             self._watched = Watched(network)
         tensors = self._watched.tensors()
         if network.training or not ops.is_frozen(tensors) or not self._watched.is_as_built():
+            _require_autograd(tensors)
             return network
         if self._made_of is None or self._twin is None or not self._made_of.still_of(self._watched, tensors):
             of_one_dtype = len({tensor.dtype for tensor in tensors if tensor.is_floating_point()}) == 1
             self._twin, self._made_of = folded(network) if of_one_dtype else network, State(self._watched)
         return self._twin
+
+
+def _require_autograd(tensors: list[Tensor]) -> None:
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
+        wanted = "made outside torch.inference_mode(), since guidance needs autograd; copy.deepcopy(purifier) there will do"
+        raise ValueError(f"the guide must be {wanted}, got inference tensors")
 
 
 def folded(network: nn.Module) -> nn.Module:
