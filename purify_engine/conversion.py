@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,11 +19,13 @@ from purify_engine.config import PRESETS, ClassifierConfig, PurifierConfig, Sche
 from purify_engine.files import write_folder
 from purify_engine.folders import write_config
 from purify_engine.models import published as constants
+from purify_engine.models.checkpoints.diffusers_folder import as_it_is, from_diffusers
 from purify_engine.models.checkpoints.layout import Given
 from purify_engine.models.checkpoints.network import Published, kind_of, read_classifier, read_unet, sha256
 from purify_engine.models.checkpoints.reading import Opened, opened
 from purify_engine.models.checkpoints.safetensors import write_tensors
 from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.own import AnyDenoiser
 from purify_engine.models.unet import UNet
 
 LOGGER = logging.getLogger("purify_engine")
@@ -167,6 +170,29 @@ def load_unet(
     weights = {name: tensor.to(dtype, copy=True) for name, tensor in found.weights.items()}  # the file may change later
     unet.load_state_dict(weights, assign=True)
     return Denoiser(unet), purifier_of(found, preset).config
+
+
+def of_diffusers(
+    unet: Any, scheduler: Any, num_steps: int | None, t_star: int | None, changes: Mapping[str, Any]
+) -> tuple[AnyDenoiser, PurifierConfig]:
+    """The network of diffusers' objects in memory, or of their folder, and how it purifies; `changes` are made to that.
+
+    A `UNet2DModel` that our U-Net can be is converted, its weights copied. Any other is asked as it is (`OwnDenoiser`), and the
+    log says so. ValueError, in one line, where it needs more than an image and a time, or nothing tells its noise schedule.
+    """
+    t_star = PurifierConfig().t_star if t_star is None else t_star
+    try:
+        found = from_diffusers(unet, scheduler, num_steps=num_steps, t_star=t_star)
+        denoiser: AnyDenoiser = found.denoiser()
+        sampling = found.sampling
+    except ValueError as reason:
+        if isinstance(unet, str | os.PathLike):
+            raise
+        denoiser, sampling = as_it_is(unet, scheduler, num_steps=num_steps, t_star=t_star)
+        tell("unet, which runs as it is", [str(reason)])
+    told = bool(sampling) or "schedule" in changes
+    require(told, "scheduler", "the one that the network was trained with, or schedule=ScheduleConfig(...) in its place", None)
+    return denoiser, PurifierConfig(**{**sampling, **changes})
 
 
 def tell(what: str, says: Sequence[str]) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from purify_engine import devices, ops, presets
-from purify_engine.config import Precision, PurifierConfig, one_of, require
-from purify_engine.conversion import Stated
+from purify_engine import devices, ops
+from purify_engine.config import PurifierConfig, one_of, require
 from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.capture import CaptureError
@@ -26,11 +23,11 @@ from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.engine.suitability import require_suitable
 from purify_engine.images import check_images, from_model_space, image_ids, in_model_space
-from purify_engine.models.classifiers import Classifier
 from purify_engine.models.derived import Watched
-from purify_engine.models.own import AnyDenoiser, AnyGuide, DenoisingNetwork, GuideNetwork, facts_of
+from purify_engine.models.own import DenoisingNetwork, GuideNetwork, facts_of
 from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed, derived_number
+from purify_engine.stored import StoredPurifier
 from purify_engine.types import Ids, Images, Key, NoiseKey
 
 Execution = Literal["auto", "loop", "graph"]
@@ -38,7 +35,7 @@ Execution = Literal["auto", "loop", "graph"]
 DRAWS, CYCLES = 2**32, 2**33  # first seed streams of the independent draws, and of the cycles within one draw
 
 
-class GuidedPurifier(nn.Module):
+class GuidedPurifier(StoredPurifier):
     """Images in, the same images without their adversarial perturbation out: a drop-in before any classifier.
 
     Float NCHW images in [0, 1] go in; the same shape, dtype and device come out, in [0, 1] too unless `config.clamp` is False.
@@ -58,12 +55,9 @@ class GuidedPurifier(nn.Module):
     def __init__(
         self, denoiser: DenoisingNetwork, guide: GuideNetwork | None, config: PurifierConfig, *, execution: Execution = "auto"
     ) -> None:
-        super().__init__()
         one_of("execution", execution, Execution)
         require_suitable(config, facts_of(denoiser, guide), guide)
-        self.denoiser = cast(AnyDenoiser, denoiser)
-        self.guide = cast("AnyGuide | None", guide)
-        self.config = config
+        super().__init__(denoiser, guide, config)
         self.execution = execution
         self.register_buffer("seed", torch.tensor(config.seed, device=next(denoiser.parameters()).device), persistent=False)
         self._draws = 0
@@ -250,51 +244,3 @@ class GuidedPurifier(nn.Module):
             "trajectory_per_image": len(parts) * self.num_steps * part.numel() * part.element_size(),
             "step_per_image": step_memory(process, part.contiguous()),
         }
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        preset: str | None = None,
-        layout: str | None = None,
-        device: str | torch.device = "cpu",
-        precision: Precision = "auto",
-    ) -> GuidedPurifier:
-        """A purifier by embedded name (`list_purifiers()`), folder, published checkpoint, or Hub id (needs the `hub` extra).
-
-        preset: how to purify (config/presets.py), in place of what is saved. layout: of a checkpoint whose names fit several.
-        device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
-        GPUs that have it, float32 elsewhere (docs/performance.md).
-        """
-        parts = presets.load_networks(name_or_path, preset, Stated(layout=layout), device, precision)
-        unguided = presets.nothing_guides(preset, parts.config)
-        if unguided:
-            warnings.warn(unguided, stacklevel=2)
-        return cls(*parts)
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        unet: str | Path,
-        guide: str | Path | Classifier | None = None,
-        *,
-        preset: str | None = None,
-        layout: str | None = None,
-        network: Mapping[str, Any] | None = None,
-        device: str | torch.device = "cpu",
-        precision: Precision = "auto",
-        **changes: Any,
-    ) -> GuidedPurifier:
-        """A purifier from published files: the diffusion model's, and where guidance needs one the guide's.
-
-        preset: "diffpure-cifar10-linf", ... (config/presets.py); by default the first that was published for this network.
-        network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). changes: fields of `PurifierConfig`.
-        ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
-        """
-        stated = Stated(layout=layout, unet=network or {})
-        return cls(*presets.load_parts(unet, guide, changes, preset, stated, device, precision))
-
-    def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
-        """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""
-        presets.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)

@@ -74,9 +74,11 @@ SECTIONS = (
     ),
     Section(
         "Networks",
-        f"{IMPORT}; the last three from `purify_engine.models`.",
+        f"{IMPORT}; the last six from `purify_engine.models`, `purify_engine.config` and `purify_engine.models.own`.",
         _of("purify_engine", *(name for name in purify_engine.__all__ if name not in ("__version__", *FIRST, *CONFIGURATION)))
-        + _of("purify_engine.models", "from_diffusers", "load_safetensors", "save_safetensors"),
+        + _of("purify_engine.models", "from_diffusers", "load_safetensors", "save_safetensors")
+        + _of("purify_engine.config", "OwnDenoiserConfig")
+        + _of("purify_engine.models.own", "DenoisingNetwork", "GuideNetwork"),
     ),
     Section("In libraries of others", "[integrations.md](integrations.md) has an example of each.", _integrations()),
     Section(

@@ -4,8 +4,8 @@ What CUDA graphs are to a GPU: while the work runs once, a dispatch mode notes e
 `ops.observe_launches` every launch of the C++ extension. A replay runs the notes in order on the very memory that they were
 taken on, PyTorch's operations by their `out=` variants: the same kernels on the same numbers, so the results are equal to the
 bit. Views and shapes are not repeated. What reads a number back to Python, or makes a tensor of a size that depends on data,
-is refused. What goes past PyTorch's dispatcher (`.numpy()`, other runtimes) is not seen, and would stay as it was: nothing of
-ours does so.
+is refused, and so is what takes a tensor past PyTorch's dispatcher (`.numpy()`, `.tolist()`), where it would not be seen. Other
+runtimes that read memory by its address are not seen, and would stay as they were: nothing of ours does so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -34,6 +35,8 @@ ALLOCATE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_stri
 UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 # The ops whose result may be in a layout of oneDNN's: a weight, laid out once.
 PACK = ("_reorder_convolution_weight", "_reorder_convolution_transpose_weight")
+
+UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")  # methods of tensors that the dispatcher is not told of
 
 Call = Callable[[], object]
 
@@ -88,7 +91,7 @@ class Recording:
     def _record(self, work: Callable[[], None]) -> None:
         recorder = _Recorder(self.memory)
         try:
-            with _one_at_a_time, ops.observe_launches(recorder.launched), recorder:
+            with _one_at_a_time, ops.observe_launches(recorder.launched), recorder, _NothingUnseen():
                 work()
         except Exception as error:  # of any kind: a fault of the work itself is raised again below
             says = str(error) if isinstance(error, CaptureError) else f"the step could not be recorded: {error}"
@@ -150,6 +153,15 @@ class _Recorder(TorchDispatchMode):
 
     def _kept(self, values: Any) -> Any:
         return tree_map_only(Tensor, self.memory.kept, values)
+
+
+class _NothingUnseen(TorchFunctionMode):
+    """Refuses what hands a tensor's numbers to others than PyTorch: a replay would go on with those of the recording."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if (name := getattr(func, "__name__", "")) in UNSEEN:
+            raise CaptureError(f"the step could not be recorded: Tensor.{name} hands numbers to others than PyTorch")
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass

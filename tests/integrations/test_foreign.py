@@ -9,7 +9,10 @@ import pytest
 
 from purify_engine.integrations.foreign import imported
 
-NEEDS = {"purify_engine.integrations.art": ("art", "purify-engine[art]")}
+NEEDS = {
+    "purify_engine.integrations.art": ("art", "purify-engine[art]"),
+    "purify_engine.integrations.diffusers": ("diffusers", "purify-engine[diffusers]"),
+}
 
 
 @pytest.mark.parametrize("module", NEEDS)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from purify_engine.config import GuidanceConfig, PurifierConfig
+from purify_engine.config import GuidanceConfig, OwnDenoiserConfig, PurifierConfig
 from purify_engine.models import Denoiser
 from purify_engine.models.own import OwnDenoiser, OwnGuide
 from purify_engine.purifier import GuidedPurifier
@@ -185,6 +188,24 @@ def test_a_copy_has_networks_and_features_of_its_own(copied):
     assert torch.equal(other(x), before) and not torch.equal(model(x), before)
 
 
+READS = {
+    "item": lambda t: t[0].item(), "tolist": lambda t: t.tolist()[0], "numpy": lambda t: float(t.numpy()[0]),
+    "array": lambda t: float(np.asarray(t)[0]), "dlpack": lambda t: float(np.from_dlpack(t)[0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_module_that_reads_its_time_in_python_is_not_recorded_and_says_why(read):
+    class Reads(Predicts):
+        def forward(self, x, t):
+            return super().forward(x, t) * (1 + READS[read](t) / 1000)
+
+    loop, auto = (own(OwnDenoiser(seeded(Reads), image_size=8, in_channels=1), execution=execution, scale=0.0)
+                  for execution in ("loop", "auto"))  # fmt: skip
+    assert torch.equal(auto(images(2)), loop(images(2)))
+    assert auto.execution_reason.startswith("the step could not be recorded: ")
+
+
 # What a denoiser is told, and what it puts out
 
 
@@ -284,3 +305,63 @@ def test_a_network_without_a_gradient_is_refused_where_one_is_asked_for():
     assert model(images(2)).isfinite().all()
     with pytest.raises(ValueError, match=r"^module\(x_t, t\) must have a gradient in the images"):
         gradient(model, images(2))
+
+
+# Saving
+
+
+def test_saved_weights_come_back_into_the_modules_that_are_handed_in(tmp_path):
+    class Tied(Predicts):
+        def __init__(self):
+            super().__init__()
+            self.again = self.conv_out  # whose weights the folder holds twice
+
+    settings = {"image_size": 8, "in_channels": 1, "num_halvings": 1, "predicts": "v"}
+    model = own(OwnDenoiser(seeded(Tied), **settings), OwnGuide(seeded(ResNet), features="avgpool", mean=(0.3,), std=(0.4,)))
+    model.save_pretrained(tmp_path)
+    again = GuidedPurifier.from_pretrained(tmp_path, denoiser=Tied(), guide=ResNet())
+    assert again.denoiser.config == model.denoiser.config and again.guide.config == model.guide.config
+    assert torch.equal(again(images(2)), model(images(2)))
+    adapted = GuidedPurifier.from_pretrained(tmp_path, denoiser=again.denoiser, guide=again.guide)
+    assert adapted.denoiser is again.denoiser and adapted.guide is again.guide
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "own_denoiser.safetensors", "own_guide.safetensors"}
+
+
+def test_a_folder_of_other_networks_needs_the_modules_and_takes_no_others(tmp_path):
+    own().save_pretrained(tmp_path / "own")
+    purifier().save_pretrained(tmp_path / "ours")
+    cases = [
+        ("own", {}, r"^denoiser must be the Predicts whose weights .*: from_pretrained\(\.\.\., denoiser=module\), got None$"),
+        ("own", {"denoiser": Predicts()}, r"^guide must be the ResNet whose weights .* guide=module\), got None$"),
+        ("own", {"denoiser": Predicts(2), "guide": ResNet()}, r"own_denoiser\.safetensors belongs to another network: conv_out"),
+        ("own", {"denoiser": Predicts(), "guide": ResNet(7)}, r"own_guide\.safetensors belongs to another network: fc"),
+        ("ours", {"denoiser": Predicts()}, "^denoiser must be left out, as .* holds no network that needs it, got 'Predicts'$"),
+        ("ours", {"guide": ResNet()}, "^guide must be left out, as"),
+    ]
+    for folder, handed, match in cases:
+        with pytest.raises(ValueError, match=match) as error:
+            GuidedPurifier.from_pretrained(tmp_path / folder, **handed)
+        assert "\n" not in str(error.value)
+
+
+def test_a_network_that_fits_the_protocol_alone_is_not_saved(tmp_path):
+    class Fits(Predicts):
+        config, reads_x_t = OwnDenoiserConfig(image_size=8, in_channels=1), False
+
+        def forward(self, x_net, plan, step):
+            return super().forward(x_net, plan.times.index_select(0, step.reshape(1)).long())
+
+    model = own(seeded(Fits))
+    assert (model(images(2)) - own()(images(2))).abs().max() < 1e-6
+    with pytest.raises(TypeError, match="^denoiser must be an OwnDenoiser or a Denoiser to be saved, got Fits$"):
+        model.save_pretrained(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_examples_of_the_documentation_run(tmp_path):
+    """Those up to the section on diffusers, which tests/integrations/test_diffusers.py runs."""
+    page = (Path(__file__).parents[2] / "docs" / "own_networks.md").read_text()
+    given = {"resnet": seeded(ResNet).eval(), "network": seeded(Predicts), "images": images(2), "folder": tmp_path}
+    for code in re.findall(r"```python\n(.*?)```", page.split("## diffusers")[0], re.DOTALL):
+        exec(code, given)
+    assert given["again"].denoiser.config == given["denoiser"].config and given["purified"].shape == (2, 1, 8, 8)

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from purify_engine.config import ScheduleConfig, UNetConfig, require
+from purify_engine.config import OwnPrediction, ScheduleConfig, UNetConfig, require
 from purify_engine.models.checkpoints.diffusers import SCHEDULER, layout_of
 from purify_engine.models.checkpoints.diffusers_scheduler import Scheduler, read_scheduler
-from purify_engine.models.checkpoints.diffusers_unet import unet_config
+from purify_engine.models.checkpoints.diffusers_unet import image_side, unet_config
 from purify_engine.models.checkpoints.layout import shapes_of, translate
 from purify_engine.models.checkpoints.network import read_unet
 from purify_engine.models.checkpoints.reading import opened
 from purify_engine.models.denoiser import Denoiser
+from purify_engine.models.own import OwnDenoiser
 from purify_engine.models.unet import UNet
 
 
@@ -84,14 +85,52 @@ def from_diffusers(
     """
     if isinstance(unet, str | os.PathLike):
         return load_diffusers_folder(unet, num_steps=num_steps, t_star=t_star, image_size=image_size)
-    if hasattr(unet, "unet"):
-        unet, scheduler = unet.unet, scheduler or unet.scheduler
+    unet, scheduler = _parts(unet, scheduler)
     config, tensors = unet_config(_said(unet), image_size), unet.state_dict()
     found = None if scheduler is None else read_scheduler(_said(scheduler))
     with torch.device("meta"):
         wanted = shapes_of(UNet(config).state_dict())
     weights = translate(layout_of(shapes_of(tensors)), config, tensors, wanted, "the network")
     return _with_sampling(config, weights, found, num_steps, t_star)
+
+
+def as_it_is(
+    unet: Any, scheduler: Any = None, *, num_steps: int | None = None, t_star: int | None = None
+) -> tuple[OwnDenoiser, dict[str, Any]]:
+    """A `UNet2DModel` in memory that our U-Net cannot be, asked as it is; and fields of `PurifierConfig` as in `from_diffusers`.
+
+    ValueError, in one line, where it needs a class, too, or is told sigma in place of a timestep.
+    """
+    unet, scheduler = _parts(unet, scheduler)
+    said, found = _said(unet), None if scheduler is None else read_scheduler(_said(scheduler))
+    kinds = [kind.__name__ for kind in type(unet).__mro__]
+    others = "a UNet2DModel or a pipeline with one (for any other network: OwnDenoiser)"
+    require("UNet2DModel" in kinds, "unet", others, type(unet).__name__)
+    for key in ("class_embed_type", "num_class_embeds"):
+        require(said.get(key) is None, key, "None: a purifier knows no class to tell the network", said.get(key))
+    time = said.get("time_embedding_type", "positional")
+    require(time != "fourier", "time_embedding_type", "positional or learned: a fourier network is told sigma", time)
+    channels, out_channels = said["in_channels"], said["out_channels"]
+    require(out_channels in (channels, 2 * channels), "out_channels", f"{channels} or {2 * channels}", out_channels)
+    denoiser = OwnDenoiser(
+        unet,
+        image_size=image_side(said["sample_size"]),
+        in_channels=channels,
+        num_halvings=len(said["block_out_channels"]) - 1,
+        predicts="eps" if found is None else cast(OwnPrediction, found.prediction),
+        learned_variance=out_channels != channels,
+    )
+    return denoiser, {} if found is None else found.sampling(num_steps, t_star)
+
+
+def _parts(unet: Any, scheduler: Any) -> tuple[Any, Any]:
+    """(unet, scheduler) of a pipeline, or as they are given."""
+    for part in ("vae", "vqvae", "text_encoder"):
+        require(getattr(unet, part, None) is None, "unet", "a pipeline of images, not of latents or text", f"one with {part}")
+    if hasattr(unet, "unet"):
+        unet, scheduler = unet.unet, unet.scheduler if scheduler is None else scheduler
+    require(hasattr(unet, "config"), "unet", "diffusers' UNet2DModel, a pipeline with one, or a folder", type(unet).__name__)
+    return unet, scheduler
 
 
 def _said(thing: Any) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def unet_config(said: Mapping[str, Any], image_size: int | None = None) -> UNetC
     require(name == "UNet2DModel", "_class_name", "UNet2DModel", name)
     _refuse_other_networks(said)
     told = completed(said, READ, may_be_none=("attention_head_dim", "downsample_type", "upsample_type"))
-    widths, size = _widths(told), _size(told["sample_size"], image_size)
+    widths, size = _widths(told), image_side(told["sample_size"], image_size)
     layers = told["layers_per_block"]
     require(1 <= layers <= MOST_LAYERS, "layers_per_block", f"1 to {MOST_LAYERS}", layers)
     attends, resample = _levels(told, len(widths))
@@ -146,7 +146,8 @@ def _widths(told: Mapping[str, Any]) -> list[int]:
     return widths
 
 
-def _size(said: int | Sequence[int] | None, image_size: int | None) -> int:
+def image_side(said: int | Sequence[int] | None, image_size: int | None = None) -> int:
+    """Pixels a side, of a `sample_size`, or given in its place."""
     if image_size is not None:
         return image_size
     side = said[0] if isinstance(said, list | tuple) and len(said) == 2 and said[0] == said[1] else said
