@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from purify_engine.config import Precision, one_of, require
 
@@ -82,12 +82,31 @@ def in_float32(module: ModuleT) -> ModuleT:
 
 def in_sixteen_bits(module: nn.Module) -> bool:
     """Whether any of its parameters is."""
-    return any(parameter.dtype in SIXTEEN_BITS for parameter in module.parameters())
+    return any(parameter.dtype in SIXTEEN_BITS for parameter in parameters_of(module))
 
 
 def precision_of(module: nn.Module) -> str:
     """The precision of a module's parameters: "float32", "bf16", "fp16", or PyTorch's name of another dtype."""
-    return _named(next(module.parameters()).dtype)
+    return _named(first_parameter(module).dtype)
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Whether it is one of nn.DataParallel's copies, which live for one call."""
+    return getattr(module, "_is_replica", False)
+
+
+def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+    """Its parameters; a replica of nn.DataParallel keeps them as plain attributes, and leaves them out of `parameters()`."""
+    for part in module.modules():
+        held = part.__dict__.get("_former_parameters") if is_replica(part) else part._parameters
+        yield from (parameter for parameter in (held or {}).values() if parameter is not None)
+
+
+def first_parameter(module: nn.Module) -> Tensor:
+    """The one by which to tell a module's device and precision. ValueError where it has none: a quantised network, say."""
+    for parameter in parameters_of(module):
+        return parameter
+    raise ValueError(f"a network must have parameters, which say its device and precision, got {type(module).__name__} with none")
 
 
 def precision_on(device: torch.device) -> str:
@@ -101,8 +120,8 @@ def _named(dtype: torch.dtype) -> str:
 
 def computing(module: nn.Module) -> dict[str, Any]:
     """What a run's record says: the device, the precision, the layout, and which float32 operations round to TF32 there."""
-    parameter = next(module.parameters())
-    last = any(weight.dim() == 4 and not weight.is_contiguous() for weight in module.parameters())
+    parameter = first_parameter(module)
+    last = any(weight.dim() == 4 and not weight.is_contiguous() for weight in parameters_of(module))
     return {
         "device": str(parameter.device),
         "precision": precision_of(module),

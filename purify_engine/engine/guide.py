@@ -7,13 +7,14 @@ noisy image. The target is a tuple of tensors, so that the gradient of the whole
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from purify_engine import ops
 from purify_engine.config import GuidanceConfig
+from purify_engine.devices import first_parameter
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.models.own import FastGuideNetwork, GuideNetwork
 from purify_engine.ops import switches
@@ -113,7 +114,7 @@ class AdversarialGuide(nn.Module):
         return self.network.frozen() if isinstance(self.network, FastGuideNetwork) else self.network
 
     def _read(self, x: Images) -> Images:
-        return x.to(next(self.network.parameters()).dtype)
+        return x.to(first_parameter(cast(nn.Module, self.network)).dtype)
 
     def _label(self, logits: Tensor) -> Tensor:
         soft = logits.softmax(dim=1)
@@ -140,7 +141,7 @@ class AdversarialGuide(nn.Module):
         return guidance.normalise(pull, marginal, self.config.norm_eps) if self.config.normalised else pull
 
     def _pull(self, x: Images, target: Target) -> Images:
-        if self._is_fast and switches.runs("guide_ends", target[0]):  # whose precision is the network's
+        if self._is_fast and switches.runs("guide_ends", target[0]) and _has_plain_head(self.network):
             return _gradient(lambda view, recorded: self._ends(view, target, recorded), x)
         return input_gradient(lambda view: self.objective(view, target), x)
 
@@ -165,6 +166,12 @@ class AdversarialGuide(nn.Module):
         if self.config.pseudo_label != "none":
             value = value + self.config.label_weight * guidance.label_objective(logits, wanted_label)
         return value
+
+
+def _has_plain_head(network: Any) -> bool:
+    """Whether the weight of its head says all that the head does: it is no adapter around one, and no hook is on it."""
+    head = network.head
+    return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def input_gradient(objective: Callable[[Images], Tensor], x: Images) -> Images:

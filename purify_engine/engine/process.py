@@ -92,13 +92,15 @@ class ReverseProcess(NamedTuple):
             made, grad = both(
                 lambda: self.predicted(x_t, x_net, step), lambda: guide.grad(x_net, None, target, plan, step, noise)
             )
-        x_t, eps, log_variance = made
-        if log_variance is None:
-            return StepTerms(x_t, eps, grad)
-        drawn = ops.philox_normal(*self.noise, step, x_t.shape[1:].numel(), dtype=x_t.dtype).view(x_t.shape)
-        if grad is not None and plan.form == "mean":
-            grad = log_variance.exp() * grad
-        return StepTerms(x_t, eps, grad, (log_variance / 2).exp() * drawn)
+        (x_t, eps, log_variance), drawn = made, None
+        if log_variance is not None:
+            drawn = ops.philox_normal(*self.noise, step, x_t.shape[1:].numel(), dtype=x_t.dtype).view(x_t.shape)
+            drawn = (log_variance / 2).exp() * drawn
+            if grad is not None and plan.form == "mean":
+                grad = log_variance.exp() * grad
+        if grad is not None and not self.follow_guide:
+            grad = grad.detach()
+        return StepTerms(x_t, eps, grad, drawn)
 
     def predicted(self, x_t: Images, x_net: Images, step: Step) -> tuple[Images, Images, Images | None]:
         """(x_t, eps) as the step takes them, and the logarithm of its variance where that is learned (E25, E26)."""
@@ -122,13 +124,14 @@ class ReverseProcess(NamedTuple):
         a, b, d, c = self.plan.rows.index_select(0, step).squeeze(0).to(x_t.dtype)
         with torch.enable_grad():
             inputs = tuple(part.detach().requires_grad_() for part in (x_t, *target))
-            terms = self.terms(inputs[0], self.for_networks(inputs[0]), inputs[1:], step)
+            seen, *guided_by = (part.view_as(part) for part in inputs)  # FlopCounterMode hooks what modules are given: no leaves
+            terms = self.terms(seen, self.for_networks(seen), tuple(guided_by), step)
             followed = [(b, terms.eps)]
-            if terms.grad is not None and terms.grad.requires_grad and self.follow_guide:
+            if terms.grad is not None and terms.grad.requires_grad:
                 followed.append((d, terms.grad))
             if terms.noise is not None and terms.noise.requires_grad:
                 followed.append((c, terms.noise))
-            is_replaced = terms.x_t is not inputs[0]
+            is_replaced = terms.x_t is not seen
             if is_replaced:
                 followed.append((a, terms.x_t))
             outputs, weights = [part for _, part in followed], [(by * adjoint).to(part.dtype) for by, part in followed]

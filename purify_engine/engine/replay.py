@@ -47,7 +47,7 @@ class Replay:
         self._given = capture
         self._captures: dict[torch.device, Capture] = {}
         self._graphs: dict[Any, _Graph] = {}
-        self._captured_of = Networks()
+        self.captured_of = Networks()
         self._turn = threading.RLock()
         self._calls = 0  # of graphs: a callback of one may have made others
 
@@ -141,11 +141,11 @@ class Replay:
         self._calls += 1
         if autocast.is_on(x_t.device.type):
             raise CaptureError(AUTOCAST)
-        if not self._captured_of.are(process.model, process.guide):
+        if not self.captured_of.are(process.model, process.guide):
             self._graphs.clear()
             for capture in self._captures.values():
                 capture.refused = None  # that was said of other networks
-            self._captured_of = Networks(process.model, process.guide)
+            self.captured_of = Networks(process.model, process.guide)
         # A graph goes on calling what was called when it was captured: the engines, and what they were told.
         told = ops.forced(), ops.is_bypass_forbidden(), switches.state(), ops.instruction_set(), torch.get_num_threads()
         plan, per_image = process.plan, process.noise.key.dim()  # whether every image has a key of its own

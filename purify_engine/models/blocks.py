@@ -162,7 +162,7 @@ class ResBlock(nn.Module):
 
     def _shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
         if skip is not None:
-            return self.shortcut(x, skip) if isinstance(self.shortcut, Conv1x1) else torch.cat([x, skip], dim=1)
+            return torch.cat([x, skip], dim=1) if isinstance(self.shortcut, nn.Identity) else self.shortcut(x, skip)
         return self.shortcut(RESIZE[self.direction](x) if self.direction else x)
 
 
@@ -209,6 +209,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, embeddings: Embeddings, skip: Tensor | None = None) -> Tensor:
         return self.attention(self.block(x, embeddings, skip))
+
+
+def is_stage(layer: nn.Module) -> bool:
+    """Whether a layer of a U-Net is a `Stage`, compiled or not."""
+    return isinstance(getattr(layer, "_orig_mod", layer), Stage)
 
 
 class Downsample(nn.Module):

@@ -191,4 +191,6 @@ class Classifier(nn.Module):
 
     def frozen(self) -> Classifier:
         """The same function with its batch norms folded away; this network itself where a parameter may want a gradient."""
+        if not self._folding.is_of(self):
+            self._folding = Folding()
         return cast(Classifier, self._folding.of(self))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import operator
+from contextlib import nullcontext
 from itertools import chain
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from purify_engine import ops
 
 _CHILDREN = operator.attrgetter("_modules")
+_HOOKS = operator.attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_RECORDED_HOOKS = ("torch.nn.utils.", "purify_engine.")  # pruning, weight_norm and ours: functions of tensors alone
+_BUILDERS = ("torch.nn.modules.", "purify_engine.")  # whose classes are known to be what they are called
 
 
 class Watched:
@@ -17,38 +22,119 @@ class Watched:
 
     def __init__(self, *roots: nn.Module) -> None:
         self.roots = roots
-        self._modules: list[nn.Module] = []
+        self.listed: list[nn.Module] = []  # as last walked: another list where a submodule was replaced
         self._children: list[nn.Module | None] = []
+        self._of_known_classes = True
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in a fixed order."""
+        """All of them, in a fixed order; those of a replica of nn.DataParallel, too."""
         found: list[Tensor | None] = []
         for module in self.modules():
             for held in (module._parameters, module._buffers):
                 if held:  # most modules hold neither
                     found.extend(held.values())
+            if "_former_parameters" in module.__dict__:
+                found.extend(module.__dict__["_former_parameters"].values())
         return [tensor for tensor in found if tensor is not None]
 
     def modules(self) -> list[nn.Module]:
         """The modules and all their submodules, the roots first."""
-        if not self._modules or self._children != self._held():
-            self._modules = [module for root in self.roots for module in root.modules()]
+        if not self.listed or self._children != self._held():
+            self.listed = [module for root in self.roots for module in root.modules()]
             self._children = self._held()
-        return self._modules
+            self._of_known_classes = all(type(module).__module__.startswith(_BUILDERS) for module in self.listed)
+        return self.listed
+
+    def is_as_built(self) -> bool:
+        """Whether all modules are of PyTorch's classes and ours, and no hook waits for one: so that others may stand for them."""
+        modules = self.modules()
+        return self._of_known_classes and not any(map(any, map(_HOOKS, modules)))
+
+    def hooked(self) -> nn.Module | None:
+        """The first module with a hook that a replay would not run; hooks that compute with tensors alone are recorded."""
+        for module in self.modules():
+            for hooks in _HOOKS(module):
+                if hooks and any(not str(getattr(hook, "__module__", "")).startswith(_RECORDED_HOOKS) for hook in hooks.values()):
+                    return module
+        return None
 
     def _held(self) -> list[nn.Module | None]:
-        return list(chain.from_iterable(held.values() for held in map(_CHILDREN, self._modules) if held))
+        return list(chain.from_iterable(held.values() for held in map(_CHILDREN, self.listed) if held))
+
+
+class State:
+    """The modules and the weights of what is watched, at one moment."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._weights = ops.TensorVersions(watched.tensors())
+        self._modules = watched.listed
+
+    def still_of(self, watched: Watched, tensors: list[Tensor]) -> bool:
+        """Whether they are the same modules, with the weights that they had; `tensors` is what was just watched."""
+        return self._modules is watched.listed and self._weights.still_of(tensors)
 
 
 class Networks:
-    """Some networks, or what stands for one, and the state of their weights."""
+    """Some networks, or what stands for one, and the state that they were in."""
 
     def __init__(self, *parts: object) -> None:
         self._parts = parts
         self._watched = Watched(*(part for part in parts if isinstance(part, nn.Module)))
-        self._weights = ops.TensorVersions(self._watched.tensors())
+        self._state = State(self._watched)
 
     def are(self, *parts: object) -> bool:
-        """Whether these are the very same, with the weights that they had."""
+        """Whether these are the very same, of the same layers, with the weights that they had."""
         same = len(self._parts) == len(parts) and all(map(operator.is_, self._parts, parts))
-        return same and self._weights.still_of(self._watched.tensors())
+        return same and self._state.still_of(self._watched, self._watched.tensors())
+
+
+class Probe:
+    """Notices what was written into a network's weights past PyTorch's version counters. Copies and pickles start empty."""
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        self.network = network
+        self._watched = Watched(*([] if network is None else [network]))
+        self._sample: ops.TensorSample | None = None
+
+    def __reduce__(self) -> tuple[type[Probe], tuple[()]]:
+        return Probe, ()
+
+    def look(self) -> list[bool | Tensor] | None:
+        """`ops.TensorSample.differs`; None at first and where changes were counted, so that there is nothing to compare with."""
+        tensors = self._watched.tensors()
+        if self._sample is not None and self._sample.still_of(tensors):
+            return self._sample.differs()
+        self._sample = ops.TensorSample(tensors)
+        return None
+
+    def tell(self) -> None:
+        """Have everything made anew that was derived from these weights."""
+        tensors = self._watched.tensors()
+        ops.count_writes(tensors)
+        self._sample = ops.TensorSample(tensors)
+
+
+def notice_writes(*networks: nn.Module | None) -> bool:
+    """Look for writes to weights that PyTorch does not count, and have what was derived from those networks made anew.
+
+    Such are `parameter.data.copy_(...)` and NumPy's. Once a call, before anything derived is used: it compares a run of elements
+    of every tensor, by `ops.TensorSample`, which says what it cannot see. A network has one probe, whoever asks.
+    Returns whether some weights are others than at the last call, noticed by whatever means.
+    """
+    if ops.is_transformed():  # one weight may stand for many
+        return False
+    with _disable_current_modes() if ops.is_observed() else nullcontext():
+        probes = [_probe_of(network) for network in networks if network is not None]
+        found = [probe.look() for probe in probes]  # all is launched before any is read
+        written = [probe for probe, differing in zip(probes, found, strict=True) if differing and any(differing)]
+        for probe in written:
+            probe.tell()
+        return bool(written) or None in found
+
+
+def _probe_of(network: nn.Module) -> Probe:
+    probe = getattr(network, "weights_probe", None)
+    if not isinstance(probe, Probe) or probe.network is not network:
+        probe = Probe(network)
+        network.weights_probe = probe  # type: ignore[assignment]
+    return probe

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from purify_engine import ops
+from purify_engine.models.derived import State, Watched
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.ops import autocast
 from purify_engine.types import Step, Timesteps
@@ -23,7 +24,8 @@ CHUNK = 16  # times embedded at once: enough for the matrix products to be effic
 
 @dataclass
 class _Table:
-    made_of: ops.TensorVersions
+    made_of: State
+    times: ops.TensorVersions
     threads: int  # that computed it: they divide the rows of a matrix product among them, so their number may change a rounding
     rows: Tensor  # [N, sum of n]: the projections of all residual blocks, side by side
     widths: list[int]
@@ -34,6 +36,7 @@ class EmbeddingTable:
 
     def __init__(self) -> None:
         self._tables: Any = WeakTensorKeyDictionary()  # plan.times -> _Table
+        self._watched = Watched()
 
     def __reduce__(self) -> tuple[type[EmbeddingTable], tuple[()]]:
         return EmbeddingTable, ()  # deepcopy and pickle: a copy of the network makes its own
@@ -54,19 +57,21 @@ class EmbeddingTable:
 
     def table(self, embedding: TimeEmbedding, times: Timesteps) -> _Table | None:
         """The table for `times`, up to date; None where none may be kept."""
-        parameters = list(embedding.parameters())
-        if not ops.is_frozen(parameters):
+        if self._watched.roots != (embedding,):
+            self._watched = Watched(embedding)
+        watched, tensors, table = self._watched, self._watched.tensors(), self._tables.get(times)
+        if not ops.is_frozen(tensors) or watched.hooked() is not None:
             return None
-        sources, table = [*parameters, times], self._tables.get(times)
-        if table is None or table.threads != torch.get_num_threads() or not table.made_of.still_of(sources):
-            fresh = _build(embedding, times, ops.TensorVersions(sources))
+        is_kept = table is not None and table.made_of.still_of(watched, tensors) and table.times.still_of([times])
+        if not is_kept or table.threads != torch.get_num_threads():
+            fresh = _build(embedding, times, State(watched))
             if table is not None and _alike(table.rows, fresh.rows):
                 fresh.rows = table.rows.copy_(fresh.rows)
             table = self._tables[times] = fresh
         return table
 
 
-def _build(embedding: TimeEmbedding, times: Timesteps, made_of: ops.TensorVersions) -> _Table:
+def _build(embedding: TimeEmbedding, times: Timesteps, made_of: State) -> _Table:
     # Outside inference mode and autocast: the table outlives the call, and another call may want a gradient through its user.
     with torch.inference_mode(False), torch.no_grad(), autocast.off(times.device.type):
         # In a matrix product of another height a row may be rounded otherwise (MKL's are). A graph's table is longer than the
@@ -75,7 +80,7 @@ def _build(embedding: TimeEmbedding, times: Timesteps, made_of: ops.TensorVersio
         chunks = [embedding(chunk) for chunk in padded.split(CHUNK)]
         rows = torch.cat([torch.cat(projections, dim=1) for projections in chunks])
         widths = [projection.shape[1] for projection in chunks[0]]
-        return _Table(made_of, torch.get_num_threads(), rows[: len(times)].clone(), widths)
+        return _Table(made_of, ops.TensorVersions([times]), torch.get_num_threads(), rows[: len(times)].clone(), widths)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.devices import SIXTEEN_BITS
-from purify_engine.models.derived import Watched
+from purify_engine.devices import SIXTEEN_BITS, first_parameter
+from purify_engine.models.derived import State, Watched
 from purify_engine.ops import switches
 
 
@@ -119,23 +119,36 @@ class Folding:
     """The folded twin of a classifier, made on first use and again when a weight has changed. Copies and pickles start empty."""
 
     def __init__(self) -> None:
-        self._watched: Watched | None = None
-        self._made_of = ops.TensorVersions()
+        self._watched = Watched()
+        self._made_of: State | None = None
         self._twin: nn.Module | None = None
 
     def __reduce__(self) -> tuple[type[Folding], tuple[()]]:
         return Folding, ()
 
+    def is_of(self, network: nn.Module) -> bool:
+        """Whether it is this very network's, or nobody's yet; a replica of nn.DataParallel comes with the original's."""
+        return self._watched.roots in ((), (network,))
+
     def of(self, network: nn.Module) -> nn.Module:
-        """The twin; `network` itself where it trains or a gradient to its parameters may be wanted."""
-        if self._watched is None:
+        """The twin; `network` itself where it trains, where a gradient to its parameters may be wanted, and where layers were
+        replaced, wrapped or hooked: what they do must be done."""
+        if not self._watched.roots:
             self._watched = Watched(network)
         tensors = self._watched.tensors()
-        if network.training or not ops.is_frozen(tensors):
+        if network.training or not ops.is_frozen(tensors) or not self._watched.is_as_built():
+            _require_autograd(tensors)
             return network
-        if self._twin is None or not self._made_of.still_of(tensors):
-            self._twin, self._made_of = folded(network), ops.TensorVersions(tensors)
+        if self._made_of is None or self._twin is None or not self._made_of.still_of(self._watched, tensors):
+            of_one_dtype = len({tensor.dtype for tensor in tensors if tensor.is_floating_point()}) == 1
+            self._twin, self._made_of = folded(network) if of_one_dtype else network, State(self._watched)
         return self._twin
+
+
+def _require_autograd(tensors: list[Tensor]) -> None:
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in tensors):
+        wanted = "made outside torch.inference_mode(), since guidance needs autograd; copy.deepcopy(purifier) there will do"
+        raise ValueError(f"the guide must be {wanted}, got inference tensors")
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -146,7 +159,7 @@ def folded(network: nn.Module) -> nn.Module:
     """
     with torch.inference_mode(False), torch.no_grad():
         twin = copy.deepcopy(network).eval().requires_grad_(False)
-        twin.to(memory_format=_memory_format(next(twin.parameters())))  # type: ignore[call-overload]
+        twin.to(memory_format=_memory_format(first_parameter(twin)))  # type: ignore[call-overload]
         for module in list(twin.modules()):
             for conv, norm in getattr(module, "folds", ()):
                 _merge(module.get_submodule(conv), module.get_submodule(norm))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from purify_engine.config import UNetConfig
+from purify_engine.devices import first_parameter
 from purify_engine.types import Timesteps
 
 Embeddings = tuple[Tensor, ...]  # one [B, n] or [1, n] projection a residual block
@@ -27,7 +28,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Timesteps) -> Embeddings:
         waves = sinusoid((t.reshape(-1).to(torch.float64) + self.config.time_offset) * self.config.time_scale, self.config)
-        hidden = F.silu(self.mlp(waves.to(next(self.mlp.parameters()))))
+        hidden = F.silu(self.mlp(waves.to(first_parameter(self.mlp))))
         return tuple(projection(hidden) for projection in self.projections)
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from purify_engine import ops
 from purify_engine.config import UNetConfig
 from purify_engine.models import summed
-from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, resampler, zero_init
-from purify_engine.models.derived import Watched
+from purify_engine.models.blocks import Conv3x3, GroupNormSiLU, ResBlock, Stage, is_stage, resampler, zero_init
+from purify_engine.models.derived import Watched, notice_writes
 from purify_engine.models.time_embedding import Embeddings, TimeEmbedding
 from purify_engine.types import Images, Timesteps
 
@@ -44,6 +44,8 @@ class UNet(nn.Module):
         self.watched = Watched(self)
 
     def forward(self, x: Images, t: Timesteps) -> Images:
+        if not (self.training or ops.is_observed()):
+            notice_writes(self)
         return self.decode(x, self.embeddings(t))
 
     def embeddings(self, t: Timesteps) -> Embeddings:
@@ -63,7 +65,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             x = layer(x, embeddings)
         for layer in self.decoder:
-            x = layer(x, embeddings, skips.pop()) if isinstance(layer, Stage) else layer(x, embeddings)
+            x = layer(x, embeddings, skips.pop()) if is_stage(layer) else layer(x, embeddings)
         return self.conv_out(x, self.norm_out.norm())
 
     def _decode_summed(self, x: Images, embeddings: Embeddings) -> Images:

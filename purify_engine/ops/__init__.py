@@ -7,7 +7,7 @@ schema, what it refuses, its gradient, its cost, its yardstick, and for every en
 from purify_engine.ops import switches
 from purify_engine.ops._arguments import Around, Norm
 from purify_engine.ops._bypass import is_forbidden as is_bypass_forbidden
-from purify_engine.ops._bypass import is_observed, missing, through_dispatcher
+from purify_engine.ops._bypass import is_observed, is_transformed, missing, through_dispatcher
 from purify_engine.ops._capability import Capability, capability
 from purify_engine.ops._extension import (
     addressed,
@@ -16,7 +16,7 @@ from purify_engine.ops._extension import (
     observe_launches,
     use_instruction_set,
 )
-from purify_engine.ops._packed import PackedWeights, TensorVersions, is_frozen
+from purify_engine.ops._packed import PackedWeights, TensorSample, TensorVersions, count_writes, is_frozen
 from purify_engine.ops._registry import ENGINES, INTERPRETED, OPS, ORDER, Judge, Launcher, Op, backend, forced
 from purify_engine.ops.affine_relu import affine_relu, affine_relu_backward
 from purify_engine.ops.attention import attention, attention_backward
@@ -44,6 +44,7 @@ __all__ = [
     "ORDER",
     "Op",
     "PackedWeights",
+    "TensorSample",
     "TensorVersions",
     "addressed",
     "affine_relu",
@@ -59,6 +60,7 @@ __all__ = [
     "conv_relu",
     "conv_relu_is_fused",
     "conv_relu_twice",
+    "count_writes",
     "downsampled",
     "forced",
     "group_norm_silu",
@@ -69,6 +71,7 @@ __all__ = [
     "is_bypass_forbidden",
     "is_frozen",
     "is_observed",
+    "is_transformed",
     "memory_format",
     "missing",
     "observe_launches",

@@ -1,7 +1,7 @@
 """What was computed from tensors and kept, and when it is out of date: packed weights, and all that models/derived.py lists.
 
-A tensor is known by (data_ptr, version, device, dtype). An optimizer step, `load_state_dict` or `.to` changes that; only
-writing into `parameter.data` goes unseen, by PyTorch's version counter and so by us.
+A tensor is known by (data_ptr, version, device, dtype). An optimizer step, `load_state_dict` or `.to` changes that. Writing into
+`parameter.data`, or into memory shared with NumPy, does not: PyTorch's version counters do not see it. `TensorSample` does.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from purify_engine.ops import _bypass
+
+RUN = 128  # elements of each tensor in a sample: a write to a whole tensor changes them, at the cost of a few cache lines
 
 
 class TensorVersions:
@@ -26,6 +29,31 @@ class TensorVersions:
     def still_of(self, tensors: Iterable[Tensor]) -> bool:
         """Whether they are what they were."""
         return self._key == _key_of(tensors)
+
+
+class TensorSample:
+    """A run of elements out of the middle of every tensor, to be compared with what is there later.
+
+    A write that leaves all of them as they were is not seen: one to a single filter of many, or to a few entries.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        tensors = list(tensors)
+        self._versions = TensorVersions(tensors)
+        self._runs: dict[torch.device, list[Tensor]] = {}
+        for tensor in filter(_is_readable, tensors):
+            self._runs.setdefault(tensor.device, []).append(_run(tensor))
+        self._kept = {device: torch.cat(runs) for device, runs in self._runs.items()}
+
+    def still_of(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether they are the same tensors, and all changes were counted that were made to them, if any."""
+        return self._versions.still_of(tensors)
+
+    def differs(self) -> list[bool | Tensor]:
+        """For each device, whether something else is there by now; elsewhere than on CPUs as a tensor, to be read at the end."""
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return []  # nothing may be read back then
+        return [_differ(torch.cat(runs), self._kept[device]) for device, runs in self._runs.items()]
 
 
 class PackedWeights:
@@ -47,6 +75,13 @@ class PackedWeights:
         return packing
 
 
+def count_writes(tensors: Iterable[Tensor]) -> None:
+    """Tell PyTorch's version counters that they were written to, and so all that was derived from them."""
+    for tensor in tensors:
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+
+
 def is_frozen(tensors: Iterable[Tensor]) -> bool:
     """Whether something may be derived from them and kept: no gradient is wanted, and every change is counted."""
     for tensor in tensors:  # noqa: SIM110  (no generator: this is asked for every frozen convolution)
@@ -58,6 +93,27 @@ def is_frozen(tensors: Iterable[Tensor]) -> bool:
 def is_constant(weight: Tensor) -> bool:
     """Whether filters may be made of a weight and kept: nothing differentiates it, traces it, or stands for many of it."""
     return _bypass.is_plain(weight) and not _bypass.is_transformed() and is_frozen([weight])
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Whether it has memory, whose changes something else than its version has to tell."""
+    if not _bypass.is_plain(tensor) or tensor.is_inference() or tensor.is_quantized:
+        return False
+    return tensor.layout == torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
+
+
+def _run(tensor: Tensor) -> Tensor:
+    """Bytes out of the middle of its memory, a view; so that NaN equals NaN, and one comparison serves all dtypes."""
+    if tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last):
+        length = min(RUN, tensor.numel())
+        begin = (tensor.numel() - length) // 2
+    else:
+        length, begin = 1, sum(size // 2 * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.detach().as_strided((length,), (1,), int(tensor.storage_offset()) + begin).view(torch.uint8)
+
+
+def _differ(now: Tensor, then: Tensor) -> bool | Tensor:
+    return not torch.equal(now, then) if now.device.type == "cpu" else (now != then).any()
 
 
 def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:

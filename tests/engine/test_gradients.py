@@ -121,6 +121,44 @@ def test_exact_gradient_equals_central_differences(name, sampler, eta):
         assert abs(difference - along) <= 1e-6 * max(abs(along), 1e-3 * grad.norm())
 
 
+class Constant:
+    """A guide whose pull and target are constants."""
+
+    def __init__(self, guide):
+        self.guide, self.reads_eps = guide, guide.reads_eps
+
+    def target(self, x):
+        return tuple(part.detach() for part in self.guide.target(x))
+
+    def grad(self, *args):
+        return self.guide.grad(*args).detach()
+
+
+def second_derivative(function, x):
+    """A Hessian-vector product of a loss that is linear in the result, at the gradient's own graph."""
+    x, generator = x.detach().requires_grad_(), torch.Generator().manual_seed(3)
+    weights, along = (torch.randn(x.shape, generator=generator, dtype=x.dtype) for _ in range(2))
+    (grad,) = torch.autograd.grad((weights * function(x)).sum(), x, create_graph=True)
+    return torch.autograd.grad((grad * along).sum(), x)[0]
+
+
+@pytest.mark.parametrize("follow_guide", [True, False], ids=["followed", "detached"])
+@pytest.mark.parametrize("name", [name for name in GUIDES if name not in ("none", "latent")])
+def test_second_derivative_equals_the_stored_graphs(name, follow_guide):
+    guide = GUIDES[name]
+    plan = strong_plan(guide, num_steps=3)
+    recomputed = second_derivative(differentiable_loop(plan, guide, follow_guide), images())
+    stored = second_derivative(reverse_loop(plan, guide if follow_guide else Constant(guide)), images())
+    assert (recomputed - stored).norm() <= 1e-11 * stored.norm()
+
+
+def test_second_derivative_of_a_surrogate_is_that_of_the_shorter_plan():
+    guide = GUIDES["label and latent"]
+    found = second_derivative(lambda x: purified("surrogate", x, strong_plan(guide), guide), images())
+    expected = second_derivative(reverse_loop(write_plan(SCHEDULE, 150, 2), guide), images())
+    assert (found - expected).norm() <= 1e-11 * expected.norm()
+
+
 @pytest.mark.parametrize("name", ["label and latent", "Tweedie estimate", "pixel"])
 def test_value_is_the_loops_bit_for_bit(name):
     plan = strong_plan(GUIDES[name])
@@ -231,6 +269,14 @@ def test_a_network_parameter_that_wants_a_gradient_is_refused():
     guide.network.fc.weight.requires_grad_()
     with pytest.raises(ValueError, match=r"parameters must be frozen.*network\.fc\.weight"):
         purified("exact", images().requires_grad_(), strong_plan(GUIDES["none"]), guide)
+
+
+def test_a_gradient_by_weights_that_changed_since_the_call_is_refused():
+    guide, x = adversarial(), images().requires_grad_()
+    value = loss(differentiable_loop(strong_plan(guide), guide)(x))
+    guide.network.fc.weight.mul_(1.1)
+    with pytest.raises(RuntimeError, match="weights of a purifier must stay as they are between a call and its derivatives"):
+        torch.autograd.grad(value, x)
 
 
 PEAK = r"""
