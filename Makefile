@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits api figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -98,6 +98,18 @@ evaluate-digits: $(STAMP) ## the full evaluation on all held-out digits; writes 
 
 train-digits: $(STAMP) ## train the embedded U-Net, guide and classifier again
 	"$(PY)" -m purify_engine train digits
+
+# Jupyter stands in an environment of its own, which borrows everything else from the first.
+TOUR := build/notebook
+notebook: $(TOUR)/.installed ## run docs/tour.ipynb from top to bottom, and keep what its cells put out
+	"$(TOUR)/bin/python" -m bench tour
+
+$(TOUR)/.installed: $(STAMP)
+	$(PYTHON) -m venv --clear "$(TOUR)"
+	"$(PY)" -c "import site, sys; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+	  > "$$("$(TOUR)/bin/python" -c 'import site; print(site.getsitepackages()[0])')/borrowed.pth"
+	PIP_DISABLE_PIP_VERSION_CHECK=1 "$(TOUR)/bin/python" -m pip install --quiet -c constraints.txt ipykernel nbclient
+	touch "$@"
 
 api: $(TOOLS) ## write docs/api.md from the signatures and docstrings of the source
 	"$(PY)" -m bench api

@@ -39,6 +39,7 @@ COMMANDS = {
     "tune-guidance": Command("bench.tuning.guidance", "which guidance the embedded models have, and how strong"),
     "figures": Command("bench.report.figures", "write the tables of README.md and docs/ from bench/results"),
     "api": Command("bench.report.api", "write docs/api.md from the signatures and docstrings of the source"),
+    "tour": Command("bench.report.tour", "run docs/tour.ipynb from top to bottom, and keep what its cells put out"),
     "digits-picture": Command("bench.report.digits_picture", "draw the README's picture"),
 }
 
