@@ -1,9 +1,11 @@
-"""What tests of several floors share: a small purifier in a folder of its own, and what reaches the disk."""
+"""What tests of several floors share: a small purifier in a folder of its own, a Hub, and what reaches the disk."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,3 +83,18 @@ def disk_calls(monkeypatch):
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     return seen
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that gives the folders of its attribute, by revision, and notes what it is asked for."""
+    fake = SimpleNamespace(folders={}, asked=[])
+
+    def snapshot_download(repo_id, *, revision, **how):
+        fake.asked.append((repo_id, revision, how))
+        if revision not in fake.folders:
+            raise OSError(f"404: Revision Not Found for {revision}\n\nCheck the name.")  # as huggingface_hub's errors are
+        return str(fake.folders[revision])
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    return fake

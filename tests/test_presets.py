@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,21 +40,6 @@ def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_
     for name in ("nowhere", "a/b/c", str(tmp_path / "absent"), "weights/absent.pth", "./absent", "~/absent"):
         with pytest.raises(FileNotFoundError, match=r"embedded name \(.*digits.*\), a folder, or a Hub id"):
             presets.resolve(name)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that gives the folders of its attribute, by revision, and notes what it is asked for."""
-    fake = SimpleNamespace(folders={}, asked=[])
-
-    def snapshot_download(repo_id, *, revision, **how):
-        fake.asked.append((repo_id, revision, how))
-        if revision not in fake.folders:
-            raise OSError(f"404: Revision Not Found for {revision}\n\nCheck the name.")  # as huggingface_hub's errors are
-        return str(fake.folders[revision])
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
-    return fake
 
 
 def test_of_the_hub_only_weights_and_configurations_are_asked_for(tmp_path, hub, monkeypatch):

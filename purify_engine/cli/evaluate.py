@@ -16,6 +16,7 @@ from purify_engine.cli.loading import (
     NetworkPrecision,
     PresetName,
     PurifierName,
+    RevisionName,
     image_shape,
     labelled_images,
     load_purifier,
@@ -53,6 +54,7 @@ def evaluate(
     purifier: PurifierName = "digits",
     preset: PresetName = None,
     layout: LayoutName = None,
+    revision: RevisionName = None,
     classifier: str | None = None,
     normalisation: str | None = None,
     output: Path = Path("evaluation.jsonl"),
@@ -111,8 +113,8 @@ def evaluate(
 
     require(workers >= 1, "workers", "at least 1", workers)
     config = with_options(EvaluationConfig(), options)
-    ours = load_purifier(purifier, sizes, device=device, precision=precision, preset=preset, layout=layout)
-    defended = _classifier(classifier or purifier, normalisation, ours)
+    ours = load_purifier(purifier, sizes, device, precision, preset=preset, layout=layout, revision=revision)
+    defended = _classifier(classifier or purifier, normalisation, ours, None if classifier else revision)
     rows = _defences(ours, defended, calibration, defences)
     images, labels = _images(source, ours, limit, defended.config.num_classes)
     wanted = _attacks(config, attacks, given(attack))
@@ -141,11 +143,11 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
         _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
 
 
-def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier) -> Classifier:
+def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier, revision: str | None) -> Classifier:
     from purify_engine.presets import load_classifier
 
     fields: dict[str, Any] = {} if normalisation is None else {"normalisation": normalisation}
-    found = load_classifier(name, **fields)
+    found = load_classifier(name, revision=revision, **fields)
     wanted, channels = ours.denoiser.config.in_channels, found.config.in_channels
     require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
     return found.to(ours.seed.device)

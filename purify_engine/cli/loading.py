@@ -44,6 +44,9 @@ PresetName = Annotated[
 LayoutName = Annotated[
     str | None, Parameter(help="Of a published checkpoint, where its names fit several or are to be checked against one.")
 ]
+RevisionName = Annotated[
+    str | None, Parameter(help="Of a Hugging Face Hub id: a branch, a tag, or a commit, which always gives the same weights.")
+]
 
 
 def load_purifier(
@@ -54,16 +57,18 @@ def load_purifier(
     *,
     preset: str | None = None,
     layout: str | None = None,
+    revision: str | None = None,
 ) -> GuidedPurifier:
-    """The purifier with the given options in place, on `device` in `precision`. layout: of a published checkpoint.
+    """The purifier with the given options in place, on `device` in `precision`.
 
-    It takes images in [0, 1], as files and attacks give them, whatever image_range was saved.
+    layout: of a published checkpoint. revision: of a Hub id. It takes images in [0, 1], as files and attacks give them, whatever
+    image_range was saved.
     """
     from purify_engine.conversion import Stated
     from purify_engine.presets import load_networks, nothing_guides
     from purify_engine.purifier import GuidedPurifier
 
-    denoiser, guide, saved = load_networks(name_or_path, preset, Stated(layout=layout), device, precision)
+    denoiser, guide, saved = load_networks(name_or_path, preset, Stated(layout=layout), device, precision, revision)
     config = dataclasses.replace(with_options(saved, options), image_range=UNIT_RANGE)
     unguided = nothing_guides(preset, config)
     if unguided:

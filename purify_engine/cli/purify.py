@@ -9,7 +9,16 @@ from cyclopts import Parameter
 
 from purify_engine import __version__
 from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, PresetName, PurifierName, image_shape, load_purifier
+from purify_engine.cli.loading import (
+    Device,
+    LayoutName,
+    NetworkPrecision,
+    PresetName,
+    PurifierName,
+    RevisionName,
+    image_shape,
+    load_purifier,
+)
 from purify_engine.cli.options import options_of
 from purify_engine.config import PurifierConfig, to_dict
 
@@ -30,6 +39,7 @@ def purify(
     purifier: PurifierName = "digits",
     preset: PresetName = None,
     layout: LayoutName = None,
+    revision: RevisionName = None,
     batch_size: int = 64,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
@@ -56,7 +66,7 @@ def purify(
     from purify_engine import devices
     from purify_engine.data import open_sink, open_source, purify_dataset, write_record
 
-    model = load_purifier(purifier, options, device, precision, preset=preset, layout=layout)
+    model = load_purifier(purifier, options, device, precision, preset=preset, layout=layout, revision=revision)
     images_in = open_source(source, image_shape(model))
     images_out = open_sink(images_in, output)
     with Meter("purify") as meter:
@@ -67,7 +77,7 @@ def purify(
             batch_size=batch_size,
             progress=lambda done, total, failed: meter.update(done, total, failed=failed),
         )
-    asked = {"source": str(source), "output": str(output), "purifier": purifier, "batch_size": batch_size}
+    asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision, "batch_size": batch_size}
     computing = devices.computing(model.denoiser)
     circumstances = {**_circumstances(model), "image_sizes": dict(summary.sizes)}
     run = {**asked, **computing, "config": to_dict(model.config), **circumstances, **summary.as_record()}

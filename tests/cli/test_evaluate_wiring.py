@@ -87,6 +87,16 @@ def test_by_default_every_defence_meets_the_whole_protocol(handed_on, evaluated,
     assert [row["defence"] for row in json.loads(out)["rows"]] == names
 
 
+def test_a_revision_is_of_the_purifier_and_of_the_classifier_beside_it(
+    handed_on, command, labelled, small_purifier, tmp_path, hub
+):
+    hub.folders["v1"] = small_purifier
+    words = ["--purifier", "owner/name", "--revision", "v1", "--calibration", labelled[0], "--output", tmp_path / "o"]
+    code, _, err = command("evaluate", labelled[0], *words)
+    assert code == 0, err
+    assert [asked[:2] for asked in hub.asked] == [("owner/name", "v1")] * 2
+
+
 def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     settings = {
         "epsilon": 0.11, "epsilon_l2": 0.6, "max_shift": 0.2, "num_steps": 7, "num_eot": 2, "num_queries": 30, "num_draws": 6,

@@ -37,6 +37,18 @@ def test_the_record_and_the_closing_line_say_where_and_in_which_precision(folder
     assert {**told, "precision": "float32", "memory_format": "contiguous"}.items() <= json.loads(out).items()
 
 
+def test_a_revision_of_the_hub_is_fetched_and_recorded(folder, tmp_path, command, small_purifier, hub):
+    hub.folders["v1"] = small_purifier
+    code, _, err = command("purify", folder, tmp_path / "out", "--purifier", "owner/name", "--revision", "v1")
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["purifier"], record["revision"]) == ("owner/name", "v1")
+    code, _, err = command("purify", folder, tmp_path / "no", "--purifier", small_purifier, "--revision", "v1")
+    assert code == 2 and "revision must be None for an embedded name, a folder or a file" in err
+    code, _, err = command("purify", folder, tmp_path / "no", "--purifier", "owner/name", "--revision", "v9")
+    assert code == 2 and "'owner/name' at revision 'v9' cannot be had" in err and not (tmp_path / "no").exists()
+
+
 def test_the_same_command_gives_the_same_bytes(folder, tmp_path, command, small_purifier):
     for name, size in (("one", 1), ("again", 1), ("four", 4)):
         command("purify", folder, tmp_path / name, "--purifier", small_purifier, "--batch-size", size)
