@@ -85,6 +85,16 @@ def in_sixteen_bits(module: nn.Module) -> bool:
     return any(parameter.dtype in SIXTEEN_BITS for parameter in parameters_of(module))
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype of a module's parameters."""
+    return next(module.parameters()).dtype
+
+
 def precision_of(module: nn.Module) -> str:
     """The precision of a module's parameters: "float32", "bf16", "fp16", or PyTorch's name of another dtype."""
     return _named(first_parameter(module).dtype)

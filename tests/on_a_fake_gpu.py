@@ -12,12 +12,10 @@ import torch
 from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, PurifierConfig
 from purify_engine.config.purification import GradientMode, Sampler
 from purify_engine.engine.plan import make_plan
-from purify_engine.images import image_ids
 from purify_engine.kernels import _launch
 from purify_engine.models import Classifier, Denoiser, UNet
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10, EDM_CIFAR10
 from purify_engine.ops import switches
-from purify_engine.types import NoiseKey
 from tests.fake_gpu import GPU, Host, fake_gpu, moved, plan_there
 
 pytest.importorskip("triton")
@@ -69,12 +67,13 @@ def purified(
         purifier = GuidedPurifier(moved(model, dtype), moved(guide, of_guide or dtype), config, execution="loop")
         of_images = torch.promote_types(images, torch.float32)
         there = {steps: plan_there(mode, plan, None if dtype == of_images else dtype) for steps, plan in plans.items()}
-        purifier.plan = lambda dtype, steps=None, cycle=0: there[steps]
+        how = purifier._purification()
+        shared = mock.patch.object(how.shared, "plan", lambda config, num_steps, cycle, where: there[num_steps])
         x = torch.empty(2, 3, *size, dtype=images, device=GPU).requires_grad_(with_gradient)
         for _ in range(2):
             launches.clear()
-            with Host() as host:
-                out = purifier._purify(x, NoiseKey(purifier._key(None, 1), image_ids(x)), None)
+            with Host() as host, shared:
+                out = purifier._purify(x, noise_of(purifier.streams, "fresh", x, draw=1), how, None)
                 made = torch.autograd.grad(out.sum(), x) if with_gradient else (out,)
         assert all((result.device.type, result.dtype, result.shape) == (GPU, x.dtype, x.shape) for result in (out, *made))
     return host.found, launches

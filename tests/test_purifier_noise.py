@@ -16,17 +16,17 @@ def test_each_draw_has_the_seed_of_its_stream():
     for draw in (0, 1, 77, 2**32 - 1):
         other = made().reseed(int(derive_seed(torch.tensor(0), 2**32 + draw)))
         assert_close(model(x, draw=draw), other(x))
-    with pytest.raises(ValueError, match=r"draw must be in \[0, 4294967296\), got 4294967296"):
+    with pytest.raises(ValueError, match=r"draw must be in \[0, 2\*\*32\), got 4294967296"):
         model(x, draw=2**32)
 
 
-def test_fresh_noise_takes_one_draw_after_another():
-    model, x = purifier(), images()
+def test_fresh_noise_of_a_seed_takes_one_draw_after_another_and_tells_images_apart_by_their_place():
+    model, x, ids = purifier().reseed(0), images(), torch.arange(5)
     for draw in range(3):
-        assert_close(model(x), made()(x, draw=draw))
-    model(x, ids=torch.arange(5)), model(x, draw=9)  # which say their noise, and leave the count alone
-    assert_close(model(x), made()(x, draw=3))
-    assert_close(model.reseed(0)(x), made()(x, draw=0))
+        assert_close(model(x), made()(x, ids=ids, draw=draw))
+    model(x, ids=ids), model(x, draw=9)  # which name their noise, and leave the count alone
+    assert_close(model(x), made()(x, ids=ids, draw=3))
+    assert_close(model.reseed(0)(x), made()(x, ids=ids, draw=0))
 
 
 def test_a_seed_is_the_same_in_the_configuration_and_by_reseeding():
@@ -39,19 +39,21 @@ def test_a_seed_is_the_same_in_the_configuration_and_by_reseeding():
         assert apart(expected, made()(x))
 
 
-def test_images_without_ids_are_counted_from_zero_and_ids_may_be_of_any_integer_dtype():
-    model, x = made(), images()
-    assert_close(model(x), model(x, ids=torch.arange(5)))
-    assert_close(model(x, ids=torch.arange(5, dtype=torch.int32)), model(x))
-    assert apart(model(x, ids=torch.arange(5) + 1), model(x))
-    assert_close(model(x, ids=torch.arange(5), draw=4), model(x, draw=4))
+def test_named_noise_without_ids_is_that_of_id_zero_and_ids_may_be_of_any_integer_dtype():
+    model, x, zeros = made(), images(), torch.zeros(5, dtype=torch.int64)
+    assert_close(model(x), model(x, ids=zeros))
+    assert_close(model(x, ids=zeros.int()), model(x))
+    assert_close(model(x, ids=[0, 1, 2, 3, 4]), model(x, ids=torch.arange(5)))
+    assert apart(model(x, ids=zeros + 1), model(x))
+    assert_close(model(x, ids=zeros, draw=4), model(x, draw=4))
     assert apart(model(x, draw=4), model(x))
 
 
 def test_ids_and_draws_choose_different_noise_for_an_image():
     model = made(kind="none")
     x = images(1).expand(6, -1, -1, -1)
-    outs = [model(x, ids=torch.tensor([0, 1, 2**32, 2**33, 2**33 + 1, 2**62])), model(x, draw=0), model(x, draw=1)]
+    ids = torch.tensor([0, 1, 2**32, 2**33, 2**33 + 1, 2**62])
+    outs = [model(x, ids=ids), model(x, ids=ids, draw=0), model(x, ids=ids, draw=1)]
     assert torch.unique(torch.cat(outs).flatten(1), dim=0).shape[0] == 18
 
 

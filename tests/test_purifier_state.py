@@ -271,7 +271,7 @@ def test_calibration_is_the_ratio_over_the_quantile_of_the_pull():
     ids, ratios = torch.arange(5), []
     first, _ = ops.q_sample(x, plan.start, plan.forward_step, model.seed, ids)
     steps = [first]  # what each step reads
-    made(kind="none", scale=0.0).double()(images().double(), callback_on_step_end=lambda step, t, x_t: steps.append(x_t))
+    made(kind="none", scale=0.0).double()(images().double(), ids=ids, callback_on_step_end=lambda step, t, x_t: steps.append(x_t))
     for place, x_t in enumerate(steps[:-1]):
         noised, _ = ops.q_sample(x, plan.marginals[place], torch.tensor(place), derive_seed(model.seed, 1), ids)
         ratios.append((2 * (x_t - noised)).flatten(1).norm(dim=1) * plan.marginals[place, 1] / 8)

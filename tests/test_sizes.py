@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from purify_engine.engine.bridges import TILES
 from purify_engine.engine.loop import Loop
-from purify_engine.engine.process import ReverseProcess
 from purify_engine.reference.philox import derive_seed
 from purify_engine.types import NoiseKey
 from tests.test_purifier import images
@@ -60,8 +59,8 @@ def native_by_hand(model):
     """The loop at the images' own size."""
 
     def purified(x):
-        noise = NoiseKey(model.seed, torch.arange(len(x)))
-        return (Loop().run(ReverseProcess(model.plan(x.dtype), model.denoiser, model._guide(), noise), 2 * x - 1) + 1) / 2
+        noise = NoiseKey(model.seed, torch.zeros(len(x), dtype=torch.int64))
+        return (Loop().run(model._purification().process(x.dtype, noise), 2 * x - 1) + 1) / 2
 
     return purified
 
@@ -145,7 +144,7 @@ def test_parts_of_one_shape_are_replayed_by_one_graph(sizes):
     for height, width in ((8, 14), (13, 9)):
         x = sized(height, width, count=1, dtype=torch.float32)
         assert_close(replayed(x), made("loop", sizes=sizes)(x))
-    assert len(replayed._replay._graphs) == 1
+    assert len(replayed._purification().replay._graphs) == 1
 
 
 def test_a_tile_has_noise_of_its_own_by_its_place_alone():
@@ -155,7 +154,7 @@ def test_a_tile_has_noise_of_its_own_by_its_place_alone():
     assert all(apart(one, other) for index, one in enumerate(corners) for other in corners[:index])
     wider = model(tile.repeat(1, 1, 2, 3))  # another image, and more tiles before the third
     assert_close(wider[:, :, :, :16], out)
-    backwards = model(tile.repeat(1, 1, 2, 2).flip(0), ids=torch.tensor([1, 0]))
+    backwards = model(tile.repeat(1, 1, 2, 2).flip(0))
     assert_close(backwards.flip(0), out)
 
 

@@ -19,7 +19,7 @@ GuideKind = Literal["none", "adversarial", "pixel"]
 PseudoLabel = Literal["pseudo", "none", "soft"]
 GuidanceInput = Literal["xt", "x0"]
 GradientMode = Literal["exact", "surrogate", "bpda", "blind", "straight_through", "detached_guidance"]
-NoiseMode = Literal["fresh", "fixed"]
+NoiseMode = Literal["fresh", "fixed", "torch"]
 Growth = Literal["constant", "noise"]
 Sizes = Literal["exact", "native", "resize", "tile"]
 TimeLabels = Literal["index", "diffpure"]
@@ -124,10 +124,11 @@ class PurifierConfig:
     """How many times to repeat noising and denoising."""
     cycle_t_stars: tuple[int, ...] | None = None
     """t_star of each cycle in turn (gradual noise); the largest must be t_star. None: t_star in every cycle."""
-    seed: int = 0
-    """Of the noise."""
+    seed: int | None = None
+    """Of the noise. None: fresh noise is not reproducible, and noise that is named (by ids, draw or fixed) is of seed 0."""
     noise: NoiseMode = "fresh"
-    """For calls without ids: fresh noise in every call, or always the same (fixed)."""
+    """For calls that do not name their noise: fresh in every call, the same in every call and for every image (fixed), or by a
+    seed drawn from PyTorch's own generator, which torch.manual_seed sets (torch)."""
     gradient: GradientMode = "exact"
     """What differentiation sees of the purifier: its exact gradient, or an approximation that attackers use."""
     surrogate_steps: int = 5
@@ -171,7 +172,7 @@ class PurifierConfig:
         is_large = self.sampler == "ddpm_large"
         require(is_large or not self.last_noise, "last_noise", "false, but for sampler='ddpm_large'", self.last_noise)
         require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
-        require(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)
+        require(self.seed is None or 0 <= self.seed < 2**63, "seed", "in [0, 2**63), or None", self.seed)
         require(self.tile_stride is None or self.tile_stride >= 1, "tile_stride", "at least 1, or None", self.tile_stride)
 
     @property

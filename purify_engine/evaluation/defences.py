@@ -83,6 +83,7 @@ class Defence:
 def _decisive(config: PurifierConfig) -> dict[str, Any]:
     """The settings that finished cells are found by: those of `ALWAYS_NAMED`, and any other that is not at its default."""
     default, values = dataclasses.asdict(PurifierConfig()), dataclasses.asdict(config)
+    values["seed"] = config.seed or 0  # attacks and scores name their noise
     if config.guidance.growth == default["guidance"]["growth"]:
         del values["guidance"]["growth"]  # the one setting of the guidance that is named where it is given
     return {name: value for name, value in values.items() if name in ALWAYS_NAMED or value != default[name]}

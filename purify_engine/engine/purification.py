@@ -1,0 +1,170 @@
+"""A whole purification in the model's space: its cycles by the loop or by replay, and what siblings share to run it fast."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+
+from purify_engine import devices, ops
+from purify_engine.config import GuidanceConfig, PurifierConfig
+from purify_engine.engine.capture import CaptureError
+from purify_engine.engine.cpu_capture import LARGE, MOST_VALUES
+from purify_engine.engine.gradients import purify
+from purify_engine.engine.guide import Guide, make_guide
+from purify_engine.engine.loop import Loop
+from purify_engine.engine.plan import ReversePlan, make_plan
+from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
+from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
+from purify_engine.models.own import AnyDenoiser, AnyGuide
+from purify_engine.ops import autocast
+from purify_engine.reference.philox import derive_seed
+from purify_engine.types import Images, NoiseKey
+
+Execution = Literal["auto", "loop", "graph"]
+Kept = TypeVar("Kept")
+
+CYCLES = 2**33  # the first seed stream of the cycles within one draw
+MOST_PLANS, MOST_GUIDES = 64, 8  # that are kept, the last ones used: a guide's recordings hold memory
+REPLICA = "a replica of nn.DataParallel lives for one call, and so would what it records"
+# Settings that no plan depends on, at one value each: siblings that differ in them alone share their plans.
+NOT_OF_A_PLAN: dict[str, Any] = {
+    field.name: field.default
+    for field in dataclasses.fields(PurifierConfig)
+    if field.name
+    in {"seed", "noise", "gradient", "surrogate_steps", "clamp", "clip_input", "image_range", "sizes", "tile_stride"}
+}
+
+
+class Shared:
+    """Plans, guides, and a replay for each guide: what a purifier and its siblings share. Copies and pickles start empty."""
+
+    def __init__(self) -> None:
+        self._plans: dict[Hashable, ReversePlan] = {}
+        self._plans_of_configs: dict[Hashable, ReversePlan] = {}  # the same, found without leaving out what does not matter
+        self._guides: dict[Hashable, tuple[Guide, Replay]] = {}
+        self._turn = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shared, ()
+
+    def plan(self, config: PurifierConfig, num_steps: int | None, cycle: int, where: Placement) -> ReversePlan:
+        """The plan of one cycle, at the place of the networks."""
+        depth = config.depths[cycle]
+
+        def made() -> ReversePlan:
+            devices.require_float64(where.device)
+            return make_plan(config, num_steps, cycle).to(where.device, where.net_dtype)
+
+        def found() -> ReversePlan:
+            decisive = dataclasses.replace(config, **NOT_OF_A_PLAN)
+            return _kept(self._plans, (decisive, num_steps, depth, where), made, MOST_PLANS)
+
+        with self._turn:
+            return _kept(self._plans_of_configs, (config, num_steps, depth, where), found, MOST_PLANS)
+
+    def guide(self, network: AnyGuide | None, config: PurifierConfig) -> tuple[Guide, Replay]:
+        """The guide that a configuration asks for, and the replay of what was captured with it."""
+        guidance = config.guidance
+        if guidance.scale > 0:  # the strength and its growth belong to the plan
+            unit = GuidanceConfig(scale=1.0)
+            guidance = dataclasses.replace(guidance, scale=unit.scale, form=unit.form, growth=unit.growth)
+        straight_through = config.gradient == "straight_through"
+        with self._turn:
+            made_of = network, guidance, straight_through
+            return _kept(self._guides, made_of, lambda: (make_guide(network, guidance, straight_through), Replay()), MOST_GUIDES)
+
+
+def _kept(kept: dict[Hashable, Kept], key: Hashable, make: Callable[[], Kept], most: int) -> Kept:
+    """What is kept by `key`, made where it is not; of all, the `most` last used stay."""
+    value = kept.pop(key) if key in kept else make()
+    kept[key] = value
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+    return value
+
+
+class Placement(NamedTuple):
+    """Where the networks are, and their precision where it is not that of x_t."""
+
+    device: torch.device
+    net_dtype: torch.dtype | None
+
+
+class Purification(NamedTuple):
+    """Two networks and how they purify; for one call, or one question."""
+
+    denoiser: AnyDenoiser
+    network: AnyGuide | None  # the guide's
+    config: PurifierConfig
+    execution: Execution
+    shared: Shared
+    is_replica: bool = False
+
+    @property
+    def execution_reason(self) -> str | None:
+        """Why calls run step by step; None where they replay captured graphs."""
+        if self.execution == "loop":
+            return "as asked for"
+        device = devices.device_of(self.denoiser).type
+        if device not in GRAPHS_ON:
+            return f"nothing is recorded on {device}, where the networks are"
+        if autocast.is_on(device):
+            return AUTOCAST
+        if device == "cpu" and ops.is_observed():
+            return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
+        unet = self.denoiser.config
+        if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
+            return LARGE
+        return REPLICA if self.is_replica else self.replay.refused
+
+    def plan(self, dtype: torch.dtype, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
+        """The reverse plan of one cycle for images of `dtype`; of another number of steps where `num_steps` is given."""
+        device, net_dtype = devices.device_of(self.denoiser), devices.dtype_of(self.denoiser)
+        where = Placement(device, None if net_dtype == dtype else net_dtype)
+        return self.shared.plan(self.config, num_steps, cycle, where)
+
+    @property
+    def guide(self) -> Guide:
+        return self.shared.guide(self.network, self.config)[0]
+
+    @property
+    def replay(self) -> Replay:
+        return self.shared.guide(self.network, self.config)[1]
+
+    def process(self, dtype: torch.dtype, noise: NoiseKey, cycle: int = 0) -> ReverseProcess:
+        """The reverse process of one cycle, for images of `dtype`."""
+        return ReverseProcess(self.plan(dtype, cycle=cycle), self.denoiser, self.guide, noise)
+
+    def run(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None = None) -> Images:
+        """`x` [B, C, H, W] in [-1, 1] purified, all cycles one after another; with the configuration's gradient where autograd
+        records."""
+        for cycle in range(self.config.cycles):
+            key = derive_seed(noise.key, CYCLES + cycle) if cycle else noise.key
+            x = self._cycle(x, NoiseKey(key, noise.ids), on_step_end, cycle)
+        return x
+
+    def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None, cycle: int) -> Images:
+        process = self.process(x.dtype, noise, cycle)
+        if torch.is_grad_enabled():
+            surrogate = self.plan(x.dtype, self.config.surrogate_steps, cycle)
+            return self._executed(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
+        if on_step_end is not None and (self.execution_reason is not None or not self.replay.tells_every_step(x.device)):
+            return Loop().run(process, x, on_step_end)
+        return self._executed(lambda executor: executor.run(process, x, on_step_end))
+
+    def _executed(self, work: Callable[[Executor], Images]) -> Images:
+        """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""
+        if self.execution_reason is not None and self.execution != "graph":
+            return work(Loop())
+        replay = self.replay
+        try:
+            return work(replay)
+        except CaptureError as failed:
+            if self.execution == "graph":
+                raise
+            replay.refused = str(failed)
+            return work(Loop())
