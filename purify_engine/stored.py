@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from purify_engine import conversion, presets
+from purify_engine import conversion, devices, presets
 from purify_engine.config import Precision, PurifierConfig
 from purify_engine.conversion import Stated
 from purify_engine.models.classifiers import Classifier
@@ -35,22 +35,26 @@ class StoredPurifier(nn.Module):
         cls: type[PurifierT],
         name_or_path: str | Path,
         *,
+        revision: str | None = None,
         preset: str | None = None,
         layout: str | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        dtype: torch.dtype | None = None,
         denoiser: nn.Module | None = None,
         guide: nn.Module | None = None,
     ) -> PurifierT:
         """A purifier by embedded name (`list_purifiers()`), folder, published checkpoint, or Hub id (needs the `hub` extra).
 
-        preset: how to purify (config/presets.py), in place of what is saved. layout: of a checkpoint whose names fit several.
-        device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
-        GPUs that have it, float32 elsewhere (docs/performance.md). denoiser, guide: of a folder whose networks are not ours, the
-        modules that its weights are loaded into (docs/own_networks.md).
+        revision: of a Hub id, a branch, tag or commit; None is its main branch. preset: how to purify (config/presets.py), in
+        place of what is saved. layout: of a checkpoint whose names fit several. device: where its networks go; "auto" is a GPU
+        where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on GPUs that have it, float32 elsewhere
+        (docs/performance.md). dtype: of the networks, in place of `precision`; torch.float64 too. denoiser, guide: of a folder
+        whose networks are not ours, the modules that its weights are loaded into (docs/own_networks.md).
+        Raises FileNotFoundError where there is nothing of that name, ValueError where a file or an argument is wrong.
         """
-        handed = presets.Handed(denoiser, guide)
-        parts = presets.load_networks(name_or_path, preset, Stated(layout=layout), device, precision, handed=handed)
+        handed, asked = presets.Handed(denoiser, guide), devices.asked_for(precision, dtype)
+        parts = presets.load_networks(name_or_path, preset, Stated(layout=layout), device, asked, revision, handed)
         unguided = presets.nothing_guides(preset, parts.config)
         if unguided:
             warnings.warn(unguided, stacklevel=2)
@@ -67,16 +71,18 @@ class StoredPurifier(nn.Module):
         network: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
+        dtype: torch.dtype | None = None,
         **changes: Any,
     ) -> PurifierT:
         """A purifier from published files: the diffusion model's, and where guidance needs one the guide's.
 
         preset: "diffpure-cifar10-linf", ... (config/presets.py); by default the first that was published for this network.
-        network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). changes: fields of `PurifierConfig`.
-        ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
+        network: fields of `UNetConfig` that weights cannot tell (`{"image_size": 64}`). layout, device, precision, dtype: as in
+        `from_pretrained`. changes: fields of `PurifierConfig`.
+        Raises ValueError, in one line, where a file is no checkpoint that is known (docs/migration.md lists the layouts).
         """
-        stated = Stated(layout=layout, unet=network or {})
-        return cls(*presets.load_parts(unet, guide, changes, preset, stated, device, precision))
+        stated, asked = Stated(layout=layout, unet=network or {}), devices.asked_for(precision, dtype)
+        return cls(*presets.load_parts(unet, guide, changes, preset, stated, device, asked))
 
     @classmethod
     def from_diffusers(

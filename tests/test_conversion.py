@@ -129,7 +129,8 @@ def test_a_purifier_from_parts_is_the_converted_one(tmp_path, checkpoints):
     parts = GuidedPurifier.from_checkpoint(unet, guide, **how)
     assert torch.equal(parts(IMAGES), GuidedPurifier.from_pretrained(tmp_path / "out").configured(**how)(IMAGES))
     assert parts.config.schedule == tiny_layout.COSINE
-    wide = GuidedPurifier.from_checkpoint(unet, network={"image_size": 16})
+    wide = GuidedPurifier.from_checkpoint(unet, network={"image_size": 16}, dtype=torch.float64)
+    assert next(wide.parameters()).dtype == torch.float64
     assert wide.denoiser.unet.config.image_size == 16
     assert not any(parameter.requires_grad for parameter in parts.parameters()) and not parts.training
 

@@ -14,8 +14,6 @@ from purify_engine.config import PurifierConfig
 from purify_engine.purifier import GuidedPurifier
 from tests.test_purifier import GUIDE, UNET, images, purifier
 
-DTYPES = torch.float32, torch.float64
-
 
 def saved(folder, **options):
     purifier(**options).save_pretrained(folder)
@@ -54,7 +52,7 @@ def test_of_the_hub_only_weights_and_configurations_are_asked_for(tmp_path, hub,
 def test_a_revision_names_what_the_hub_gives(small_purifier, tmp_path, hub):
     hub.folders |= {None: saved(tmp_path, gradient="bpda"), "v1": small_purifier}
     assert presets.load_networks("owner/name").config.gradient == "bpda"
-    first = presets.load_networks("owner/name", revision="v1")
+    first = GuidedPurifier.from_pretrained("owner/name", revision="v1")
     assert first.config == presets.load_networks(small_purifier).config and first.config.gradient == "exact"
     classifier = presets.load_classifier("owner/name", revision="v1")
     assert torch.equal(classifier.linear.weight, presets.load_classifier(small_purifier).linear.weight)
@@ -85,7 +83,7 @@ def test_what_lies_here_has_no_revisions(tmp_path, hub):
 
 @pytest.mark.parametrize("dtype", devices.NETWORK_DTYPES, ids=str)
 def test_a_dtype_is_that_of_every_network(dtype, small_purifier):
-    model = GuidedPurifier(*presets.load_networks(small_purifier, precision=devices.asked_for(dtype=dtype)))
+    model = GuidedPurifier.from_pretrained(small_purifier, dtype=dtype)
     classifier = presets.load_classifier(small_purifier, dtype=dtype)
     assert {value.dtype for module in (model, classifier) for value in module.parameters()} == {dtype}
     assert devices.precision_of(model) in repr(model)
@@ -95,7 +93,8 @@ def test_a_dtype_is_that_of_every_network(dtype, small_purifier):
 
 def test_a_purifier_in_float64_purifies_as_one_in_float32(tmp_path):
     folder = saved(tmp_path)
-    single, double = (GuidedPurifier(*presets.load_networks(folder, precision=dtype), execution="loop") for dtype in DTYPES)
+    single, double = (GuidedPurifier.from_pretrained(folder, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    single.execution = double.execution = "loop"
     x = images(2, dtype=torch.float64)
     given, exact = single(x, draw=1), double(x, draw=1)
     assert given.dtype == exact.dtype == torch.float64
@@ -105,7 +104,9 @@ def test_a_purifier_in_float64_purifies_as_one_in_float32(tmp_path):
 
 def test_of_two_ways_to_say_a_precision_one_is_said():
     with pytest.raises(ValueError, match=r"precision must be left out where dtype=torch.float64 says it, got 'bf16'$"):
-        devices.asked_for("bf16", torch.float64)
+        GuidedPurifier.from_pretrained("digits", precision="bf16", dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"precision must be left out where dtype=torch.float16 says it, got 'fp16'$"):
+        GuidedPurifier.from_checkpoint("absent.pt", precision="fp16", dtype=torch.float16)
     for wrong in (torch.int8, torch.float8_e4m3fn, "float64"):
         with pytest.raises(ValueError, match=r"dtype must be one of torch.float32, torch.float64, .*, or None, got "):
             presets.load_classifier("digits", dtype=wrong)
