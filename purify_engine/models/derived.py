@@ -39,7 +39,7 @@ class Watched:
 
     def modules(self) -> list[nn.Module]:
         """The modules and all their submodules, the roots first."""
-        if not self.listed or self._children != self._held():
+        if (self.roots and not self.listed) or self._children != self._held():
             self.listed = [module for root in self.roots for module in root.modules()]
             self._children = self._held()
             self._of_known_classes = all(type(module).__module__.startswith(_BUILDERS) for module in self.listed)
