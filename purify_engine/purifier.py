@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ from purify_engine.models.derived import Watched
 from purify_engine.models.own import DenoisingNetwork, GuideNetwork, facts_of
 from purify_engine.noise import Streams, noise_of
 from purify_engine.stored import StoredPurifier
+from purify_engine.tracing import NotTraced, called, uncompiled
 from purify_engine.types import Ids, Images, NoiseKey
 
 
-class GuidedPurifier(StoredPurifier):
+class GuidedPurifier(NotTraced, StoredPurifier):
     """Images in, the same images without their adversarial perturbation out: a drop-in before any classifier.
 
     Float NCHW images in [0, 1] go in; the same shape, dtype and device come out, in [0, 1] too unless `config.clamp` is False.
@@ -80,7 +82,6 @@ class GuidedPurifier(StoredPurifier):
         """Of the networks; images may be of any floating-point dtype."""
         return devices.dtype_of(self.denoiser)
 
-    @torch.compiler.disable
     def forward(
         self,
         images: Images,
@@ -99,18 +100,31 @@ class GuidedPurifier(StoredPurifier):
         [0, 2**32) or one an image, [B]; from `generator` a seed is drawn. Where none is given, `config.noise` decides.
         num_draws: so many draws of every image in one call: from `draw` on, or fresh ones.
         t_star, num_steps: of this call alone, in place of the configuration's.
-        callback_on_step_end(step, t, x_t) sees each intermediate image, in calls without gradient; on GPUs a graph's, copied. x_t
-        is what the network sees: resized, or one tile after another, row by row.
-        Raises ValueError where `images` are not what the networks read, TypeError where they are not floats.
+        callback_on_step_end(step, t, x_t) sees each intermediate image, on GPUs a graph's, copied. x_t is what the network sees:
+        resized, or one tile after another, row by row. Where a gradient is recorded x_t has its own, for losses on it, but in the
+        modes bpda and surrogate.
+        Raises ValueError where `images` are not what the networks read, TypeError where they are not floats, RuntimeError where
+        PyTorch would trace or transform the call in a way that comes out wrong (tracing.py).
         """
+        names = {"ids": ids, "draw": draw, "num_draws": num_draws, "generator": generator}
+        return self._called(images, names, {"t_star": t_star, "num_steps": num_steps}, callback_on_step_end)
+
+    @uncompiled
+    def _called(self, images: Images, names: dict[str, Any], asked: dict[str, Any], on_step_end: OnStepEnd | None) -> Images:
+        purify = partial(self._drawn, num_draws=names["num_draws"], asked=asked, on_step_end=on_step_end)
+        return called(purify, partial(self._noise, **names), images, self, on_step_end)
+
+    def _noise(self, images: Images, **names: Any) -> NoiseKey:
         self._check(images)
-        purification = self._purification(t_star, num_steps)
-        names: Any = {"ids": ids, "draw": draw, "num_draws": num_draws, "generator": generator}
-        noise = noise_of(self.streams, self.config.noise, images, **names)
-        if num_draws is not None:
-            drawn = self._given(images.repeat(num_draws, 1, 1, 1), noise, purification, callback_on_step_end)
-            return drawn.view(num_draws, *images.shape)
-        return self._given(images, noise, purification, callback_on_step_end)
+        return noise_of(self.streams, self.config.noise, images, **names)
+
+    def _drawn(
+        self, images: Images, noise: NoiseKey, *, num_draws: int | None, asked: dict[str, Any], on_step_end: OnStepEnd | None
+    ) -> Images:
+        how = self._purification(**asked)
+        if num_draws is None:
+            return self._given(images, noise, how, on_step_end)
+        return self._given(images.repeat(num_draws, 1, 1, 1), noise, how, on_step_end).view(num_draws, *images.shape)
 
     def _given(self, images: Images, noise: NoiseKey, how: Purification, on_step_end: OnStepEnd | None) -> Images:
         """By the mode that PyTorch is in."""
@@ -126,7 +140,9 @@ class GuidedPurifier(StoredPurifier):
         if images.numel() == 0:
             return images
         x = in_model_space(images, self.config)
-        if not (torch.is_grad_enabled() and self.config.gradient == "blind"):  # which knows of no bridge either
+        if torch.is_grad_enabled() and self.config.gradient == "blind":  # which knows of no bridge either
+            require(on_step_end is None, "callback_on_step_end", "None where gradient is 'blind'", on_step_end)
+        else:
             bridge = self.bridge
             x = bridge.joined((how.run(part, drawn, on_step_end) for part, drawn in bridge.parts(x, noise)), x)
         return from_model_space(x, images, self.config)

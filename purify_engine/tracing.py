@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from purify_engine import ops
+from purify_engine.config import require
 from purify_engine.engine.gradients import refuse_other_weights
 from purify_engine.engine.recomputed import recomputed
 from purify_engine.models.derived import Networks
@@ -71,7 +73,7 @@ def refuse_untraceable(images: object, module: nn.Module) -> None:
     """
     if (tracer := _tracer(images)) is not None:
         raise _untraceable(tracer)
-    if is_transformed():
+    if ops.is_transformed():
         transforms = [interpreter.key().name for interpreter in torch._C._functorch.get_interpreter_stack()]
         if "Jvp" in transforms:
             raise RuntimeError(NO_TANGENTS.format("a call under torch.func.jvp, jacfwd or hessian"))
@@ -93,20 +95,24 @@ def refuse_recomputed_draw() -> None:
         raise RuntimeError(NO_REDRAW)
 
 
-def is_transformed() -> bool:
-    """Whether a transform of torch.func is active, in which tensors stand for others."""
-    asked = getattr(torch._C._functorch, "peek_interpreter_stack", None)
-    return asked is not None and asked() is not None
-
-
-def beneath_transforms(
-    purify: Callable[[Images, NoiseKey], Images], noise_of: Callable[[Images], NoiseKey], images: Images, *networks: object
+def called(
+    purify: Callable[[Images, NoiseKey], Images],
+    noise_of: Callable[[Images], NoiseKey],
+    images: Images,
+    module: nn.Module,
+    on_step_end: object = None,
 ) -> Images:
-    """`purify(images, noise_of(images))` on the plain tensors beneath torch.func's transforms, all of one draw.
+    """`purify(images, noise_of(images))`, a call of `module`, or the line of `refuse_untraceable`.
 
-    A derivative runs `purify` again, and the weights of `networks` must be the same then. What is kept between calls, as plans
-    and packed weights are, so never holds a transform's tensors.
+    Under torch.func's transforms it is run on the plain tensors beneath them, all of one draw. A derivative runs it again, and
+    the module's weights must be the same then; a callback is refused, which would be told of all of it. What is kept between
+    calls, as plans and packed weights are, so never holds a transform's tensors.
     """
+    refuse_untraceable(images, module)
+    if not ops.is_transformed():
+        return purify(images, noise_of(images))
+    require(on_step_end is None, "callback_on_step_end", "None under torch.func, which runs calls again", on_step_end)
+    networks = tuple(module.children())
     drawn: list[NoiseKey] = []
     before = Networks(*networks)
 

@@ -38,8 +38,8 @@ def purify(
 ) -> Images:
     """`executor.run(process, x)`, with the gradient that `mode` names.
 
-    `on_step_end(step, t, x_t)` sees every image on the way, step by step whatever the executor; x_t has its own gradient, by
-    which a loss on it can be differentiated, where `mode` is of the purification itself, and none in bpda and surrogate.
+    `on_step_end(step, t, x_t)`, for which the executor is to be the loop, sees every image on the way; x_t has its own gradient,
+    by which a loss on it can be differentiated, where `mode` is of the purification itself, and none in bpda and surrogate.
 
     exact: of the whole purification itself. straight_through: the same, with a guide whose hard pseudo-label has the soft one's
     gradient. detached_guidance: the guide's pull taken for a constant, for diagnosis. surrogate: of the shorter `surrogate` plan.
@@ -50,7 +50,7 @@ def purify(
     refuse_parameter_gradients(process.model, process.guide)
     if mode in ("bpda", "surrogate"):
         with torch.no_grad():
-            value = executor.run(process, x) if on_step_end is None else Loop().run(process, x, on_step_end)
+            value = executor.run(process, x, on_step_end)
         path = x if mode == "bpda" else differentiable_run(executor, process._replace(plan=surrogate), x)
         return _with_gradient_of(path, value)
     return differentiable_run(executor, process._replace(follow_guide=mode != "detached_guidance"), x, on_step_end)

@@ -151,7 +151,10 @@ class Purification(NamedTuple):
         process = self.process(x.dtype, noise, cycle)
         if torch.is_grad_enabled():
             surrogate = self.plan(x.dtype, self.config.surrogate_steps, cycle)
-            return self._executed(lambda executor: purify(executor, process, x, mode=self.config.gradient, surrogate=surrogate))
+            how: Any = {"mode": self.config.gradient, "surrogate": surrogate, "on_step_end": on_step_end}
+            if on_step_end is not None:
+                return purify(Loop(), process, x, **how)
+            return self._executed(lambda executor: purify(executor, process, x, **how))
         if on_step_end is not None and (self.execution_reason is not None or not self.replay.tells_every_step(x.device)):
             return Loop().run(process, x, on_step_end)
         return self._executed(lambda executor: executor.run(process, x, on_step_end))
