@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 from purify_engine.config import NoiseMode, require
 from purify_engine.images import NUM_DRAWS, image_draws, image_ids
-from purify_engine.reference.philox import derived_number
+from purify_engine.reference.philox import derived_keys, derived_number
 from purify_engine.tracing import refuse_recomputed_draw
 from purify_engine.types import Ids, Images, NoiseKey
 
@@ -85,6 +85,11 @@ class Streams:
         """The seed of draw `draw` of named noise, in [0, 2**32)."""
         require(0 <= draw < NUM_DRAWS, "draw", "in [0, 2**32)", draw)
         return derived_number(self.named, DRAWS + draw)
+
+    def drawn_each(self, draws: Tensor) -> Tensor:
+        """`drawn` of many draws, int64 on the CPU: int64 of their shape."""
+        require(not draws.numel() or int(draws.max()) < NUM_DRAWS, "draw", "in [0, 2**32)", draws.tolist())
+        return derived_keys(self.named, DRAWS + draws)
 
     def _of_place(self) -> int:
         """The seed of fresh draws by sibling, rank and worker."""
@@ -149,9 +154,10 @@ def noise_of(
         seeds = [[from_generator(generator) if follows_torch else streams.fresh()] for _ in range(count)]
     elif draws is None and num_draws is None:
         seeds = [[streams.named]]
+    elif isinstance(draws, Tensor):
+        seeds = streams.drawn_each(draws.cpu() + torch.arange(count).unsqueeze(1)).tolist()
     else:
-        firsts = draws.tolist() if isinstance(draws, Tensor) else [draws or 0]
-        seeds = [[streams.drawn(first + k) for first in firsts] for k in range(count)]
+        seeds = [[streams.drawn((draws or 0) + k)] for k in range(count)]
     if num_draws is None and len(seeds[0]) == 1:
         return NoiseKey(torch.full((), seeds[0][0], dtype=torch.int64, device=images.device), of_images)
     keys = torch.tensor(seeds, dtype=torch.int64, device=images.device).expand(count, len(images)).reshape(-1)
