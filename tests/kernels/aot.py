@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -27,6 +27,8 @@ from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP
 from purify_engine.ops import _registry, switches
 from purify_engine.presets import load_networks
 from tests.kernels import slab_code
+
+Scope = Literal["each kernel", "listed", "launched"]  # one variant of each, what their files list, and what networks launch, too
 
 ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURES = ((9, 0), (8, 0), (8, 9), (10, 0))
@@ -45,15 +47,16 @@ def networks() -> list[tuple[UNetConfig, int]]:
     return [(digits, 1), *((net, batch) for net in (DDPM_CIFAR10, DDPMPP_CIFAR10) for batch in (1, 64)), (ADM_IMAGENET256, 1)]
 
 
-def variants(capability: tuple[int, int], everything: bool) -> list[Any]:
-    """What is compiled for an architecture: what the files list and the networks launch, or one of every kernel."""
+def variants(capability: tuple[int, int], scope: Scope) -> list[Any]:
+    """What is compiled for an architecture, each variant once."""
     from purify_engine.kernels import _launch
 
     with mock.patch.object(_launch, "assumed", capability):
         found = [v for stem in kernel_files() for v in importlib.import_module(f"purify_engine.kernels.{stem}").variants()]
-        if not everything:
+        if scope == "each kernel":
             return list({variant.kernel: variant for variant in reversed(found)}.values())
-        found += [variant for config, batch in networks() for variant in launched_by(config, batch)]
+        if scope == "launched":
+            found += [variant for config, batch in networks() for variant in launched_by(config, batch)]
         return list({str(variant): variant for variant in found}.values())
 
 
@@ -105,7 +108,7 @@ def compiled(variant: Any, capability: tuple[int, int]) -> dict[str, Any]:
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": variant.fp_fusion}
     target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
     kernel = triton.compile(source, target=target, options=options)
-    usage, code = machine_code(kernel.asm["cubin"])
+    usage, code = machine_code(kernel.asm["cubin"], reads_code(variant, kernel, capability))
     registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
     found = {
         "kernel": variant.kernel.__name__,
@@ -144,23 +147,29 @@ def multiplies(kernel: Any) -> list[int]:
     return [int(rows) for rows in re.findall(r"= tt\.dot .*: tensor<(\d+)x\d+xb?f16>", kernel.asm["ttir"])]
 
 
-def machine_code(cubin: bytes) -> tuple[str, str]:
-    """(resource usage, disassembly), by the cuobjdump of Triton's wheel."""
+def reads_code(variant: Any, kernel: Any, capability: tuple[int, int]) -> bool:
+    """Is there anything to look for in its instructions? Listing them takes longer than compiling the kernel."""
+    is_slab = capability == (9, 0) and slab_code.elements(variant) is not None
+    return is_slab or bool(multiplies(kernel)) or variant.kernel.__name__ == "_to_images_kernel"
+
+
+def machine_code(cubin: bytes, disassemble: bool) -> tuple[str, str]:
+    """(resource usage, disassembly or nothing), by the cuobjdump of Triton's wheel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        calls = [[tool, option, file.name] for option in ("--dump-resource-usage", "--dump-sass")]
-        usage, code = (subprocess.run(call, capture_output=True, text=True, check=True).stdout for call in calls)
-    return usage, code
+        asked = ["--dump-resource-usage", "--dump-sass"][: 1 + disassemble]
+        told = [subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout for option in asked]
+    return told[0], told[1] if disassemble else ""
 
 
 def compile_all(
-    architectures: dict[tuple[int, int], bool], cache: Path | None = None, processes: int = 2
+    architectures: dict[tuple[int, int], Scope], cache: Path | None = None, processes: int = 2
 ) -> list[dict[str, Any]]:
-    """A report for every kernel, from processes without the interpreter; of an architecture everything, or one of every kernel.
+    """A report for every variant within the scope of its architecture, from processes without the interpreter.
 
     What `cache` (Triton's own, if None) holds by its content is not compiled again.
     """
@@ -176,15 +185,15 @@ def compile_all(
     return [json.loads(line) for output in outputs for line in output.splitlines()]
 
 
-def compile_share(architectures: dict[tuple[int, int], bool], first: int, processes: int) -> None:
+def compile_share(architectures: dict[tuple[int, int], Scope], first: int, processes: int) -> None:
     """Compile every `processes`-th variant; print a line of JSON each."""
-    jobs = [(variant, capability) for capability, every in architectures.items() for variant in variants(capability, every)]
+    jobs = [(variant, capability) for capability, scope in architectures.items() for variant in variants(capability, scope)]
     for variant, capability in jobs[first::processes]:
         print(json.dumps(compiled(variant, capability)), flush=True)
 
 
 if __name__ == "__main__":
-    reports = compile_all(dict.fromkeys(ARCHITECTURES, True))
+    reports = compile_all(dict.fromkeys(ARCHITECTURES, "launched"))
     for report in reports:
         print(json.dumps(report))
     sys.exit(any(report["faults"] for report in reports))
