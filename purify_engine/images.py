@@ -110,9 +110,10 @@ def _from_model_space(x: Images, dtype: torch.dtype, config: PurifierConfig) -> 
 
 def _laid_out_as(out: Images, images: Images) -> Images:
     """`out` with the strides that `torch.empty_like(images)` has: its own where they are these already."""
-    if out.stride() == images.stride() or out.stride() == torch.empty_like(images, device="meta").stride():
+    if out.stride() == images.stride():
         return out
-    return torch.empty_like(images, requires_grad=False).copy_(out)
+    laid_out = torch.empty_like(images, requires_grad=False)
+    return out if out.stride() == laid_out.stride() else laid_out.copy_(out)
 
 
 def _check_values(config: PurifierConfig, low: float, high: float) -> None:
