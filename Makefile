@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-processors check-slow check-system mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system test-integrations mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -15,7 +15,8 @@ setup: $(TOOLS) ## make $(VENV) and install everything into it, at the versions 
 
 # PIP_CONSTRAINT holds the isolated build to the same pins; the editable install builds the extensions in place.
 SOURCES := pyproject.toml constraints.txt setup.py $(wildcard csrc/* csrc/cuda/*)
-INSTALL = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 "$(PY)" -m pip install --quiet -c constraints.txt
+INSTALL_INTO = PIP_CONSTRAINT="$(CURDIR)/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 "$(1)" -m pip install --quiet -c constraints.txt
+INSTALL = $(call INSTALL_INTO,$(PY))
 SAY = @echo "installing into $(VENV): a few minutes, most of it PyTorch"
 
 $(STAMP): $(SOURCES) # what using it takes
@@ -50,6 +51,21 @@ check-slow: $(TOOLS) ## the tests that take minutes
 
 check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
 	"$(PY)" -m pytest -m system --durations=10
+
+# An environment of its own: what libraries of others ask for stays out of $(VENV). AUTOATTACK and ROBUSTBENCH are folders with the
+# sources of those two, which are on no package index. torchattacks is installed without the torchvision that it never imports.
+INTEGRATIONS := $(VENV)-integrations
+FOREIGN_PY := $(INTEGRATIONS)/bin/python
+
+test-integrations: $(INTEGRATIONS)/.installed ## run the examples of docs/integrations.md against other libraries; AUTOATTACK=, ROBUSTBENCH= folders
+	AUTOATTACK="$(abspath $(AUTOATTACK))" ROBUSTBENCH="$(abspath $(ROBUSTBENCH))" "$(FOREIGN_PY)" -m pytest tests/integrations -m integration -rs
+
+$(INTEGRATIONS)/.installed: $(SOURCES) constraints-integrations.txt
+	$(PYTHON) -m venv "$(INTEGRATIONS)"
+	@echo "installing into $(INTEGRATIONS): a few minutes, most of it PyTorch"
+	$(call INSTALL_INTO,$(FOREIGN_PY)) -c constraints-integrations.txt -e '.[digits,integrations]'
+	$(call INSTALL_INTO,$(FOREIGN_PY)) -c constraints-integrations.txt --no-deps torchattacks
+	touch "$@"
 
 # FLOOR is reference, engine, evaluation, training or data; SAMPLE=0 takes all of its mutants, SEED draws others. FAULTS names some of
 # the list's; JOBS are worked on at once.
@@ -119,4 +135,4 @@ figures: $(TOOLS) api ## write the tables of README.md and docs/ from bench/resu
 	"$(PY)" -m bench digits-picture
 
 clean: ## remove the virtual environment and what the build left
-	rm -rf "$(VENV)" build dist *.egg-info purify_engine/_C*.so purify_engine/_cuda*.so
+	rm -rf "$(VENV)" "$(INTEGRATIONS)" build dist *.egg-info purify_engine/_C*.so purify_engine/_cuda*.so

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from purify_engine.config import PurifierConfig as PurifierConfig
     from purify_engine.config import ScheduleConfig as ScheduleConfig
     from purify_engine.config import UNetConfig as UNetConfig
+    from purify_engine.defended import DefendedClassifier as DefendedClassifier
     from purify_engine.models import Classifier as Classifier
     from purify_engine.models import Denoiser as Denoiser
     from purify_engine.models import OwnDenoiser as OwnDenoiser
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GuidedPurifier": "purify_engine.purifier",
+    "DefendedClassifier": "purify_engine.defended",
     "list_purifiers": "purify_engine.presets",
     "load_classifier": "purify_engine.presets",
     "UNet": "purify_engine.models",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from purify_engine import devices
 from purify_engine.config import PurifierConfig, one_of, require
+from purify_engine.defended import DefendedClassifier, Vote
 from purify_engine.engine.bridges import Bridge, make_bridge
 from purify_engine.engine.calibration import guidance_scale_for, step_memory
 from purify_engine.engine.gradients import refuse_parameter_gradients
@@ -189,6 +190,10 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         stream: its name, as in `purifier.twin("attack")`; one name is one stream, and "" the defence's own.
         """
         return self._sibling(self.config, Streams(self.config.seed, stream, self.streams.sibling().lineage))
+
+    def defend(self, classifier: Callable[[Images], Any], num_draws: int = 1, vote: Vote = "logits") -> DefendedClassifier:
+        """This purifier before `classifier` as one module, images in and logits out, by `vote` over `num_draws` draws."""
+        return DefendedClassifier(self, classifier, num_draws, vote)
 
     def _sibling(self, config: PurifierConfig, streams: Streams) -> GuidedPurifier:
         sibling = GuidedPurifier(self.denoiser, self.guide, config, execution=self.execution)

@@ -34,7 +34,7 @@ from purify_engine.markdown import table
 PAGE = ROOT / "docs" / "api.md"
 IMPORT = "`from purify_engine import …`"
 INTEGRATIONS = "purify_engine.integrations"
-FIRST = ("GuidedPurifier", "list_purifiers", "load_classifier")
+FIRST = ("GuidedPurifier", "DefendedClassifier", "list_purifiers", "load_classifier")
 CONFIGURATION = ("PurifierConfig", "GuidanceConfig", "ScheduleConfig")
 OVERRIDDEN = ("extra_repr", "train")  # what PyTorch calls, not a user
 

@@ -20,7 +20,7 @@ _PREPROCESSOR: Any = imported("art.defences.preprocessor.preprocessor", "ART", "
 
 
 class PurifierPreprocessor(_PREPROCESSOR):
-    """`purifier` before an ART classifier: images [B, C, H, W] in [0, 1], so give the classifier clip_values=(0, 1).
+    """`purifier` before an ART classifier: images [B, C, H, W]; give the classifier the purifier's range as clip_values=(0, 1).
 
     Part of ART's graph: `loss_gradient` and `class_gradient` differentiate the purification that the forward pass ran, in the way
     that the purifier's `gradient` names, as long as every other preprocessing defence is one of PyTorch's. `estimate_gradient`,
@@ -39,7 +39,7 @@ class PurifierPreprocessor(_PREPROCESSOR):
     @property
     def device(self) -> Any:
         """Where the purifier is."""
-        return self.purifier.seed.device
+        return self.purifier.device
 
     def forward(self, x: Images, y: Any | None = None) -> tuple[Tensor, Any | None]:
         """(purified images, the labels as they are); differentiable."""

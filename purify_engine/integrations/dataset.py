@@ -26,18 +26,16 @@ if TYPE_CHECKING:
 class PurifiedDataset(Dataset):
     """`dataset` with every image purified, by noise of its index: safe in any number of a DataLoader's workers.
 
-    dataset: its items are images, float [C, H, W] in [0, 1], or hold one at `image`, a place in a tuple or a key of a dictionary.
-    draw: which independent draw of each item's noise; set it between epochs (`data.draw = epoch`) for others. Workers that
-    persist over epochs keep theirs.
+    dataset: its items are images, float [C, H, W] as the purifier takes them, or hold one at `image`: a place in a tuple, or a
+    key of a dictionary. draw: which independent draw of each item's noise; set it between epochs (`data.draw = epoch`) for
+    others. Workers that persist over epochs keep theirs.
 
     A loader asks for whole batches, which are purified in one call. Each worker computes in one thread, as PyTorch sets it; a
     purifier on a GPU is refused there with RuntimeError (use `purified`). Where the main process has differentiated on a GPU
     before, PyTorch refuses autograd, and so guidance, in forked workers: give the loader multiprocessing_context="spawn".
     """
 
-    def __init__(
-        self, dataset: Dataset, purifier: GuidedPurifier, *, draw: int | None = None, image: int | str = 0
-    ) -> None:
+    def __init__(self, dataset: Dataset, purifier: GuidedPurifier, *, draw: int = 0, image: int | str = 0) -> None:
         self.dataset, self.purifier, self.draw, self.image = dataset, purifier, draw, image
 
     def __len__(self) -> int:
@@ -60,14 +58,14 @@ class PurifiedDataset(Dataset):
 
 
 class PurifyTransform:
-    """Image in, purified image out, float [C, H, W] in [0, 1], as in `Compose([ToTensor(), PurifyTransform(p)])`.
+    """Image in, purified image out, float [C, H, W], as in `Compose([ToTensor(), PurifyTransform(p)])`.
 
     A transform knows no index: the noise is named by a hash of the image's bytes, so that equal images become equal images, in
     any worker and process. For what is prepared beforehand, not for a defence that is attacked: there, noise must not follow from
     the image. One image a call, which costs more than batches do; a purifier on a GPU is refused in workers.
     """
 
-    def __init__(self, purifier: GuidedPurifier, *, draw: int | None = None) -> None:
+    def __init__(self, purifier: GuidedPurifier, *, draw: int = 0) -> None:
         self.purifier, self.draw = purifier, draw
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -103,9 +101,7 @@ class purified:  # noqa: N801 - it reads as a verb where it is used: for images,
     for any other dataset. draw, image: as for `PurifiedDataset`.
     """
 
-    def __init__(
-        self, loader: DataLoader, purifier: GuidedPurifier, *, draw: int | None = None, image: int | str = 0
-    ) -> None:
+    def __init__(self, loader: DataLoader, purifier: GuidedPurifier, *, draw: int = 0, image: int | str = 0) -> None:
         if not isinstance(loader.dataset, Numbered):
             kind = type(loader.dataset).__name__
             raise TypeError(f"loader must be of a numbered dataset, DataLoader(Numbered(dataset), ...), got one of {kind}")
@@ -116,17 +112,17 @@ class purified:  # noqa: N801 - it reads as a verb where it is used: for images,
 
     def __iter__(self) -> Iterator[Any]:
         for ids, batch in self.loader:
-            images = _image_of(batch, self.image).to(self.purifier.seed.device)
+            images = _image_of(batch, self.image).to(self.purifier.device)
             yield _with_image(batch, self.image, _purify(self.purifier, images, ids, self.draw))
 
 
-def _purify(purifier: GuidedPurifier, images: Images, ids: Ids, draw: int | None) -> Images:
+def _purify(purifier: GuidedPurifier, images: Images, ids: Ids, draw: int) -> Images:
     with torch.no_grad():
         return purifier(images, ids=ids.to(images.device), draw=draw)
 
 
 def _refuse_gpus_in_workers(purifier: GuidedPurifier) -> None:
-    device = purifier.seed.device
+    device = purifier.device
     if get_worker_info() is not None and device.type != "cpu":
         mend = "use purified(DataLoader(Numbered(dataset), ...), purifier), in the main process, or purifier.to('cpu')"
         raise RuntimeError(f"purifier must be on the CPU in a DataLoader's workers, got {device}; {mend}")
@@ -135,7 +131,7 @@ def _refuse_gpus_in_workers(purifier: GuidedPurifier) -> None:
 def _single(image: Any) -> Tensor:
     if not isinstance(image, Tensor):
         kind = type(image).__name__
-        raise TypeError(f"images must be float tensors [C, H, W] in [0, 1], got {kind}; convert them in the dataset's transform")
+        raise TypeError(f"images must be float tensors [C, H, W], got {kind}; convert them in the dataset's transform")
     require(image.ndim == 3, "images", "[C, H, W] each", list(image.shape))
     return image
 
