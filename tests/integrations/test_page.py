@@ -35,7 +35,9 @@ CHECKS = {
     "torchattacks": f"{WITHIN}; assert not defended.training and not classifier.training",
     "foolbox": WITHIN,
     # AutoAttack hands back unchanged what it did not break, which may be all.
-    "AutoAttack": "assert (adversarial - images).abs().max() <= 0.15 + 1e-6 and adversary.attacks_to_run == ['apgd-ce', 'apgd-dlr']",
+    "AutoAttack": (
+        "assert (adversarial - images).abs().max() <= 0.15 + 1e-6; assert adversary.attacks_to_run == ['apgd-ce', 'apgd-dlr']"
+    ),
     "Adversarial Robustness Toolbox": WITHIN,
     "RobustBench": "assert path.is_file() and path.parts[-3:] == ('cifar10', 'Linf', 'Author2026Title.json')",
     "Datasets and DataLoaders": "assert len(in_workers) == len(in_this_process) == 2 and one.shape == images[0].shape",
