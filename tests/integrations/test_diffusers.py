@@ -67,7 +67,7 @@ def test_a_network_that_ours_cannot_be_is_asked_as_it_is_and_purifies_as_its_con
     asked = GuidedPurifier.from_diffusers(strange, scheduler, num_steps=100, t_star=30, noise="fixed").to(torch.float64)
     assert isinstance(asked.denoiser, OwnDenoiser) and "unknown_key" in caplog.text
     assert asked.config == ours.config and asked.denoiser.config.num_halvings == ours.denoiser.config.num_halvings
-    x = double().requires_grad_()
+    x = double(1).requires_grad_()
     assert (asked(x) - ours(x)).abs().max() < 1e-6  # their time embedding is float32
     one, other = (torch.autograd.grad(model(x).square().sum(), x)[0] for model in (asked, ours))
     assert (one - other).abs().max() < 1e-5 * one.abs().max()
@@ -80,8 +80,8 @@ def test_a_network_of_theirs_gives_the_same_images_and_gradients_in_a_replay():
                        PurifierConfig(t_star=30, num_steps=2, noise="fixed"), execution=execution)
         for execution in ("loop", "graph")
     )  # fmt: skip
-    for seed in range(3):
-        x = images(2, seed=seed).requires_grad_()
+    for seed in range(2):
+        x = images(1, seed=seed).requires_grad_()
         assert torch.equal(graph(x), loop(x))
         assert torch.equal(*(torch.autograd.grad(model(x).sum(), x)[0] for model in (graph, loop)))
 
@@ -165,7 +165,7 @@ def test_a_loop_written_for_diffusers_over_our_plan_is_our_purification(plan):
     assert (found - model(x, ids=ids)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("prediction", ["v"])
 def test_what_the_network_puts_out_may_be_the_clean_image_or_v(prediction):
     model, x, ids = purifier(kind="none").to(torch.float64), double(), torch.tensor([3, 9])
     unet = model.denoiser.unet
