@@ -142,7 +142,8 @@ def noise_of(
     """
     draws = image_draws(images, draw)
     require(draws is None or generator is None, "generator", "None where draw is given", generator)
-    require(num_draws is None or num_draws >= 1, "num_draws", "at least 1", num_draws)
+    is_count = num_draws is None or (isinstance(num_draws, int) and num_draws >= 1)
+    require(is_count, "num_draws", "at least 1", num_draws)
     is_named = draws is not None or (generator is None and (mode == "fixed" or (mode == "fresh" and ids is not None)))
     if ids is None and is_named:
         ids = torch.zeros(len(images), dtype=torch.int64, device=images.device)

@@ -88,6 +88,7 @@ def test_the_keys_of_draws_are_those_of_each_draw():
         ({"draw": torch.tensor([1, 2, NUM_DRAWS - 1]), "num_draws": 2}, r"draw must be in \[0, 2\*\*32\)"),
         ({"draw": NUM_DRAWS - 1, "num_draws": 2}, r"draw must be in \[0, 2\*\*32\)"),
         ({"num_draws": 0}, "num_draws must be at least 1, got 0"),
+        ({"num_draws": 1.5}, "num_draws must be at least 1, got 1.5"),
     ],
     ids=str,
 )
