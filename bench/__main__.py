@@ -31,6 +31,7 @@ COMMANDS = {
     "check-ops": Command("bench.runs.check_ops", "every kernel of every op against float64"),
     "check-graph": Command("bench.runs.check_graph", "a captured graph against the loop, bit for bit"),
     "check-gradient": Command("bench.runs.check_gradient", "the exact gradient against the CPU's in float64"),
+    "guide-activation": Command("bench.runs.guide_activation", "what guides with ReLU hide from attacks, and what SiLU costs"),
     "gpu": Command("bench.gpu", "all of these that concern a GPU, each within its time"),
     "tune-conv3x3": Command("bench.tuning.conv3x3_tiles", "the fastest tile of the GPU's 3x3 convolution"),
     "tune-norm": Command("bench.tuning.norm_tiles", "the fastest tile of the GPU's norm in 16 bits"),

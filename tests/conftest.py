@@ -34,6 +34,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(LONG)))  # a stable sort: all else stays in its order
 
 
+@pytest.fixture(autouse=True)
+def _under_a_debugger_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested of replays is tested under a debugger or a coverage tool, too, where purifiers would run their loop."""
+    from purify_engine.engine.trace_functions import is_python_traced
+
+    if is_python_traced():
+        monkeypatch.setattr("purify_engine.engine.purification.is_python_traced", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved purifier for 1x8x8 images: random weights, three steps, guided, with a classifier beside it."""

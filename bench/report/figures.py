@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.core.run import RESULTS, ROOT
-from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, launches, switches, tables
+from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, guide_activation, launches, switches, tables
 
 BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
 # Each writes one block from a folder of results.
 FIGURES: dict[str, Callable[[Path], str]] = {
     **digits.FIGURES,
+    **guide_activation.FIGURES,
     **tables.FIGURES,
     **cpu.FIGURES,
     **gpu.FIGURES,

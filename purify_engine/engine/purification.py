@@ -16,9 +16,11 @@ from purify_engine.engine.cpu_capture import LARGE, MOST_VALUES
 from purify_engine.engine.gradients import purify
 from purify_engine.engine.guide import Guide, make_guide
 from purify_engine.engine.loop import Loop
+from purify_engine.engine.masking import warn_of_masking
 from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
+from purify_engine.engine.trace_functions import TRACED, is_python_traced
 from purify_engine.models.own import AnyDenoiser, AnyGuide
 from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed
@@ -116,6 +118,8 @@ class Purification(NamedTuple):
             return AUTOCAST
         if device == "cpu" and ops.is_observed():
             return "a mode, a tracer or a profiler is active, and would see nothing of a replay"
+        if is_python_traced():
+            return TRACED
         unet = self.denoiser.config
         if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
             return LARGE
@@ -150,6 +154,7 @@ class Purification(NamedTuple):
     def _cycle(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None, cycle: int) -> Images:
         process = self.process(x.dtype, noise, cycle)
         if torch.is_grad_enabled():
+            warn_of_masking(process.guide, self.config.gradient, x)
             surrogate = self.plan(x.dtype, self.config.surrogate_steps, cycle)
             how: Any = {"mode": self.config.gradient, "surrogate": surrogate, "on_step_end": on_step_end}
             if on_step_end is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from purify_engine.config import AttackConfig
+from purify_engine.engine.masking import masking_is_known
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.losses import Objective, make_objective, required_guide
 from purify_engine.evaluation.spatial import stadv
@@ -28,6 +29,7 @@ FIRST_SCORING_DRAW = 2**30  # attacks use draws below: 512 seeds x 4096 steps x 
 _DRAWS_PER_SEED = 2**20
 
 
+@masking_is_known()  # the suite attacks by other gradients too, and marks what is masked
 def attack(defence: Defence, images: Images, labels: Labels, config: AttackConfig, *, ids: Ids | None = None) -> Images:
     """Adversarial images for `defence`, of the shape of `images` and within `config`'s budget of them, in [0, 1].
 

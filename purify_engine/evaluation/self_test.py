@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from purify_engine.engine.masking import masking_is_known
 from purify_engine.images import refuse_other_ranges
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _functional(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Te
     return (weights * purified).flatten(-3).sum(dim=-1)
 
 
+@masking_is_known()
 def _gradient(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tensor:
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
