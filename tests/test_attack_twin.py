@@ -1,4 +1,4 @@
-"""An attack on a twin, scored on the purifier, is scored as on unseen noise; scored on the noise that it was made on, it flatters itself.
+"""An attack on a twin is scored on the purifier as on unseen noise; scored on the noise that it was made on, it flatters itself.
 
 PGD through the exact gradient at one draw, on the embedded digits without guidance, whose verdicts depend on the noise the most.
 """

@@ -42,17 +42,17 @@ def column(records: list[Record]) -> dict[str, str]:
     gap = paired_difference(scores[EXACT], scores[lowest])
     cells = {
         "trainings": str(len(records)),
-        f"the guide alone, {first['guide']['n']} digits": over_seeds([100 * record["guide"]["clean"] for record in records]),
-        "the guide alone under PGD": over_seeds([100 * record["guide"]["robust"] for record in records]),
+        f"the guide alone, {first['guide']['n']} digits: {CLEAN}": of_guides(records, "clean"),
+        "the guide alone under PGD": of_guides(records, "robust"),
     }
     for step in first["apart"]:
-        label = f"exact derivative beside differences of ±{float(step):g}: median share that they are apart"
+        label = f"exact derivative and differences of ±{float(step):g} apart, median share"
         cells[label] = over_seeds([record["apart"][step] for record in records])
     exact = replace(wilson(scores[EXACT]), masked=gap.low > 0)
     cells[f"purified, {first['n']} digits: {CLEAN}"] = figure(wilson(scores[CLEAN]))
     cells["PGD through the exact gradient"] = figure(exact)
     cells |= {name: figure(wilson(scores[name])) for name in names}
-    cells["exact above the lowest other, points"] = (
+    cells["exact above the lowest other, points (paired 95 % interval)"] = (
         f"{100 * gap.value:+.1f} ({100 * gap.low:+.1f} to {100 * gap.high:+.1f})"
     )
     return cells
@@ -61,6 +61,13 @@ def column(records: list[Record]) -> dict[str, str]:
 def by_image(records: list[Record], attack: str) -> list[float]:
     """Each image's score under an attack, its mean over seeds."""
     return [mean(own) for own in zip(*(record["scores"][attack] for record in records), strict=True)]
+
+
+def of_guides(records: list[Record], name: str) -> str:
+    """Accuracy of guides alone, the mean over seeds."""
+    n = records[0]["guide"]["n"]
+    right = round(n * mean(record["guide"][name] for record in records))
+    return figure(wilson([1.0] * right + [0.0] * (n - right)))
 
 
 def over_seeds(values: list[float]) -> str:
