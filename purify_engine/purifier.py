@@ -125,7 +125,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         how = self._purification(**asked)
         if num_draws is None:
             return self._given(images, noise, how, on_step_end)
-        return self._given(images.repeat(num_draws, 1, 1, 1), noise, how, on_step_end).view(num_draws, *images.shape)
+        return self._given(torch.cat([images] * num_draws), noise, how, on_step_end).view(num_draws, *images.shape)
 
     def _given(self, images: Images, noise: NoiseKey, how: Purification, on_step_end: OnStepEnd | None) -> Images:
         """By the mode that PyTorch is in."""
@@ -139,7 +139,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
 
     def _purify(self, images: Images, noise: NoiseKey, how: Purification, on_step_end: OnStepEnd | None) -> Images:
         if images.numel() == 0:
-            return images
+            return images.clone()
         x = in_model_space(images, self.config)
         if torch.is_grad_enabled() and self.config.gradient == "blind":  # which knows of no bridge either
             require(on_step_end is None, "callback_on_step_end", "None where gradient is 'blind'", on_step_end)
@@ -239,7 +239,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         cycles and of one step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
         network, bridge = self.denoiser.config, self.bridge
         shape = network.in_channels, height or network.image_size, width or network.image_size
-        probe = torch.zeros(1, *shape, device=self.seed.device)
+        probe = torch.full((1, *shape), self.config.image_range[0], device=self.seed.device)
         self._check(probe)
         parts = list(bridge.parts(probe, NoiseKey(self.seed, image_ids(probe))))
         part, noise = parts[0]

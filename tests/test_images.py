@@ -18,7 +18,7 @@ from purify_engine.images import from_model_space, image_draws, image_ids, in_mo
 from tests.test_purifier import GUIDE, UNET, images
 from tests.test_purifier_state import EXECUTIONS, MODES, assert_close, gradient, made
 
-RANGES = pytest.mark.parametrize("bounds", [(-1, 1), (0, 255), (-2.5, 0.5)], ids=str)
+RANGES = pytest.mark.parametrize("bounds", [(-1, 1), (0, 255), (0.5, 2)], ids=str)
 
 
 def stretched(x, bounds):
@@ -164,6 +164,21 @@ def test_the_layout_is_kept_in_every_dtype_and_by_a_replay(coloured, dtype):
         assert_laid_out_as(out, given)
         assert_laid_out_as(by_loop, given)
         assert torch.equal(out, by_loop)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_each_of_several_draws_is_laid_out_as_the_images(coloured, layout):
+    given = LAYOUTS[layout](images(6).view(2, 3, 8, 8))
+    for out in coloured(given, num_draws=2):
+        assert_laid_out_as(out, given)
+
+
+def test_nothing_purified_is_not_the_nothing_that_went_in(coloured):
+    nothing = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    with torch.no_grad():
+        assert not coloured(nothing).requires_grad
+    coloured(nothing).sum().backward()
+    assert nothing.grad.shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "expanded"])  # of expanded images PyTorch makes contiguous ones, too
