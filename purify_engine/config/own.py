@@ -59,7 +59,8 @@ class OwnGuideConfig:
     network: str = ""
     """Its class, for the reader of a saved configuration."""
     features: str | None = None
-    """The layer whose output the penultimate features are, by its name in the module; None: what its last nn.Linear reads."""
+    """The layer whose output the penultimate features are, by its name in the module; None: what the last
+    nn.Linear that runs reads."""
     mean: tuple[float, ...] | None = None
     """Subtracted from each channel before the module sees an image in [0, 1]; None: nothing."""
     std: tuple[float, ...] | None = None

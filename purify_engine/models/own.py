@@ -160,12 +160,13 @@ class OwnGuide(nn.Module):
 
     guide = OwnGuide(torchvision.models.resnet18(num_classes=10))
 
-    features: the layer whose output, flattened, the penultimate features are, by its name in the module; None: what its last
-    nn.Linear reads. mean, std: of the normalisation before the module; None where it does its own. num_classes: logits it must
-    put out; None: any number. TypeError or ValueError, in one line, where the module is none, has no parameters or no such layer,
-    and in a call where that layer does not run, or what comes out has no gradient in the images.
+    features: the layer whose output, flattened, the penultimate features are, by its name in the module; None: what the last
+    nn.Linear that runs reads. mean, std: of the normalisation before the module; None where it does its own. num_classes: logits
+    it must put out; None: any number. TypeError or ValueError, in one line, where the module is none, has no parameters or no
+    such layer, or was made in inference mode; and in a call where that layer does not run, or what comes out has no gradient in
+    the images.
 
-    A hook on that layer hands on what passes it, to the thread that called this guide and to no other.
+    Hooks on these layers hand on what passes them, to the thread that called this guide and to no other.
     """
 
     mean: Tensor
@@ -182,34 +183,30 @@ class OwnGuide(nn.Module):
     ) -> None:
         super().__init__()
         _require_module(module)
+        is_inference = torch.is_inference_mode_enabled() or any(weight.is_inference() for weight in module.parameters())
+        wanted = "made outside torch.inference_mode(), since guidance needs autograd"
+        require(not is_inference, "module", wanted, "inference tensors")
         self.config = OwnGuideConfig(network=_named(module), features=features, mean=mean, std=std, num_classes=num_classes)
         self.module = module
         for name, numbers in (("mean", mean), ("std", std)):
             if numbers is not None:
                 self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         self._passing = _Passing()
-        layer = self.get_submodule(f"module.{self._layer}") if self._layer else module
+        layers = dict(module.named_modules())
         if features is None:
-            layer.register_forward_pre_hook(self._passing.read)
+            linear = [layer for layer in layers.values() if isinstance(layer, nn.Linear)]
+            require(bool(linear), "features", "the name of a layer of module, which has no nn.Linear", features)
+            for layer in linear:
+                layer.register_forward_pre_hook(self._passing.read)
         else:
-            layer.register_forward_hook(self._passing.written)
+            known = f"the name of a layer of module, as {', '.join(list(layers)[1:][-3:])}"
+            require(features in layers, "features", known, features)
+            layers[features].register_forward_hook(self._passing.written)
 
     @classmethod
     def of(cls, module: nn.Module, config: OwnGuideConfig) -> OwnGuide:
         """The adapter that a configuration describes."""
         return cls(module, **_but_its_name(config))
-
-    @property
-    def _layer(self) -> str:
-        """The name of the layer whose input or output the features are."""
-        layers = dict(self.module.named_modules())
-        name = self.config.features
-        if name is None:
-            linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
-            require(bool(linear), "features", "the name of a layer of module, which has no nn.Linear", name)
-            return linear[-1]
-        require(name in layers, "features", f"the name of a layer of module, as {', '.join(list(layers)[1:][-3:])}", name)
-        return name
 
     def forward(self, images: Images) -> Logits:
         return self.features_and_logits(images)[1]
@@ -223,7 +220,7 @@ class OwnGuide(nn.Module):
         classes = self.config.num_classes or logits.shape[-1]
         require(list(logits.shape) == [len(images), classes], "module(images)", f"[{len(images)}, {classes}]", list(logits.shape))
         runs = isinstance(features, Tensor) and features.dim() > 0 and len(features) == len(images)
-        require(runs, "features", "the name of a layer that runs once for all images", self._layer)
+        require(runs, "features", "the name of a layer that runs once for all images", self.config.features)
         assert features is not None
         _require_differentiable(logits, images, "module(images)")
         _require_differentiable(features, images, "features")

@@ -272,6 +272,11 @@ def shaped(*shape):
     return OwnDenoiser(seeded(Predicts, 1, lambda out: out.new_zeros(shape)), image_size=8, in_channels=1)
 
 
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return OwnGuide(ResNet())
+
+
 REFUSED = {
     "a bare denoiser": (lambda: own(seeded(Predicts)), TypeError, r"^denoiser must be .* OwnDenoiser\(module, .*got Predicts$"),
     "our U-Net alone": (lambda: own(purifier().denoiser.unet), TypeError, r"^denoiser must be a Denoiser\(unet\), .*got UNet$"),
@@ -281,6 +286,7 @@ REFUSED = {
     "no parameters": (lambda: OwnGuide(nn.Flatten()), ValueError, "^module must be one with parameters, .*'Flatten'$"),
     "no such layer": (lambda: OwnGuide(ResNet(), features="pool"), ValueError, "^features must be .* avgpool, fc, got 'pool'$"),
     "no linear layer": (lambda: OwnGuide(nn.Conv2d(1, 1, 1)), ValueError, "^features must be .* no nn.Linear, got None$"),
+    "inference tensors": (made_in_inference_mode, ValueError, "^module must be made outside torch.inference_mode"),
     "half a normalisation": (lambda: OwnGuide(ResNet(), mean=(0.5,)), ValueError, "^std must be given where mean is"),
     "another number of logits": (
         lambda: own(guide=OwnGuide(ResNet(), num_classes=7))(images(2)), ValueError, r"^module\(images\) must be \[2, 7\], got"),
@@ -301,15 +307,32 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     assert "\n" not in str(error.value)
 
 
+def test_the_head_is_the_linear_layer_that_runs_last_wherever_it_stands():
+    class HeadFirst(ResNet):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(8, 8)
+
+        def forward(self, x):
+            pooled = self.avgpool(self.layer2(self.layer1(self.bn1(self.conv1(x))))).flatten(1)
+            return self.fc(pooled * self.gate(pooled).sigmoid())
+
+    network = seeded(HeadFirst).eval()
+    features, logits = OwnGuide(network).features_and_logits(images(2))
+    assert torch.equal(network.fc(features), logits)
+
+
 def test_a_layer_that_does_not_run_is_refused():
     class Unused(ResNet):
         def __init__(self):
             super().__init__()
             self.aux = nn.Linear(8, 10)
 
+    network = seeded(Unused).eval()
     with pytest.raises(ValueError, match="^features must be the name of a layer that runs once for all images, got 'aux'$"):
-        own(guide=OwnGuide(seeded(Unused)))(images(2))
-    assert own(guide=OwnGuide(seeded(Unused), features="avgpool"))(images(2)).isfinite().all()
+        own(guide=OwnGuide(network, features="aux"))(images(2))
+    assert torch.equal(OwnGuide(network).features_and_logits(images(2))[0], OwnGuide(seeded(ResNet).eval())
+                       .features_and_logits(images(2))[0])  # fmt: skip
 
 
 def test_a_network_without_a_gradient_is_refused_where_one_is_asked_for():
