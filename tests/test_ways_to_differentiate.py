@@ -283,7 +283,6 @@ RIGHT = {
     "is_grads_batched": of_is_grads_batched,
     "functional.vjp and jvp": of_vector_products,
     "functional.hvp and vhp": of_hvp,
-    "functional.hessian": lambda model, truth: (hessian(on_a_plane(model), ORIGIN), truth.hessian),
     "functional.hessian, vectorised": lambda model, truth: (hessian(on_a_plane(model), ORIGIN, vectorize=True), truth.hessian),
     "checkpoint": lambda model, truth: (checkpointed(model, False), truth.grad),
     "checkpoint, reentrant": lambda model, truth: (checkpointed(model, True), truth.grad),
@@ -319,6 +318,17 @@ def test_a_transform_leaves_nothing_behind(truth):
     torch.func.grad(lambda x: loss(used, x))(X)
     assert torch.equal(used(X), double("graph")(X))
     close(exact(used, X), truth.grad)
+
+
+def test_a_value_and_its_gradient_by_a_transform_are_of_one_fresh_draw():
+    fresh, seen = double(noise="fresh", seed=3), []
+    fresh._given = lambda images, noise, *args: seen.append(noise.key) or GuidedPurifier._given(fresh, images, noise, *args)
+    torch.func.grad_and_value(lambda x: loss(fresh, x))(X)
+    assert len(seen) == 2 and torch.equal(*seen)
+
+
+def test_no_images_have_no_gradient_under_a_transform(model):
+    assert torch.func.grad(lambda x: model(x).sum())(X[:0]).shape == (0, 1, 4, 4)
 
 
 def test_meta_tensors_tell_the_shape():

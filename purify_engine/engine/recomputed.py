@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purify_engine import ops
+
 Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 
@@ -21,13 +23,18 @@ def recomputed(function: Function, *inputs: Tensor) -> Any:
     """
     if any(map(_is_one_of_a_batch, inputs)):
         return _of_batched_gradients(function, inputs)
+    if not torch.is_grad_enabled() and not ops.is_transformed():  # nothing is to be differentiated: a tenth of a millisecond
+        return function(*inputs)
     return _Recomputed.apply(function, *inputs)
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(function: Function, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return function(*inputs)
+        results = function(*inputs)
+        if isinstance(results, Tensor):
+            return _apart(results, inputs)
+        return tuple(_apart(result, inputs) for result in results)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -44,6 +51,11 @@ class _Recomputed(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], function: Function, *inputs: Tensor) -> tuple[Any, Any]:
         results = _one_by_one(function, inputs, in_dims[1:], info.batch_size)
         return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+
+
+def _apart(result: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """What PyTorch may save beside its inputs: another tensor than these."""
+    return result.view_as(result) if any(result is value for value in inputs) else result
 
 
 def _one_by_one(function: Function, inputs: Sequence[Tensor], dims: Sequence[int | None], count: int) -> Any:
