@@ -58,7 +58,7 @@ def image_ids(images: Images, ids: Any = None) -> Ids:
 
 
 def image_draws(images: Images, draw: Any = None) -> int | Tensor | None:
-    """Which independent draw of the noise: a number for all `images` [B, C, H, W], or int64 [B] beside them; None stays None.
+    """Which independent draw of the noise: a number for all `images` [B, C, H, W], or int64 [B] on the CPU; None stays None.
 
     draw: an integer, or a tensor, an array or a list of B of them, in [0, 2**32). ValueError, in one line, where it is not.
     """
@@ -71,7 +71,7 @@ def image_draws(images: Images, draw: Any = None) -> int | Tensor | None:
     if numbers.ndim == 0:
         return int(numbers)
     require(numbers.shape == images.shape[:1], "draw", f"an integer, or one an image, [{len(images)}]", list(numbers.shape))
-    return numbers.to(images.device)
+    return numbers.cpu()
 
 
 def in_model_space(images: Images, config: PurifierConfig) -> Images:

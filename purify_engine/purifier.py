@@ -148,13 +148,13 @@ class GuidedPurifier(NotTraced, StoredPurifier):
             x = bridge.joined((how.run(part, drawn, on_step_end) for part, drawn in bridge.parts(x, noise)), x)
         return from_model_space(x, images, self.config)
 
-    def _purification(self, t_star: int | None = None, num_steps: int | None = None) -> Purification:
-        """How a call purifies."""
-        asked = {"t_star": t_star, "num_steps": num_steps}
-        changes: Any = {name: value for name, value in asked.items() if value is not None}
-        config = dataclasses.replace(self.config, **changes) if changes else self.config
+    def _purification(self, **changes: Any) -> Purification:
+        """How a call purifies: as configured, but for `changes` that are not None."""
+        asked = {name: value for name, value in changes.items() if value is not None}
+        config = dataclasses.replace(self.config, **asked) if asked else self.config
         is_replica = getattr(self, "_is_replica", False)  # as PyTorch says
-        return Purification(self.denoiser, self.guide, config, self.execution, self._shared, is_replica)
+        guided = self._shared.guided(self, self.guide, config)
+        return Purification(self.denoiser, guided, config, self.execution, self._shared, is_replica)
 
     def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
         """The reverse plan of one cycle on this purifier's device, for images of `dtype`; cycles as deep as each other share it.
@@ -226,8 +226,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         require(ratio >= 0, "ratio", "at least 0", ratio)
         require(0 < quantile < 1, "quantile", "in (0, 1)", quantile)
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
-        config = dataclasses.replace(self.config, guidance=unit)
-        probe = self._purification()._replace(config=config)
+        probe = self._purification(guidance=unit)
         noise = NoiseKey(self.seed, torch.arange(len(images), device=images.device))
         x = in_model_space(images, self.config)
         depths = self.config.depths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 
 import pytest
 
@@ -15,7 +16,7 @@ CHANGES = [{"t_star": 60}, {"sampler": "ddim"}, {"seed": 7}, {"gradient": "bpda"
 
 
 def graphs_of(model):
-    return model._purification().replay._graphs
+    return model._purification().guided.replay._graphs
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
@@ -32,7 +33,7 @@ def test_siblings_of_another_strength_share_their_guide_and_its_graphs():
 
     model, x = made(), images(2)
     strong = model.configured(guidance=dataclasses.replace(model.config.guidance, scale=30.0))
-    assert strong._purification().guide is model._purification().guide
+    assert strong._purification().guided.guide is model._purification().guided.guide
     assert apart(strong(x), model(x))
     fresh = made("loop").configured(guidance=strong.config.guidance)
     assert_close(strong(x), fresh(x))
@@ -61,9 +62,21 @@ def test_what_is_kept_is_bounded_and_copies_start_empty():
         model.configured(seed=seed).plan()
     for weight in range(MOST_GUIDES + 3):
         guidance = dataclasses.replace(model.config.guidance, label_weight=2.0 + weight)
-        assert model.configured(guidance=guidance)._purification().guide is not model._purification().guide
+        assert model.configured(guidance=guidance)._purification().guided is not model._purification().guided
+    gc.collect()
     assert len(model._shared._guides) == MOST_GUIDES and len(model._shared._plans_of_configs) == MOST_PLANS
     assert not copy.deepcopy(model)._shared._guides
+
+
+def test_what_a_living_sibling_uses_is_kept():
+    model = made()
+    guidances = [dataclasses.replace(model.config.guidance, label_weight=2.0 + weight) for weight in range(MOST_GUIDES + 3)]
+    siblings = [model.configured(guidance=guidance) for guidance in guidances]
+    used = [sibling._purification().guided for sibling in siblings]
+    assert all(sibling._purification().guided is guided for sibling, guided in zip(siblings, used, strict=True))
+    del siblings, used
+    gc.collect()
+    assert len(model._shared._guides) == MOST_GUIDES
 
 
 def test_a_sibling_of_a_moved_purifier_is_where_the_networks_are():

@@ -144,7 +144,7 @@ def test_parts_of_one_shape_are_replayed_by_one_graph(sizes):
     for height, width in ((8, 14), (13, 9)):
         x = sized(height, width, count=1, dtype=torch.float32)
         assert_close(replayed(x), made("loop", sizes=sizes)(x))
-    assert len(replayed._purification().replay._graphs) == 1
+    assert len(replayed._purification().guided.replay._graphs) == 1
 
 
 def test_a_tile_has_noise_of_its_own_by_its_place_alone():

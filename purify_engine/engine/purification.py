@@ -6,11 +6,13 @@ import dataclasses
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
+from torch import nn
 
 from purify_engine import devices, ops
-from purify_engine.config import GuidanceConfig, PurifierConfig
+from purify_engine.config import PurifierConfig
 from purify_engine.engine.capture import CaptureError
 from purify_engine.engine.cpu_capture import LARGE, MOST_VALUES
 from purify_engine.engine.gradients import purify
@@ -30,7 +32,7 @@ Execution = Literal["auto", "loop", "graph"]
 Kept = TypeVar("Kept")
 
 CYCLES = 2**33  # the first seed stream of the cycles within one draw
-MOST_PLANS, MOST_GUIDES = 64, 8  # that are kept, the last ones used: a guide's recordings hold memory
+MOST_PLANS, MOST_GUIDES = 64, 4  # that are kept beyond their use, the last ones: a guide's recordings hold memory
 REPLICA = "a replica of nn.DataParallel lives for one call, and so would what it records"
 # Settings that no plan depends on, at one value each: siblings that differ in them alone share their plans.
 NOT_OF_A_PLAN: dict[str, Any] = {
@@ -41,13 +43,25 @@ NOT_OF_A_PLAN: dict[str, Any] = {
 }
 
 
+class Guided:
+    """A guide, and the replay of what was captured with it."""
+
+    def __init__(self, guide: Guide) -> None:
+        self.guide, self.replay = guide, Replay()
+
+
 class Shared:
-    """Plans, guides, and a replay for each guide: what a purifier and its siblings share. Copies and pickles start empty."""
+    """Plans, and guides with what was captured: what a purifier and its siblings share. Copies and pickles start empty.
+
+    A guide is kept while a purifier that last used it lives, and the last few beyond that.
+    """
 
     def __init__(self) -> None:
         self._plans: dict[Hashable, ReversePlan] = {}
         self._plans_of_configs: dict[Hashable, ReversePlan] = {}  # the same, found without leaving out what does not matter
-        self._guides: dict[Hashable, tuple[Guide, Replay]] = {}
+        self._guides: WeakValueDictionary[Hashable, Guided] = WeakValueDictionary()
+        self._last_guides: dict[Hashable, Guided] = {}
+        self._in_use: WeakKeyDictionary[nn.Module, Guided] = WeakKeyDictionary()
         self._turn = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -68,16 +82,21 @@ class Shared:
         with self._turn:
             return _kept(self._plans_of_configs, (config, num_steps, depth, where), found, MOST_PLANS)
 
-    def guide(self, network: AnyGuide | None, config: PurifierConfig) -> tuple[Guide, Replay]:
-        """The guide that a configuration asks for, and the replay of what was captured with it."""
+    def guided(self, user: nn.Module, network: AnyGuide | None, config: PurifierConfig) -> Guided:
+        """The guide that a configuration asks for, which is in use by the purifier `user` until that asks for another."""
         guidance = config.guidance
         if guidance.scale > 0:  # the strength and its growth belong to the plan
-            unit = GuidanceConfig(scale=1.0)
-            guidance = dataclasses.replace(guidance, scale=unit.scale, form=unit.form, growth=unit.growth)
+            guidance = dataclasses.replace(guidance, scale=1.0, form="score", growth="constant")
         straight_through = config.gradient == "straight_through"
+        made_of = network, guidance, straight_through
+
+        def found() -> Guided:
+            return self._guides.get(made_of) or Guided(make_guide(network, guidance, straight_through))
+
         with self._turn:
-            made_of = network, guidance, straight_through
-            return _kept(self._guides, made_of, lambda: (make_guide(network, guidance, straight_through), Replay()), MOST_GUIDES)
+            guided = _kept(self._last_guides, made_of, found, MOST_GUIDES)
+            self._guides[made_of] = self._in_use[user] = guided
+        return guided
 
 
 def _kept(kept: dict[Hashable, Kept], key: Hashable, make: Callable[[], Kept], most: int) -> Kept:
@@ -97,10 +116,10 @@ class Placement(NamedTuple):
 
 
 class Purification(NamedTuple):
-    """Two networks and how they purify; for one call, or one question."""
+    """A denoiser, a guide and how they purify; for one call, or one question."""
 
     denoiser: AnyDenoiser
-    network: AnyGuide | None  # the guide's
+    guided: Guided
     config: PurifierConfig
     execution: Execution
     shared: Shared
@@ -123,7 +142,7 @@ class Purification(NamedTuple):
         unet = self.denoiser.config
         if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
             return LARGE
-        return REPLICA if self.is_replica else self.replay.refused
+        return REPLICA if self.is_replica else self.guided.replay.refused
 
     def plan(self, dtype: torch.dtype, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
         """The reverse plan of one cycle for images of `dtype`; of another number of steps where `num_steps` is given."""
@@ -131,17 +150,9 @@ class Purification(NamedTuple):
         where = Placement(device, None if net_dtype == dtype else net_dtype)
         return self.shared.plan(self.config, num_steps, cycle, where)
 
-    @property
-    def guide(self) -> Guide:
-        return self.shared.guide(self.network, self.config)[0]
-
-    @property
-    def replay(self) -> Replay:
-        return self.shared.guide(self.network, self.config)[1]
-
     def process(self, dtype: torch.dtype, noise: NoiseKey, cycle: int = 0) -> ReverseProcess:
         """The reverse process of one cycle, for images of `dtype`."""
-        return ReverseProcess(self.plan(dtype, cycle=cycle), self.denoiser, self.guide, noise)
+        return ReverseProcess(self.plan(dtype, cycle=cycle), self.denoiser, self.guided.guide, noise)
 
     def run(self, x: Images, noise: NoiseKey, on_step_end: OnStepEnd | None = None) -> Images:
         """`x` [B, C, H, W] in [-1, 1] purified, all cycles one after another; with the configuration's gradient where autograd
@@ -160,7 +171,7 @@ class Purification(NamedTuple):
             if on_step_end is not None:
                 return purify(Loop(), process, x, **how)
             return self._executed(lambda executor: purify(executor, process, x, **how))
-        if on_step_end is not None and (self.execution_reason is not None or not self.replay.tells_every_step(x.device)):
+        if on_step_end is not None and (self.execution_reason is not None or not self.guided.replay.tells_every_step(x.device)):
             return Loop().run(process, x, on_step_end)
         return self._executed(lambda executor: executor.run(process, x, on_step_end))
 
@@ -168,7 +179,7 @@ class Purification(NamedTuple):
         """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""
         if self.execution_reason is not None and self.execution != "graph":
             return work(Loop())
-        replay = self.replay
+        replay = self.guided.replay
         try:
             return work(replay)
         except CaptureError as failed:

@@ -160,7 +160,7 @@ def test_a_purifier_whose_networks_cannot_be_recorded_loops_and_says_why(monkeyp
     assert torch.equal(one(x, draw=0), loop(x, draw=0))
     assert "depends on what its tensors hold" in one.execution_reason
     with pytest.raises(CaptureError, match="could not be recorded"):
-        one._purification().replay.refused, one.execution = None, "graph"
+        one._purification().guided.replay.refused, one.execution = None, "graph"
         one(x, draw=0)
 
 
@@ -291,4 +291,4 @@ def test_a_purifier_takes_recordings_by_default_and_gives_the_loops_images():
     x = images(3).abs()
     for draw in range(3):
         assert torch.equal(graphs(x, draw=draw), loop(x, draw=draw))
-    assert len(graphs._purification().replay._graphs) == 1 and not loop._purification().replay._graphs
+    assert len(graphs._purification().guided.replay._graphs) == 1 and not loop._purification().guided.replay._graphs

@@ -287,7 +287,7 @@ def test_large_images_are_purified_step_by_step_on_a_cpu_unless_graphs_are_asked
     monkeypatch.setattr("purify_engine.engine.purification.MOST_VALUES", 8 * 8 - 1)
     assert large.execution_reason.startswith("steps of such large images take seconds")
     assert torch.equal(large(x, draw=0), asked(x, draw=0))
-    assert (large._purification().replay._calls, asked._purification().replay._calls) == (0, 1)
+    assert (large._purification().guided.replay._calls, asked._purification().guided.replay._calls) == (0, 1)
     assert purifier().to("meta").execution_reason.startswith("nothing is recorded on meta")
 
 
@@ -303,13 +303,13 @@ def pretend(monkeypatch):
     """A purifier with a capture that pretends."""
     capture = FakeCapture()
     monkeypatch.setattr(Replay, "_capture", lambda self, device: capture)
-    monkeypatch.setattr(Purification, "execution_reason", property(lambda self: self.replay.refused))
+    monkeypatch.setattr(Purification, "execution_reason", property(lambda self: self.guided.replay.refused))
     return capture
 
 
 def test_a_purifier_replays_graphs_and_gives_the_same_images(pretend):
     graphs, loop = purifier(), purifier(execution="loop")
-    loop._purification().replay.refused = "for comparison"
+    loop._purification().guided.replay.refused = "for comparison"
     x = images(4).add(1).div(2)
     assert torch.equal(graphs(x, draw=1), loop(x, draw=1))
     assert pretend.replays == 3
@@ -339,7 +339,7 @@ def test_a_callback_sees_the_same_steps_of_a_replay_as_of_the_loop(batch, preten
     x = images(batch).add(1).div(2)
     padded = torch.cat([x, x[:1]])[:4]
     graphs, loop = purifier(), purifier()
-    loop._purification().replay.refused = "for comparison"
+    loop._purification().guided.replay.refused = "for comparison"
     (seen, out), (expected, whole) = told(graphs, x), told(loop, padded)
     assert pretend.replays == 3 and torch.equal(out, graphs(x, draw=1))
     assert [(step, t) for step, t, _ in seen] == [(step, t) for step, t, _ in expected] and len(seen) == 3
@@ -368,7 +368,7 @@ def test_a_purifier_sees_that_its_guide_was_replaced(pretend):
     x = images(2).abs()
     one(x, draw=0)
     one.guide = other.guide = randomised(Classifier(GUIDE), 5)
-    other._purification().replay.refused = "for comparison"
+    other._purification().guided.replay.refused = "for comparison"
     assert torch.equal(one(x, draw=0), other(x, draw=0))
 
 
@@ -389,7 +389,7 @@ def test_graphs_are_left_out_of_copies_and_pickles(pretend):
     one = purifier()
     one(images(2).abs(), draw=0)
     for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
-        assert not other._purification().replay._graphs
+        assert not other._purification().guided.replay._graphs
         assert torch.equal(other(images(2).abs(), draw=0), one(images(2).abs(), draw=0))
 
 
