@@ -41,7 +41,7 @@ class Compiled:
 
     def prepare(self, purifier: GuidedPurifier, images: Images) -> None:
         """Compile for these images within `seconds`; what goes wrong is raised by the call below."""
-        low = purifier.seed.device.type == "cuda"
+        low = purifier.device.type == "cuda"
         dtype = torch.bfloat16 if low else torch.float32
         try:
             with torch.no_grad(), limited(self.seconds):

@@ -33,9 +33,9 @@ class DiffusersPurifier(EagerPurifier):
     """A lab's loop around diffusers: its U-Net, its scheduler's step, classifier guidance folded into eps."""
 
     def __init__(self, purifier: GuidedPurifier) -> None:
-        on_gpu = purifier.seed.device.type == "cuda"
+        on_gpu = purifier.device.type == "cuda"
         super().__init__(purifier, torch.bfloat16 if on_gpu else torch.float32, channels_last=on_gpu)
-        network = diffusers_unet(purifier.denoiser.unet).to(purifier.seed.device, self.dtype)
+        network = diffusers_unet(purifier.denoiser.unet).to(purifier.device, self.dtype)
         self.unet = network.to(memory_format=self.layout).train(False).requires_grad_(False)  # type: ignore[call-overload]
         self.scale = purifier.config.guidance.scale
 

@@ -46,7 +46,7 @@ def config(steps: int) -> PurifierConfig:
 def engine(purifier: GuidedPurifier, execution: Execution, low: bool = False) -> GuidedPurifier:
     """The purifier itself on networks of its own, in bfloat16 and channels_last where `low`."""
     own = GuidedPurifier(*copy.deepcopy((purifier.denoiser, purifier.guide)), purifier.config, execution=execution)
-    own = own.to(purifier.seed.device)
+    own = own.to(purifier.device)
     return own.to(torch.bfloat16).to(memory_format=torch.channels_last) if low else own  # type: ignore[call-overload]
 
 
@@ -100,7 +100,7 @@ def _judge_ours(got: Tensor, honest: Tensor, truth: Tensor, magnitude: Any = Non
 
 def images_for(purifier: GuidedPurifier, batch: int) -> Images:
     """Random images of the network's size."""
-    network, device = purifier.denoiser.unet.config, purifier.seed.device
+    network, device = purifier.denoiser.unet.config, purifier.device
     shape = batch, network.in_channels, network.image_size, network.image_size
     return torch.rand(shape, device=device, generator=torch.Generator(device).manual_seed(batch))
 

@@ -81,7 +81,7 @@ def measure(
     """
     require(len(batches) > 0 and min(batches) >= 1, "batch", "at least 1", list(batches))
     require(seconds > 0, "seconds", "positive", seconds)
-    device = purifier.seed.device
+    device = purifier.device
     clock = CudaClock(cold=False, device=device) if device.type == "cuda" else wall_clock
     variants = {ENGINE: purifier, **opponents(purifier)}
     points: list[Point] = []
@@ -105,7 +105,7 @@ def measure(
 
 def opponents(purifier: GuidedPurifier) -> dict[str, Any]:
     """The baselines that make sense where the purifier is: bf16 is no opponent on a CPU."""
-    on_gpu = purifier.seed.device.type == "cuda"
+    on_gpu = purifier.device.type == "cuda"
     return {name: make(purifier) for name, make in BASELINES.items() if on_gpu or "bf16" not in name}
 
 
@@ -125,6 +125,6 @@ def _at(batch: int, variants: dict[str, Any], purifier: GuidedPurifier, clock: C
 
 
 def _images(purifier: GuidedPurifier, batch: int) -> Images:
-    network, device = purifier.denoiser.config, purifier.seed.device
+    network, device = purifier.denoiser.config, purifier.device
     shape = batch, network.in_channels, network.image_size, network.image_size
     return torch.rand(shape, device=device, generator=torch.Generator(device).manual_seed(batch))

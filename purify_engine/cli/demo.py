@@ -43,7 +43,7 @@ def demo(
     from purify_engine.presets import load_classifier
 
     purifier, budget = load_purifier("digits", device=device, precision="float32"), with_options(DemoConfig(), options)
-    where = purifier.seed.device
+    where = purifier.device
     images, labels = (tensor.to(where) for tensor in digits("test"))
     with Meter("demo") as meter:
         stages = iter(range(STAGES))

@@ -135,7 +135,7 @@ def _purified_findings(purifier: GuidedPurifier) -> Iterator[Finding]:
     import torch
 
     network = purifier.denoiser.config
-    device = purifier.seed.device
+    device = purifier.device
     images = torch.linspace(0, 1, 4 * network.in_channels * network.image_size**2, device=device)
     images = images.reshape(4, network.in_channels, network.image_size, network.image_size)
     ids = torch.arange(4, device=device)

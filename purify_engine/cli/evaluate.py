@@ -150,13 +150,13 @@ def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier, revi
     found = load_classifier(name, revision=revision, **fields)
     wanted, channels = ours.denoiser.config.in_channels, found.config.in_channels
     require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
-    return found.to(ours.seed.device)
+    return found.to(ours.device)
 
 
 def _defences(ours: GuidedPurifier, classifier: Classifier, calibration: str, names: list[str] | None) -> list[Defence]:
     from purify_engine.evaluation.defences import standard_defences
 
-    known = training_images(calibration, image_shape(ours)).to(ours.seed.device)
+    known = training_images(calibration, image_shape(ours)).to(ours.device)
     return _chosen(standard_defences(ours, classifier, known), names, "defences")
 
 
@@ -165,7 +165,7 @@ def _images(source: str, purifier: GuidedPurifier, limit: int | None, num_classe
     images, labels = labelled_images(source, image_shape(purifier), split="test")
     labelled = int(labels.max()) if len(labels) else 0
     require(labelled < num_classes, "labels", f"below {num_classes}, the classes of the classifier", labelled)
-    where = purifier.seed.device
+    where = purifier.device
     return images[:limit].to(where), labels[:limit].to(where)
 
 
