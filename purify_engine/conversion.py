@@ -49,7 +49,7 @@ class Stated:
 AS_IT_IS = Stated()
 
 
-class Purification(NamedTuple):
+class Settings(NamedTuple):
     """How to purify, and the preset that it was taken from."""
 
     config: PurifierConfig
@@ -60,7 +60,7 @@ class Conversion(NamedTuple):
     """What became of the files: each network by its part, how to purify (None for a classifier alone), where each came from."""
 
     networks: dict[Part, Published]
-    purification: Purification | None
+    purification: Settings | None
     origin: dict[Part, dict[str, Any]]
 
 
@@ -109,14 +109,14 @@ def read_part(part: Part, held: Opened, stated: Stated, layout: str | None = Non
     return read_classifier(held, given=given, layout=layout)
 
 
-def purifier_of(unet: Published, preset: str | None = None) -> Purification:
+def purifier_of(unet: Published, preset: str | None = None) -> Settings:
     """How a network purifies: as `preset` has it; without one as what lies beside the network says, or as the first preset that
     was published for it, or by our defaults; always on the schedule that it was trained on."""
     if preset is None and not unet.sampling:
         preset = next((name for name, known in PRESETS.items() if _is_network(unet.config, known.unet)), None)
     if preset is not None:
-        return Purification(preset_config(preset, unet.schedule), preset)
-    return Purification(PurifierConfig(**{"schedule": unet.schedule, **_from_t_star(unet.sampling)}), None)
+        return Settings(preset_config(preset, unet.schedule), preset)
+    return Settings(PurifierConfig(**{"schedule": unet.schedule, **_from_t_star(unet.sampling)}), None)
 
 
 def preset_config(name: str, schedule: ScheduleConfig) -> PurifierConfig:
@@ -153,7 +153,7 @@ def write(folder: Path, made: Conversion, precision: Stored) -> None:
     write_config(folder, **configs, purifier=how, preset=preset, precision=precision, origin=made.origin)
 
 
-def _refuse_missing_guide(how: Purification | None, networks: Mapping[Part, Published]) -> None:
+def _refuse_missing_guide(how: Settings | None, networks: Mapping[Part, Published]) -> None:
     guided = how is not None and how.config.guidance.kind == "adversarial" and how.config.guidance.scale > 0
     require(not guided or "guide" in networks, "guide", "the checkpoint of one, as the guidance is adversarial", None)
 

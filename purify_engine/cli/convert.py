@@ -15,7 +15,7 @@ from purify_engine.config import PRESETS, ClassifierConfig, PurifierConfig, UNet
 from purify_engine.config.networks import NormalisationName
 
 if TYPE_CHECKING:
-    from purify_engine.conversion import Conversion, Purification
+    from purify_engine.conversion import Conversion, Settings
 
 PurifierOptions: Any = options_of(PurifierConfig, without=("noise", "gradient", "surrogate_steps"), saved=True)
 UNetOptions: Any = options_of(UNetConfig, saved=True)
@@ -98,7 +98,7 @@ def _text(made: Conversion, output: Path, precision: str) -> str:
     return "\n".join(lines if made.purification is None else [*lines, *_purification(made.purification)])
 
 
-def _purification(made: Purification) -> list[str]:
+def _purification(made: Settings) -> list[str]:
     """How it will purify, whose that is, and what is still to be done."""
     how, said = made.config, PRESETS[made.preset] if made.preset else None
     lines = [f"  purifies from t* = {how.t_star} of {how.schedule.num_timesteps} ({how.schedule.kind}) by {how.sampler}"]
