@@ -52,8 +52,9 @@ def double(count=2, seed=1):
 
 def test_a_pipeline_in_memory_becomes_a_purifier_of_our_own_network():
     pipeline = DDPMPipeline(theirs(), DDPMScheduler(clip_sample=False))
-    found = GuidedPurifier.from_diffusers(pipeline, num_steps=100, t_star=30, noise="fixed")
-    assert isinstance(found.denoiser, Denoiser) and found.plan().times.tolist() == [20.0, 10.0, 0.0]
+    guide, how = purifier().guide, GuidanceConfig(scale=0.1)
+    found = GuidedPurifier.from_diffusers(pipeline, None, guide, num_steps=100, t_star=30, noise="fixed", guidance=how)
+    assert isinstance(found.denoiser, Denoiser) and found.guide is guide and found.plan().times.tolist() == [20.0, 10.0, 0.0]
     assert found.config.clip_x0 == "never" and found.config.noise == "fixed"
     assert found(images(2)).shape == (2, 1, 8, 8)
 

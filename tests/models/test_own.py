@@ -80,7 +80,7 @@ def seeded(make, *arguments):
         return make(*arguments)
 
 
-def own(denoiser=None, guide=None, *, execution="auto", scale=0.3, dtype=torch.float32, **options):
+def own(denoiser=None, guide=None, *, execution="auto", scale=300.0, dtype=torch.float32, **options):
     """A purifier of fixed noise whose two networks are no networks of ours."""
     denoiser = denoiser or OwnDenoiser(seeded(Predicts), image_size=8, in_channels=1)
     guide = guide or OwnGuide(seeded(ResNet), mean=(0.3,), std=(0.4,))
