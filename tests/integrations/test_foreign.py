@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,14 +19,15 @@ NEEDS = {
 
 @pytest.mark.parametrize("module", NEEDS)
 def test_a_missing_library_is_told_in_one_line_with_the_command_that_installs_it(module, monkeypatch):
-    library, named = NEEDS[module]
+    library, extra = NEEDS[module]
+    assert re.search(rf"^{extra} = \[", PYPROJECT.read_text(encoding="utf-8"), re.MULTILINE)
     monkeypatch.delitem(sys.modules, module, raising=False)
     for name in [name for name in sys.modules if name.split(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Hidden(library), *sys.meta_path])
     with pytest.raises(ModuleNotFoundError) as error:
         importlib.import_module(module)
-    assert f"pip install '{named}'" in str(error.value)
+    assert f"pip install 'purify-engine[{extra}]'" in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.name == library
 
