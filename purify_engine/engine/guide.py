@@ -113,7 +113,7 @@ class AdversarialGuide(nn.Module):
 
     def _frozen(self) -> Any:
         """The network by its fastest way: with what is fixed computed beforehand, where it knows how."""
-        return self.network.frozen() if isinstance(self.network, FastGuideNetwork) else self.network
+        return cast(FastGuideNetwork, self.network).frozen() if self._is_fast else self.network
 
     def _read(self, x: Images) -> Images:
         return x.to(first_parameter(cast(nn.Module, self.network)).dtype)

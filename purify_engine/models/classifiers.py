@@ -191,6 +191,9 @@ class Classifier(nn.Module):
 
     def frozen(self) -> Classifier:
         """The same function with its batch norms folded away; this network itself where a parameter may want a gradient."""
-        if not self._folding.is_of(self):
-            self._folding = Folding()
         return cast(Classifier, self._folding.of(self))
+
+    def _replicate_for_data_parallel(self) -> Classifier:
+        replica = super()._replicate_for_data_parallel()
+        replica._folding = Folding()
+        return replica

@@ -124,6 +124,11 @@ class Denoiser(EpsModel):
         self.unet = unet
         self.table = EmbeddingTable()
 
+    def _replicate_for_data_parallel(self) -> Denoiser:
+        replica = super()._replicate_for_data_parallel()
+        replica.table = EmbeddingTable()
+        return replica
+
     def _asked(self, x_net: Images, times: Timesteps, step: Step) -> Images:
         return self.unet.decode(x_net, self.table.row(self.unet.time_embedding, times, step))
 

@@ -57,9 +57,10 @@ class EmbeddingTable:
 
     def table(self, embedding: TimeEmbedding, times: Timesteps) -> _Table | None:
         """The table for `times`, up to date; None where none may be kept."""
-        if self._watched.roots != (embedding,):
-            self._watched = Watched(embedding)
-        watched, tensors, table = self._watched, self._watched.tensors(), self._tables.get(times)
+        watched = self._watched
+        if watched.roots != (embedding,):
+            watched = self._watched = Watched(embedding)
+        tensors, table = watched.tensors(), self._tables.get(times)
         if not ops.is_frozen(tensors) or watched.hooked() is not None:
             return None
         is_kept = table is not None and table.made_of.still_of(watched, tensors) and table.times.still_of([times])

@@ -126,10 +126,6 @@ class Folding:
     def __reduce__(self) -> tuple[type[Folding], tuple[()]]:
         return Folding, ()
 
-    def is_of(self, network: nn.Module) -> bool:
-        """Whether it is this very network's, or nobody's yet; a replica of nn.DataParallel comes with the original's."""
-        return self._watched.roots in ((), (network,))
-
     def of(self, network: nn.Module) -> nn.Module:
         """The twin; `network` itself where it trains, where a gradient to its parameters may be wanted, and where layers were
         replaced, wrapped or hooked: what they do must be done."""

@@ -48,6 +48,11 @@ class UNet(nn.Module):
             notice_writes(self)
         return self.decode(x, self.embeddings(t))
 
+    def _replicate_for_data_parallel(self) -> UNet:
+        replica = super()._replicate_for_data_parallel()
+        replica.watched = Watched(replica)
+        return replica
+
     def embeddings(self, t: Timesteps) -> Embeddings:
         """What each residual block is told about the time: a tuple of [B, n], one a block."""
         return self.time_embedding(t)
