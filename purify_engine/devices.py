@@ -87,12 +87,12 @@ def in_sixteen_bits(module: nn.Module) -> bool:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's parameters are."""
-    return next(module.parameters()).device
+    return first_parameter(module).device
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The dtype of a module's parameters."""
-    return next(module.parameters()).dtype
+    return first_parameter(module).dtype
 
 
 def precision_of(module: nn.Module) -> str:

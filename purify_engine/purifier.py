@@ -20,10 +20,12 @@ from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import OnStepEnd
 from purify_engine.engine.purification import Execution, Purification, Shared
 from purify_engine.engine.suitability import require_suitable
+from purify_engine.engine.weights import check_weights
 from purify_engine.images import check_images, from_model_space, image_ids, in_model_space
 from purify_engine.models.derived import Watched
 from purify_engine.models.own import DenoisingNetwork, GuideNetwork, facts_of
 from purify_engine.noise import Streams, noise_of
+from purify_engine.siblings import write_once
 from purify_engine.stored import StoredPurifier
 from purify_engine.tracing import NotTraced, called, uncompiled
 from purify_engine.types import Ids, Images, NoiseKey
@@ -58,6 +60,8 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         self._shared = Shared()
         self._watched = Watched(self)
         self.requires_grad_(False).train(False)
+        check_weights(self.denoiser, self.guide)
+        write_once(self.denoiser, self.guide)
 
     def train(self, mode: bool = True) -> GuidedPurifier:
         """Stays in evaluation mode, also where the model around it trains."""
@@ -112,6 +116,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
 
     @uncompiled
     def _called(self, images: Images, names: dict[str, Any], asked: dict[str, Any], on_step_end: OnStepEnd | None) -> Images:
+        check_weights(self.denoiser, self.guide)
         purify = partial(self._drawn, num_draws=names["num_draws"], asked=asked, on_step_end=on_step_end)
         return called(purify, partial(self._noise, **names), images, self, on_step_end)
 
@@ -152,9 +157,8 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         """How a call purifies: as configured, but for `changes` that are not None."""
         asked = {name: value for name, value in changes.items() if value is not None}
         config = dataclasses.replace(self.config, **asked) if asked else self.config
-        is_replica = getattr(self, "_is_replica", False)  # as PyTorch says
         guided = self._shared.guided(self, self.guide, config)
-        return Purification(self.denoiser, guided, config, self.execution, self._shared, is_replica)
+        return Purification(self.denoiser, guided, config, self.execution, self._shared, devices.is_replica(self))
 
     def plan(self, dtype: torch.dtype = torch.float32, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
         """The reverse plan of one cycle on this purifier's device, for images of `dtype`; cycles as deep as each other share it.
@@ -213,6 +217,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
     def _replicate_for_data_parallel(self) -> GuidedPurifier:
         replica = super()._replicate_for_data_parallel()
         replica.streams = self.streams.replica()
+        replica._shared = self._shared.of_replica()
         return replica
 
     def calibrate(self, images: Images, ratio: float, quantile: float = 0.5) -> float:

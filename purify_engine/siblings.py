@@ -1,8 +1,8 @@
-"""Saving networks that stand in a module more than once, as those of a purifier and its sibling do: their weights are written once.
+"""Saving networks that stand in a module more than once, as those of a purifier and its sibling do: weights are written once.
 
 PyTorch writes a shared weight under each of its names, which safetensors, and so Hugging Face's Trainer, refuses ("tensors share
-memory"). Within one `state_dict()` a network writes its weights where it is met first. Within one `load_state_dict()` it takes them
-from wherever they stand, as often as they do; a network that finds them nowhere lacks them, and they are reported as missing.
+memory"). Within one `state_dict()` a network writes its weights where it is met first. Within one `load_state_dict()` it takes
+them from wherever they stand, as often as they do; where they stand nowhere, they are reported as missing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 _loading: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
 
 
-def write_once(network: nn.Module) -> None:
-    """Have `network` write its weights once in every state dict, and accept to find them once. Copies and pickles do so, too."""
-    if _left_out not in network._state_dict_hooks.values():
-        network.register_state_dict_post_hook(_left_out)
-        network.register_load_state_dict_pre_hook(_filled_in)
+def write_once(*networks: nn.Module | None) -> None:
+    """Have networks write their weights once in every state dict, and accept to find them once; their copies do so, too."""
+    for network in networks:
+        if network is not None and _left_out not in network._state_dict_hooks.values():
+            network.register_state_dict_post_hook(_left_out)
+            network.register_load_state_dict_pre_hook(_filled_in)
 
 
 def _left_out(network: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:

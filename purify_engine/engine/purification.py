@@ -23,6 +23,7 @@ from purify_engine.engine.plan import ReversePlan, make_plan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.replay import AUTOCAST, GRAPHS_ON, Replay
 from purify_engine.engine.trace_functions import TRACED, is_python_traced
+from purify_engine.models.derived import Watched
 from purify_engine.models.own import AnyDenoiser, AnyGuide
 from purify_engine.ops import autocast
 from purify_engine.reference.philox import derive_seed
@@ -48,6 +49,17 @@ class Guided:
 
     def __init__(self, guide: Guide) -> None:
         self.guide, self.replay = guide, Replay()
+        self._watched = Watched()
+
+    def hooked(self, denoiser: nn.Module) -> str | None:
+        """The name of a layer with a hook that a replay would not run, None where there is none."""
+        roots = (denoiser, self.guide) if isinstance(self.guide, nn.Module) else (denoiser,)
+        watched = self._watched
+        if watched.roots != roots:
+            watched = self._watched = Watched(*roots)
+        layer = watched.hooked()
+        names = (name for root in roots for name, module in root.named_modules() if module is layer)
+        return None if layer is None else next(names) or type(layer).__name__
 
 
 class Shared:
@@ -66,6 +78,12 @@ class Shared:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shared, ()
+
+    def of_replica(self) -> Shared:
+        """What a replica of nn.DataParallel shares: the plans. Guides hold networks, and its own are gone after the call."""
+        shared = Shared()
+        shared._plans, shared._plans_of_configs, shared._turn = self._plans, self._plans_of_configs, self._turn
+        return shared
 
     def plan(self, config: PurifierConfig, num_steps: int | None, cycle: int, where: Placement) -> ReversePlan:
         """The plan of one cycle, at the place of the networks."""
@@ -142,7 +160,15 @@ class Purification(NamedTuple):
         unet = self.denoiser.config
         if device == "cpu" and unet.in_channels * unet.image_size**2 > MOST_VALUES:
             return LARGE
-        return REPLICA if self.is_replica else self.guided.replay.refused
+        return self._refusal or self.guided.replay.refused
+
+    @property
+    def _refusal(self) -> str | None:
+        """Why nothing may be replayed, even where graphs are asked for."""
+        if self.is_replica:
+            return REPLICA
+        hooked = self.guided.hooked(self.denoiser)
+        return None if hooked is None else f"a hook on {hooked} would not run in a replay; remove it, or take execution='loop'"
 
     def plan(self, dtype: torch.dtype, num_steps: int | None = None, cycle: int = 0) -> ReversePlan:
         """The reverse plan of one cycle for images of `dtype`; of another number of steps where `num_steps` is given."""
@@ -179,6 +205,8 @@ class Purification(NamedTuple):
         """`work` by replay where it may be had; by the loop elsewhere, and where a capture fails unless graphs were asked for."""
         if self.execution_reason is not None and self.execution != "graph":
             return work(Loop())
+        if self.execution == "graph" and (refusal := self._refusal) is not None:
+            raise CaptureError(refusal)
         replay = self.guided.replay
         try:
             return work(replay)

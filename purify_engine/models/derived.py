@@ -6,6 +6,7 @@ import operator
 from contextlib import nullcontext
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -94,7 +95,8 @@ class Probe:
     def __init__(self, network: nn.Module | None = None) -> None:
         self.network = network
         self._watched = Watched(*([] if network is None else [network]))
-        self._sample: ops.TensorSample | None = None
+        self._state: State | None = None  # of which this is a sample
+        self._sample = ops.TensorSample([])
 
     def __reduce__(self) -> tuple[type[Probe], tuple[()]]:
         return Probe, ()
@@ -102,16 +104,19 @@ class Probe:
     def look(self) -> list[bool | Tensor] | None:
         """`ops.TensorSample.differs`; None at first and where changes were counted, so that there is nothing to compare with."""
         tensors = self._watched.tensors()
-        if self._sample is not None and self._sample.still_of(tensors):
+        if self._state is not None and self._state.still_of(self._watched, tensors):
             return self._sample.differs()
-        self._sample = ops.TensorSample(tensors)
+        self._take(tensors)
         return None
 
     def tell(self) -> None:
         """Have everything made anew that was derived from these weights."""
         tensors = self._watched.tensors()
         ops.count_writes(tensors)
-        self._sample = ops.TensorSample(tensors)
+        self._take(tensors)
+
+    def _take(self, tensors: list[Tensor]) -> None:
+        self._state, self._sample = State(self._watched), ops.TensorSample(tensors)
 
 
 def notice_writes(*networks: nn.Module | None) -> bool:
@@ -121,7 +126,7 @@ def notice_writes(*networks: nn.Module | None) -> bool:
     of every tensor, by `ops.TensorSample`, which says what it cannot see. A network has one probe, whoever asks.
     Returns whether some weights are others than at the last call, noticed by whatever means.
     """
-    if ops.is_transformed():  # one weight may stand for many
+    if ops.is_transformed() and any(map(_stands_for_others, networks)):
         return False
     with _disable_current_modes() if ops.is_observed() else nullcontext():
         probes = [_probe_of(network) for network in networks if network is not None]
@@ -130,6 +135,12 @@ def notice_writes(*networks: nn.Module | None) -> bool:
         for probe in written:
             probe.tell()
         return bool(written) or None in found
+
+
+def _stands_for_others(network: nn.Module | None) -> bool:
+    """Whether a network is traced, or a transform's tensors are its weights, which have no memory to look at."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return network is not None and (torch.jit.is_tracing() or any(map(wrapped, Watched(network).tensors())))
 
 
 def _probe_of(network: nn.Module) -> Probe:

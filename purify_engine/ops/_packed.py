@@ -38,16 +38,10 @@ class TensorSample:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        tensors = list(tensors)
-        self._versions = TensorVersions(tensors)
         self._runs: dict[torch.device, list[Tensor]] = {}
         for tensor in filter(_is_readable, tensors):
             self._runs.setdefault(tensor.device, []).append(_run(tensor))
         self._kept = {device: torch.cat(runs) for device, runs in self._runs.items()}
-
-    def still_of(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether they are the same tensors, and all changes were counted that were made to them, if any."""
-        return self._versions.still_of(tensors)
 
     def differs(self) -> list[bool | Tensor]:
         """For each device, whether something else is there by now; elsewhere than on CPUs as a tensor, to be read at the end."""
