@@ -11,9 +11,10 @@ import pytest
 
 from purify_engine.integrations.foreign import imported
 
-NEEDS = {
-    "purify_engine.integrations.art": ("art", "purify-engine[art]"),
-    "purify_engine.integrations.diffusers": ("diffusers", "purify-engine[diffusers]"),
+PYPROJECT = Path(__file__).parent.parent.parent / "pyproject.toml"
+NEEDS = {  # a module of ours -> the library that it imports, and the extra of ours that brings it
+    "purify_engine.integrations.art": ("art", "art"),
+    "purify_engine.integrations.diffusers": ("diffusers", "diffusers"),
 }
 
 
