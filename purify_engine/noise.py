@@ -145,9 +145,9 @@ def noise_of(
     is_count = num_draws is None or (isinstance(num_draws, int) and num_draws >= 1)
     require(is_count, "num_draws", "at least 1", num_draws)
     is_named = draws is not None or (generator is None and (mode == "fixed" or (mode == "fresh" and ids is not None)))
-    if ids is None and is_named:
-        ids = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    of_images, count = image_ids(images, ids), num_draws or 1
+    is_alike = ids is None and is_named
+    of_images = torch.zeros_like(image_ids(images)) if is_alike else image_ids(images, ids)  # given ids are looked at: not these
+    count = num_draws or 1
     if not is_named:
         if generator is not None or mode == "fresh":
             refuse_recomputed_draw()
