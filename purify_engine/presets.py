@@ -267,7 +267,8 @@ def _guide(folder: Path, config: dict[str, Any], handed: nn.Module | None) -> An
 
 
 def _handed_in(argument: str, handed: nn.Module | None, folder: Path, network: str) -> nn.Module:
-    wanted = f"the {network} whose weights {folder} holds (its code is not stored): from_pretrained(..., {argument}=module)"
+    named = f"{str(network)[:80]!r}"  # as the folder says, which may be anybody's
+    wanted = f"the {named} whose weights {folder} holds (its code is not stored): from_pretrained(..., {argument}=module)"
     if handed is None:
         raise ValueError(f"{argument} must be {wanted}, got None")
     return handed

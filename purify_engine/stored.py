@@ -64,7 +64,7 @@ class StoredPurifier(nn.Module):
     def from_checkpoint(
         cls: type[PurifierT],
         unet: str | Path,
-        guide: str | Path | Classifier | None = None,
+        guide: str | Path | AnyGuide | None = None,
         *,
         preset: str | None = None,
         layout: str | None = None,

@@ -366,8 +366,8 @@ def test_a_folder_of_other_networks_needs_the_modules_and_takes_no_others(tmp_pa
     own().save_pretrained(tmp_path / "own")
     purifier().save_pretrained(tmp_path / "ours")
     cases = [
-        ("own", {}, r"^denoiser must be the Predicts whose weights .*: from_pretrained\(\.\.\., denoiser=module\), got None$"),
-        ("own", {"denoiser": Predicts()}, r"^guide must be the ResNet whose weights .* guide=module\), got None$"),
+        ("own", {}, r"^denoiser must be the 'Predicts' whose weights .*: from_pretrained\(\.\.\., denoiser=module\), got None$"),
+        ("own", {"denoiser": Predicts()}, r"^guide must be the 'ResNet' whose weights .* guide=module\), got None$"),
         ("own", {"denoiser": Predicts(2), "guide": ResNet()}, r"own_denoiser\.safetensors belongs to another network: conv_out"),
         ("own", {"denoiser": Predicts(), "guide": ResNet(7)}, r"own_guide\.safetensors belongs to another network: fc"),
         ("ours", {"denoiser": Predicts()}, "^denoiser must be left out, as .* holds no network that needs it, got 'Predicts'$"),
