@@ -184,6 +184,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         """A sibling on the same networks with another configuration: `purifier.configured(gradient="bpda", t_star=100)`.
 
         Siblings share what was recorded. A sibling's fresh noise is its own; given a `seed`, it starts at that seed's first draw.
+        changes: fields of `PurifierConfig`. Raises ValueError where a value is impossible, or does not suit the networks.
         """
         streams = Streams(changes["seed"], self.streams.stream) if "seed" in changes else self.streams.sibling()
         return self._sibling(dataclasses.replace(self.config, **changes), streams)
@@ -210,7 +211,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         return self
 
     def reseed(self, seed: int | None) -> GuidedPurifier:
-        """Start the noise anew from `seed`, in [0, 2**63); None: fresh noise that is not reproducible."""
+        """Start the noise anew from `seed`, in [0, 2**63), and give this purifier; None: fresh noise that is not reproducible."""
         self.config = dataclasses.replace(self.config, seed=seed)
         return self._drawing_from(Streams(seed, self.streams.stream))
 

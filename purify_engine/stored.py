@@ -105,5 +105,9 @@ class StoredPurifier(nn.Module):
         return cls(denoiser, guide, config)
 
     def save_pretrained(self, folder: str | Path, classifier: Classifier | None = None) -> None:
-        """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`."""
+        """Write `config.json` and the weights as safetensors, for `from_pretrained`, and `classifier` for `load_classifier`.
+
+        folder: made where it is not there; files of these names in it are replaced, each whole or not at all. OSError where the
+        disk is full.
+        """
         presets.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)

@@ -21,8 +21,8 @@ class Door:
 
     def __init__(self, width: int, /, *names: str, wood: Kind = 'oak', **more: Any) -> None: ...
 
-    def opened(self, by: float = 0.5) -> Door:
-        """It, opened. by: how far, in [0, 1]. Raises ValueError where it is locked (docs/math.md)."""
+    def opened(self, by: float = 0.5, then: Then = None) -> Door:
+        """It, opened. by: how far, in [0, 1]. then(width) is called. Raises ValueError where it is locked (docs/math.md)."""
 
 @contextmanager
 def ajar(a_long_name_of_an_argument: tuple[int, ...], another: Literal["one", "two"], and_a_third: str | None = None): ...
@@ -68,7 +68,7 @@ def test_signatures_are_those_of_python(module, name):
 def test_a_signature_is_written_as_it_is_called():
     door, ajar = (Definition("purify_engine.types", node) for node in ast.parse(SOURCE).body)
     assert signature(door) == 'Door(width: int, /, *names: str, wood: Kind = "oak", **more: Any)'
-    assert signature(Definition(door.module, door.node.body[2])) == "opened(by: float = 0.5) -> Door"
+    assert signature(Definition(door.module, door.node.body[2])) == "opened(by: float = 0.5, then: Then = None) -> Door"
     lines = ["with ajar(", "    a_long_name_of_an_argument: tuple[int, ...],", '    another: "one" | "two",']
     assert signature(ajar).splitlines() == [*lines, "    and_a_third: str | None = None,", "):"]
 
@@ -76,8 +76,10 @@ def test_a_signature_is_written_as_it_is_called():
 def test_what_a_docstring_says_of_arguments_and_errors_stands_apart():
     door = ast.parse(SOURCE).body[0]
     opened = Definition("purify_engine.types", door.body[2])
-    said = "It, opened.\n\n- `by`: how far, in [0, 1].\n\nRaises ValueError where it is locked ([math.md](math.md)).\n"
+    bullets = "- `by`: how far, in [0, 1].\n- `then(width)` is called.\n"
+    said = f"It, opened.\n\n{bullets}\nRaises ValueError where it is locked ([math.md](math.md)).\n"
     assert api.prose(docstring(opened.node), names_of_arguments(opened)) == said
+    assert api.prose("Done. TypeError where it is none.", set()) == "Done.\n\nRaises TypeError where it is none.\n"
     example = "Made so:\n\n    door = Door(3)\n    door.opened()"
     assert api.prose(example, set()) == "Made so:\n\n```python\ndoor = Door(3)\ndoor.opened()\n```\n"
     assert api.escaped("2**63 in `2**63`, <b>") == r"2\*\*63 in `2**63`, \<b>"

@@ -33,6 +33,8 @@ from purify_engine.markdown import table
 
 PAGE = ROOT / "docs" / "api.md"
 IMPORT = "`from purify_engine import …`"
+RAISED = re.compile(r"(?:^|(?<=[.)] ))(?=(?:Value|Type|Runtime|FileNotFound|Import|OS)Error\b)")  # "Raises" is left out there
+RAISES = re.compile(r"(?<=[.)]) (?=Raises )")
 INTEGRATIONS = "purify_engine.integrations"
 FIRST = ("GuidedPurifier", "DefendedClassifier", "list_purifiers", "load_classifier")
 CONFIGURATION = ("PurifierConfig", "GuidanceConfig", "ScheduleConfig")
@@ -136,8 +138,8 @@ def entry(found: Definition, module: str) -> Iterator[str]:
         if is_dataclass(found):
             yield fields_table(found)
         for member in members(found):
-            if member.name not in OVERRIDDEN:
-                yield from method(Definition(found.module, member), found.node.name)
+            if member.node.name not in OVERRIDDEN:
+                yield from method(member, found.node.name)
 
 
 def method(found: Definition, owner: str) -> Iterator[str]:
@@ -148,6 +150,9 @@ def method(found: Definition, owner: str) -> Iterator[str]:
     called = signature(found)
     if "property" in marks:
         called = called.replace("()", "", 1)
+    made = found.node.args.args[0].annotation if found.node.args.args else None
+    if "classmethod" in marks and isinstance(made, ast.Subscript):  # cls: type[T], which gives a T
+        called = called.replace(f"-> {ast.unparse(made.slice)}", f"-> {owner}")
     yield fenced(f"@classmethod\n{called}" if "classmethod" in marks else called)
     yield prose(docstring(found.node), names_of_arguments(found))
 
@@ -170,7 +175,8 @@ def prose(text: str, arguments: set[str]) -> str:
         if is_code(paragraph):
             parts.append(fenced(textwrap.dedent(paragraph)))
         else:
-            parts += [f"{_paragraph(part, arguments)}\n" for part in re.split(r" (?=Raises )", " ".join(paragraph.split()))]
+            said = RAISED.sub("Raises ", " ".join(paragraph.split()))
+            parts += [f"{_paragraph(part, arguments)}\n" for part in RAISES.split(said)]
     return "\n".join(parts)
 
 
@@ -184,13 +190,21 @@ def is_code(paragraph: str) -> bool:
 
 
 def _paragraph(text: str, arguments: set[str]) -> str:
-    """Explained arguments stand at the start of a sentence: `preset: how to purify. layout: of a checkpoint ...`."""
+    """Explained arguments stand at the start of a sentence: `preset: how to purify. layout: of a checkpoint ...`.
+
+    So do those that are called, `callback(step) sees ...`. Each becomes a bullet, up to the next.
+    """
     name = "|".join(sorted(map(re.escape, arguments), key=len, reverse=True)) or "(?!)"
-    explained = re.compile(rf"(?:^|(?<=[.)] ))((?:{name})(?:, (?:{name}))*): ")
-    before, *pairs = explained.split(text)
-    lines = [f"{escaped(before.strip())}\n"] if before.strip() and pairs else [escaped(before)] if before else []
-    for names, says in zip(pairs[::2], pairs[1::2], strict=True):
-        lines.append(f"- {', '.join(f'`{each}`' for each in names.split(', '))}: {escaped(says.strip())}")
+    explained = re.compile(rf"((?:{name})(?:, (?:{name}))*): |((?:{name})\([^)]*\)) ")
+    chunks = [chunk.strip() for chunk in re.split(rf"(?:^|(?<=[.)] ))(?={explained.pattern})", text)[::3]]
+    lines = []
+    for chunk in filter(None, chunks):
+        found = explained.match(chunk)
+        if found is None:
+            lines.append(escaped(chunk) + ("\n" if len(chunks) > 1 else ""))
+            continue
+        names = f"`{found[2]}`" if found[2] else ", ".join(f"`{each}`" for each in found[1].split(", ")) + ":"
+        lines.append(f"- {names} {escaped(chunk[found.end() :])}")
     return "\n".join(lines)
 
 

@@ -72,21 +72,21 @@ def docstring(node: ast.AST) -> str:
     return ast.get_docstring(node) or ""
 
 
-def members(found: Definition) -> Iterator[ast.FunctionDef]:
+def members(found: Definition) -> Iterator[Definition]:
     """The documented methods and properties of a class and of its bases in the package, each once; __call__ is one."""
     seen = set[str]()
-    for node in lineage(found):
+    for module, node in lineage(found):
         for member in node.body:
             named = isinstance(member, ast.FunctionDef) and (member.name[0] != "_" or member.name == "__call__")
             if named and member.name not in seen and docstring(member):
                 seen.add(member.name)
-                yield member
+                yield Definition(module, member)
 
 
-def lineage(found: Definition) -> Iterator[ast.ClassDef]:
+def lineage(found: Definition) -> Iterator[Definition]:
     """A class, then its bases in the package."""
     assert isinstance(found.node, ast.ClassDef)
-    yield found.node
+    yield found
     for base in found.node.bases:
         if isinstance(base, ast.Name):
             try:
