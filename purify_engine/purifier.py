@@ -116,7 +116,6 @@ class GuidedPurifier(NotTraced, StoredPurifier):
 
     @uncompiled
     def _called(self, images: Images, names: dict[str, Any], asked: dict[str, Any], on_step_end: OnStepEnd | None) -> Images:
-        check_weights(self.denoiser, self.guide)
         purify = partial(self._drawn, num_draws=names["num_draws"], asked=asked, on_step_end=on_step_end)
         return called(purify, partial(self._noise, **names), images, self, on_step_end)
 

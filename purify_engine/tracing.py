@@ -18,6 +18,7 @@ from purify_engine import ops
 from purify_engine.config import require
 from purify_engine.engine.gradients import refuse_other_weights
 from purify_engine.engine.recomputed import recomputed
+from purify_engine.engine.weights import check_weights
 from purify_engine.models.derived import Networks
 from purify_engine.types import Images, NoiseKey
 
@@ -109,10 +110,11 @@ def called(
     calls, as plans and packed weights are, so never holds a transform's tensors.
     """
     refuse_untraceable(images, module)
+    networks = tuple(module.children())
+    check_weights(*networks)
     if not ops.is_transformed():
         return purify(images, noise_of(images))
     require(on_step_end is None, "callback_on_step_end", "None under torch.func, which runs calls again", on_step_end)
-    networks = tuple(module.children())
     drawn: list[NoiseKey] = []
     before = Networks(*networks)
 

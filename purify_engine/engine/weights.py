@@ -32,7 +32,7 @@ ASKED_FOR_MORE: dict[type[nn.Module], dict[str, tuple[type[Any], ...]]] = {
 }
 
 
-def check_weights(denoiser: nn.Module, guide: nn.Module | None) -> None:
+def check_weights(denoiser: nn.Module, guide: nn.Module | None = None) -> None:
     """Have everything made anew that came of other weights, however they were changed; refuse layers that cannot be called.
 
     The cost, at every call: two walks over the networks' tensors, a few elements of each, on GPUs one synchronisation.
