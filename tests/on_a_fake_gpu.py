@@ -13,7 +13,7 @@ from purify_engine import ClassifierConfig, GuidanceConfig, GuidedPurifier, Puri
 from purify_engine.config.purification import GradientMode, Sampler
 from purify_engine.engine.plan import make_plan
 from purify_engine.kernels import _launch
-from purify_engine.models import Classifier, Denoiser, UNet
+from purify_engine.models import Classifier, Denoiser, OwnDenoiser, OwnGuide, UNet
 from purify_engine.models.published import ADM_IMAGENET256, DDPM_CIFAR10, DDPMPP_CIFAR10, EDM_CIFAR10
 from purify_engine.noise import noise_of
 from purify_engine.ops import switches
@@ -53,12 +53,14 @@ GUIDANCE = {
 
 def purified(
     config, family="DDPM", network="ResNet", dtype=torch.bfloat16, of_guide=None, images=torch.float32, with_gradient=False,
-    size=(16, 16),
+    size=(16, 16), adapted=False,
 ):  # fmt: skip
     """What a whole call on a GPU does on the host, after a first one, which packs weights and fills tables; its launches."""
     launches = []
     with torch.device("meta"):
         model, guide = Denoiser(UNet(FAMILIES[family])), Classifier((NETWORKS | OTHER_NETWORKS)[network])
+        if adapted:
+            model, guide = OwnDenoiser(model.unet, image_size=16, num_halvings=1), OwnGuide(guide)
     plans = {steps: make_plan(config, steps) for steps in (None, config.surrogate_steps)}
     with (
         fake_gpu() as mode,
@@ -96,6 +98,10 @@ def test_a_purification_asks_nothing_of_the_host(family, network, guidance):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_guide_asks_anything_of_the_host(network, guidance):
     assert not purified(configured(guidance), network=network)[0]
+
+
+def test_no_adapter_of_networks_of_ones_own_asks_anything_of_the_host():
+    assert not purified(configured(), adapted=True)[0]
 
 
 @pytest.mark.parametrize("network", OTHER_NETWORKS)
