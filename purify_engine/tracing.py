@@ -42,6 +42,10 @@ NO_VMAP = (
     "images must be a whole batch [B, C, H, W] in one call, not one of torch.func.vmap's: flatten what is mapped into the batch; "
     "the gradient of each image is that of the sum of all losses, since images do not see one another"
 )
+NO_PARAMETERS = (
+    "the parameters of a purifier must be no tensors that torch.func transforms, since its derivatives are in the images alone: "
+    "give torch.func.functional_call plain ones"
+)
 NO_REDRAW = (
     "fresh noise was to be drawn in a backward pass, as torch.utils.checkpoint does when it runs a call again: the gradient "
     "would be of other noise than the result; name the noise by ids=, draw= or noise='fixed', or take it from noise='torch'"
@@ -82,6 +86,9 @@ def refuse_untraceable(images: object, module: nn.Module) -> None:
             raise _untraceable("torch.func.functionalize")
         if isinstance(images, Tensor) and _is_batched(images):
             raise RuntimeError(NO_VMAP)
+        transformed = [name for name, x in module.named_parameters() if torch._C._functorch.is_functorch_wrapped_tensor(x)]
+        if transformed:
+            raise RuntimeError(f"{NO_PARAMETERS}, got {transformed[0]}")
     elif getattr(forward_ad, "_current_level", 0) >= 0:  # else no tensor is asked for its tangent
         given = {"images": images, **dict(module.named_parameters())}
         dual = [name for name, x in given.items() if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None]

@@ -257,7 +257,9 @@ def of_hooks(model, truth):
 
 
 def of_compile(model, truth):
+    """Of a model, and of a function that differentiates: no frame of ours is compiled, on the way there or back."""
     compiled = torch.compile(nn.Sequential(model, nn.Flatten()), backend="eager")
+    close(torch.compile(lambda x: double_backward(model, x), backend="eager")(X), truth.along, 1e-6)
     return exact(lambda x: compiled(x).view(x.shape), X), truth.grad
 
 
@@ -359,6 +361,10 @@ def faked(model, x):
         model(mode.from_tensor(x))
 
 
+def of_parameters(model, x):
+    torch.func.grad(lambda held: torch.func.functional_call(model, held, (x,)).sum())(dict(model.named_parameters()))
+
+
 def with_other_weights(differentiate):
     """Those of functional_call, which are gone when a derivative is computed."""
     def tried(model, x):
@@ -382,6 +388,10 @@ REFUSED = {
     "a dual tensor": (with_tangent, f"{NO_TANGENT}.*got a tangent of images"),
     "a dual tensor behind it": (with_tangent_of_a_gradient, "forward"),
     "a dual parameter": (with_tangent_of_a_parameter, f"{NO_TANGENT}.*got a tangent of denoiser"),
+    "torch.func.grad of parameters": (
+        of_parameters,
+        "parameters of a purifier must be no tensors that torch.func transforms.*got denoiser",
+    ),
     "torch.func.functionalize": (lambda model, x: torch.func.functionalize(model)(x), f"{LINE}.*functionalize"),
     "torch.jit.trace": (lambda model, x: torch.jit.trace(nn.Sequential(model), x), f"{LINE}.*torch.jit.trace"),
     "torch.jit.script": (lambda model, x: torch.jit.script(nn.Sequential(model)), f"{LINE}.*torch.jit.script"),

@@ -154,6 +154,7 @@ class _ReverseWalk(torch.autograd.Function):
         return x
 
     @staticmethod
+    @torch.compiler.disable
     def backward(ctx: Any, adjoint: Images) -> tuple[Tensor | None, ...]:
         to_x_t, *to_target = recomputed(ctx.back, adjoint, *ctx.saved_tensors)
         return to_x_t, None, None, *to_target
