@@ -42,7 +42,11 @@ CHECKS = {
     "RobustBench": "assert path.is_file() and path.parts[-3:] == ('cifar10', 'Linf', 'Author2026Title.json')",
     "diffusers": "assert samples.shape == (2, 8, 8, 1) and 0 < ((x_t + 1) / 2 - images).abs().mean() < 0.2",
     "Datasets and DataLoaders": "assert len(in_workers) == len(in_this_process) == 2 and one.shape == images[0].shape",
-    "Hugging Face Trainer": f"{STILL_FROZEN}; assert 'purifier.denoiser' in ' '.join(defended.state_dict())",
+    "Hugging Face Trainer": (
+        f"{STILL_FROZEN}; trainer.save_model('saved'); from safetensors.torch import load_file; "
+        "defended.load_state_dict(load_file('saved/model.safetensors')); "
+        "assert 'purifier.denoiser' in ' '.join(defended.state_dict())"
+    ),
     "accelerate": STILL_FROZEN,
     "Lightning": STILL_FROZEN,
 }
