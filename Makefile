@@ -40,7 +40,8 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
-	"$(PY)" -m pytest -m "not system and not slow and not integration" -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	"$(PY)" -m pytest -m "not system and not slow and not integration" -n 2 --dist loadfile --no-loadscope-reorder --durations=10 \
+	  --ignore=tests/test_architecture.py
 	"$(PY)" -m tests.processors
 
 check-processors: $(TOOLS) ## what compares bits and roundings, as other processors would run it

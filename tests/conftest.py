@@ -19,10 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: th
 ROOT = Path(__file__).parent.parent
 # Files that take half a minute to minutes, the longest first: begun first, so that no process is left alone with one at the end.
 LONG = (
-    "tests/kernels/test_ahead_of_time.py",
     "tests/test_packaging.py",
-    "tests/test_bench.py",
+    "tests/kernels/test_ahead_of_time.py",
     "tests/test_fake_gpu.py",
+    "tests/test_bench.py",
     "tests/test_bench_opponents.py",
     "tests/engine/test_gradients.py",
 )
