@@ -42,8 +42,9 @@ class GuidedPurifier(NotTraced, StoredPurifier):
     denoiser: the diffusion model. guide: the auxiliary network of adversarial guidance, a classifier of [0, 1] images;
     None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.
     execution: "graph" replays a captured step (a CUDA graph, or a recording on a CPU), "loop" runs step by step, "auto" takes
-    graphs where they can be had and says in `execution_reason` why not. The images are the same. Hooks on the networks, and
-    tools that count operations, see nothing of a replay.
+    graphs where they can be had and says in `execution_reason` why not: a hook on a layer, for one, which a replay would not
+    run. The images are the same. Tools that count operations see nothing of a replay.
+    Weights may be changed by any of PyTorch's ways between calls (docs/weights.md).
     """
 
     seed: Tensor
@@ -56,7 +57,8 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         super().__init__(denoiser, guide, config)
         self.execution = execution
         self.streams = Streams(config.seed)
-        self.register_buffer("seed", torch.tensor(self.streams.named, device=self.device), persistent=False)
+        with torch.inference_mode(False):  # or `reseed` could not change it
+            self.register_buffer("seed", torch.tensor(self.streams.named, device=self.device), persistent=False)
         self._shared = Shared()
         self._watched = Watched(self)
         self.requires_grad_(False).train(False)

@@ -31,6 +31,7 @@ class StoredPurifier(nn.Module):
         self.config = config
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(
         cls: type[PurifierT],
         name_or_path: str | Path,
@@ -57,10 +58,11 @@ class StoredPurifier(nn.Module):
         parts = presets.load_networks(name_or_path, preset, Stated(layout=layout), device, asked, revision, handed)
         unguided = presets.nothing_guides(preset, parts.config)
         if unguided:
-            warnings.warn(unguided, stacklevel=2)
+            warnings.warn(unguided, stacklevel=3)  # the caller stands behind the decorator
         return cls(*parts)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_checkpoint(
         cls: type[PurifierT],
         unet: str | Path,

@@ -378,6 +378,12 @@ def test_what_cannot_be_used_is_named_in_one_line(way, execution):
     assert REFUSED[way] in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_purifier_loaded_in_inference_mode_is_an_ordinary_one():
+    with torch.inference_mode():
+        purifier = GuidedPurifier.from_pretrained("digits")
+    assert not any(tensor.is_inference() for tensor in (*purifier.parameters(), *purifier.buffers()))
+
+
 # Writes that PyTorch does not count
 
 
