@@ -53,7 +53,10 @@ class Watched:
 
     def hooked(self) -> nn.Module | None:
         """The first module with a hook that a replay would not run; hooks that compute with tensors alone are recorded."""
-        for module in self.modules():
+        modules = self.modules()
+        if not any(map(any, map(_HOOKS, modules))):  # as nearly always
+            return None
+        for module in modules:
             for hooks in _HOOKS(module):
                 if hooks and any(not str(getattr(hook, "__module__", "")).startswith(_RECORDED_HOOKS) for hook in hooks.values()):
                     return module

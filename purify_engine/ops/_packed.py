@@ -6,6 +6,7 @@ A tensor is known by (data_ptr, version, device, dtype). An optimizer step, `loa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from purify_engine.ops import _bypass
 
 RUN = 128  # elements of each tensor in a sample: a write to a whole tensor changes them, at the cost of a few cache lines
+
+
+_COUNTED = operator.attrgetter("_version", "device", "dtype")
 
 
 class TensorVersions:
@@ -111,4 +115,8 @@ def _differ(now: Tensor, then: Tensor) -> bool | Tensor:
 
 
 def _key_of(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    return tuple([(t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors])
+    tensors = list(tensors)
+    try:
+        return tuple(map(Tensor.data_ptr, tensors)), tuple(map(_COUNTED, tensors))
+    except RuntimeError:  # inference tensors have no version
+        return tuple([(t.data_ptr(), 0 if t.is_inference() else t._version, t.device, t.dtype) for t in tensors])
