@@ -7,12 +7,12 @@ else reproducible, and then told apart by sibling, copy, rank and worker.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import secrets
 import threading
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -35,10 +35,11 @@ LARGEST_SEED = 2**63 - 1
 class Streams:
     """The seeds of one purifier's noise, and how many fresh draws it has taken.
 
-    seed: None for fresh noise that nobody can foretell; named noise is of seed 0 then. stream: "" is the defence's own, any other
+    seed: None for fresh noise that cannot be foretold; named noise is of seed 0 then. stream: "" is the defence's own, any other
     name one that is independent of it. lineage: which sibling of which it is, counted by each purifier on its own.
 
-    A deepcopy is a sibling. A pickle begins at the first draw, and a forked process goes on by itself. Safe in threads.
+    A deepcopy is a sibling, and so is a replica of nn.DataParallel. A pickle begins at the first draw, and a forked process goes
+    on by itself. Safe in threads.
     """
 
     def __init__(self, seed: int | None, stream: str = "", lineage: tuple[int, ...] = ()) -> None:
@@ -64,14 +65,6 @@ class Streams:
             number, self._siblings = self._siblings, self._siblings + 1
         return Streams(self.seed, self.stream, (*self.lineage, number))
 
-    def replica(self) -> Streams:
-        """Those of a replica of nn.DataParallel: the next draw, and what follows from it."""
-        with self._turn:
-            reserved = copy.copy(self)
-        reserved._turn, reserved._siblings, reserved._taken = threading.Lock(), 0, 0
-        reserved._entropy = self.fresh()
-        return reserved
-
     def fresh(self) -> int:
         """The seed of the next draw."""
         with self._turn:
@@ -80,6 +73,10 @@ class Streams:
             draw, self._taken = self._taken, self._taken + 1
             own = self._entropy
         return derived_number(self._of_place() if own is None else own, DRAWS + draw)
+
+    def of_generator(self, generator: torch.Generator | None) -> int:
+        """A seed drawn from `generator`, or from PyTorch's own for CPUs, which moves on by one number: this stream's."""
+        return _of_stream(from_generator(generator), self.stream)
 
     def drawn(self, draw: int) -> int:
         """The seed of draw `draw` of named noise, in [0, 2**32)."""
@@ -142,8 +139,8 @@ def noise_of(
     """
     draws = image_draws(images, draw)
     require(draws is None or generator is None, "generator", "None where draw is given", generator)
-    is_count = num_draws is None or (isinstance(num_draws, int) and num_draws >= 1)
-    require(is_count, "num_draws", "at least 1", num_draws)
+    is_whole = isinstance(num_draws, Integral) and not isinstance(num_draws, bool)
+    require(num_draws is None or (is_whole and num_draws >= 1), "num_draws", "a whole number, at least 1", num_draws)
     is_named = draws is not None or (generator is None and (mode == "fixed" or (mode == "fresh" and ids is not None)))
     is_alike = ids is None and is_named
     of_images = torch.zeros_like(image_ids(images)) if is_alike else image_ids(images, ids)  # given ids are looked at: not these
@@ -152,7 +149,7 @@ def noise_of(
         if generator is not None or mode == "fresh":
             refuse_recomputed_draw()
         follows_torch = generator is not None or mode == "torch"
-        seeds = [[from_generator(generator) if follows_torch else streams.fresh()] for _ in range(count)]
+        seeds = [[streams.of_generator(generator) if follows_torch else streams.fresh()] for _ in range(count)]
     elif draws is None and num_draws is None:
         seeds = [[streams.named]]
     elif isinstance(draws, Tensor):

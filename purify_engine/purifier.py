@@ -218,7 +218,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
 
     def _replicate_for_data_parallel(self) -> GuidedPurifier:
         replica = super()._replicate_for_data_parallel()
-        replica.streams = self.streams.replica()
+        replica.streams = self.streams.sibling()
         replica._shared = self._shared.of_replica()
         return replica
 

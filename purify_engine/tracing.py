@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ def called(
     calls, as plans and packed weights are, so never holds a transform's tensors.
     """
     refuse_untraceable(images, module)
-    networks = tuple(module.children())
+    networks = cast(nn.Module, module.denoiser), cast("nn.Module | None", module.guide)
     check_weights(*networks)
     if not ops.is_transformed():
         return purify(images, noise_of(images))

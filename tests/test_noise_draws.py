@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,7 @@ def test_many_draws_of_every_image_are_as_many_calls():
     each = model(x, draw=torch.tensor([1, 9]), num_draws=2)
     assert_close(each, torch.stack([model(x, draw=torch.tensor([1 + k, 9 + k])) for k in range(2)]))
     assert_close(model(x, num_draws=1)[0], model(x, draw=0))  # named by the configuration: from the first draw on
+    assert_close(model(x, draw=4, num_draws=np.int64(1))[0], model(x, draw=4))
     assert_close(gradient(lambda x: model(x, draw=4, num_draws=3)[1], x), gradient(model, x, draw=5))
 
 
@@ -87,8 +89,9 @@ def test_the_keys_of_draws_are_those_of_each_draw():
         ({"draw": torch.tensor([1, 2, NUM_DRAWS])}, r"draw must be "),
         ({"draw": torch.tensor([1, 2, NUM_DRAWS - 1]), "num_draws": 2}, r"draw must be in \[0, 2\*\*32\)"),
         ({"draw": NUM_DRAWS - 1, "num_draws": 2}, r"draw must be in \[0, 2\*\*32\)"),
-        ({"num_draws": 0}, "num_draws must be at least 1, got 0"),
-        ({"num_draws": 1.5}, "num_draws must be at least 1, got 1.5"),
+        ({"num_draws": 0}, "num_draws must be a whole number, at least 1, got 0"),
+        ({"num_draws": 1.5}, "num_draws must be a whole number, at least 1, got 1.5"),
+        ({"num_draws": True}, "num_draws must be a whole number, at least 1, got True"),
     ],
     ids=str,
 )

@@ -51,6 +51,14 @@ def test_fresh_noise_of_a_seed_is_reproduced_by(other):
         assert_close(one, two)
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_siblings_of_replicas_draw_apart(seed):
+    model = purifier().reseed(seed)
+    others = [replicated(model), replicated(model), model]
+    drawn = [sibling.streams.fresh() for other in others for sibling in (other.configured(), other.twin("attack"))]
+    assert len(set(drawn)) == 6
+
+
 def test_fresh_noise_without_a_seed_is_never_repeated():
     pickled = pickle.dumps(purifier())
     outs = [model(images(2)) for model in (purifier(), purifier(), pickle.loads(pickled), pickle.loads(pickled))]
@@ -146,6 +154,9 @@ def test_a_generator_decides_and_moves_on():
     assert_close(model(x, generator=of(1)), first)
     assert_close(made()(x, generator=of(1)), first)
     assert apart(model(x, generator=of(2)), first)
+    twin = model.twin("attack")
+    assert apart(twin(x, generator=of(1)), first)
+    assert_close(twin(x, generator=of(1)), made().twin("attack")(x, generator=of(1)))
     assert torch.equal(before, torch.get_rng_state())
     with pytest.raises(ValueError, match="generator must be None where draw is given"):
         model(x, draw=0, generator=generator)

@@ -54,6 +54,12 @@ def test_an_empty_batch_stays_empty():
     assert purifier()(images(0)).shape == (0, 1, 8, 8)
 
 
+def test_a_further_module_beside_the_networks_changes_nothing():
+    model, other = purifier(noise="fixed"), purifier(noise="fixed")
+    model.head = nn.Linear(2, 2)
+    assert torch.equal(model(images()), other(images()))
+
+
 def test_the_global_generator_is_never_touched():
     before = torch.get_rng_state()
     purifier()(images())

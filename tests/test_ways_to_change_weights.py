@@ -403,7 +403,7 @@ def test_gradients_and_a_unet_alone_see_what_is_written_into_data(call, states):
     assert (before - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
-def test_whoever_purifies_first_notices_for_all_who_share_a_network(states):
+def test_the_purifier_that_is_called_first_notices_for_all_that_share_a_network(states):
     """A network has one probe: a sibling that comes later must not take what it finds for what was there before."""
     (state, expected), _ = states
     pair = Pair()

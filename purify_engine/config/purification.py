@@ -24,6 +24,7 @@ Growth = Literal["constant", "noise"]
 Sizes = Literal["exact", "native", "resize", "tile"]
 TimeLabels = Literal["index", "diffpure"]
 
+SEEDS = "in [0, 2**63), an integer, or None"
 UNIT_RANGE = (0.0, 1.0)  # of the images that files hold, attacks project to and classifiers read
 
 
@@ -149,6 +150,7 @@ class PurifierConfig:
     def __post_init__(self) -> None:
         self._hold_tuples()
         self._hold_range()
+        self._hold_seed()
         one_of("sampler", self.sampler, Sampler)
         one_of("noise", self.noise, NoiseMode)
         one_of("gradient", self.gradient, GradientMode)
@@ -172,7 +174,7 @@ class PurifierConfig:
         is_large = self.sampler == "ddpm_large"
         require(is_large or not self.last_noise, "last_noise", "false, but for sampler='ddpm_large'", self.last_noise)
         require(self.surrogate_steps >= 1, "surrogate_steps", "at least 1", self.surrogate_steps)
-        require(self.seed is None or 0 <= self.seed < 2**63, "seed", "in [0, 2**63), or None", self.seed)
+        require(self.seed is None or 0 <= self.seed < 2**63, "seed", SEEDS, self.seed)
         require(self.tile_stride is None or self.tile_stride >= 1, "tile_stride", "at least 1, or None", self.tile_stride)
 
     @property
@@ -199,6 +201,12 @@ class PurifierConfig:
                 whole = isinstance(given, Iterable) and all(isinstance(number, SupportsIndex) for number in given)
                 require(whole, name, "a tuple of integers, or None", given)
                 object.__setattr__(self, name, tuple(map(index, given)))
+
+    def _hold_seed(self) -> None:
+        """NumPy's integers become plain ones, which do not wrap at 64 bits."""
+        whole = self.seed is None or isinstance(self.seed, SupportsIndex)
+        require(whole, "seed", SEEDS, self.seed)
+        object.__setattr__(self, "seed", None if self.seed is None else index(self.seed))
 
     def _hold_range(self) -> None:
         given = self.image_range

@@ -12,7 +12,6 @@ from typing import Any
 TRACED = "a Python tracer is active, and would see nothing of a replay"
 
 
-
 def tools_of(monitoring: Any) -> tuple[int, ...]:
     """Every tool number that `sys.monitoring` gives out, but for the profiler's and the optimiser's: a profiler times what runs
     without it. None before Python 3.12, which has no such module."""

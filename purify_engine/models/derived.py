@@ -126,8 +126,8 @@ def notice_writes(*networks: nn.Module | None) -> bool:
     """Look for writes to weights that PyTorch does not count, and have what was derived from those networks made anew.
 
     Such are `parameter.data.copy_(...)` and NumPy's. Once a call, before anything derived is used: it compares a run of elements
-    of every tensor, by `ops.TensorSample`, which says what it cannot see. A network has one probe, whoever asks.
-    Returns whether some weights are others than at the last call, noticed by whatever means.
+    of every tensor, by `ops.TensorSample`, which says what it cannot see. All purifiers of a network share
+    its probe. Returns whether some weights are others than at the last call, noticed by whatever means.
     """
     if ops.is_transformed() and any(map(_stands_for_others, networks)):
         return False

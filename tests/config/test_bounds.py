@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from purify_engine.config import (
@@ -47,7 +48,7 @@ BOUNDS = [
     (PurifierConfig, "clip_x0", ["never", "consistent"], ["always"], "one of never, consistent, x0_only", {}),
     (PurifierConfig, "clip_x0", ["x0_only"], [], "", {"sampler": "ddim"}),
     (PurifierConfig, "clip_x0", ["consistent"], ["x0_only"], "'never' or 'consistent' unless sampler='ddim'", {}),
-    (PurifierConfig, "noise", ["fresh", "fixed"], ["none"], "one of fresh, fixed", {}),
+    (PurifierConfig, "noise", ["fresh", "fixed", "torch"], ["none"], "one of fresh, fixed, torch", {}),
     (PurifierConfig, "gradient", ["exact", "blind"], ["none"], "one of exact, surrogate, bpda, blind, straight_through, "
      "detached_guidance", {}),
     (PurifierConfig, "t_star", [1, 50], [0, 51], "in [1, 50]", {"schedule": ScheduleConfig(num_timesteps=50)}),
@@ -78,7 +79,7 @@ BOUNDS = [
     (PurifierConfig, "surrogate_steps", [1, 9], [0], "at least 1", {}),
     (PurifierConfig, "sizes", ["exact", "native", "resize", "tile"], ["pad"], "one of exact, native, resize, tile", {}),
     (PurifierConfig, "tile_stride", [None, 1, 9], [0], "at least 1, or None", {}),
-    (PurifierConfig, "seed", [0, 2**63 - 1], [-1, 2**63], "in [0, 2**63)", {}),
+    (PurifierConfig, "seed", [0, 2**63 - 1, np.int64(7)], [-1, 2**63, 1.5], "in [0, 2**63), an integer, or None", {}),
     (UNetConfig, "image_size", [8, 16], [0], "at least 1", {}),
     (UNetConfig, "image_size", [8, 24], [4, 12, 33], "a multiple of 8 for this channel_mult", {}),
     (UNetConfig, "in_channels", [1, 4], [0], "at least 1", {}),

@@ -16,6 +16,8 @@ from purify_engine.config import (
     DiffusionTraining,
     EvaluationConfig,
     GuidanceConfig,
+    OwnDenoiserConfig,
+    OwnGuideConfig,
     Perturbation,
     PurifierConfig,
     ScheduleConfig,
@@ -86,6 +88,11 @@ CHANGED = {  # every field of every configuration at another value than its defa
         checkpoint_every=12, momentum=0.13, attack=PERTURBATION, trade_off=14.0, drop_at=0.15, t_star=16, clean_share=0.17,
         schedule=SCHEDULE,
     ),
+    OwnDenoiserConfig(
+        network="a", image_size=2, in_channels=4, num_halvings=5, predicts="v", takes="fraction", num_timesteps=6,
+        learned_variance=True,
+    ),
+    OwnGuideConfig(network="a", features="b", mean=(0.3,), std=(0.4,), num_classes=5),
 }  # fmt: skip
 ALL = [thing for name in config.__all__ if dataclasses.is_dataclass(thing := getattr(config, name))]
 
