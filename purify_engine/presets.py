@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,7 @@ class Handed(NamedTuple):
 
 
 NOTHING = Handed()
+AdapterT = TypeVar("AdapterT", OwnDenoiser, OwnGuide)
 
 FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")  # of checkpoints; no Hub id ends so
 EMBEDDED = Path(__file__).parent / "weights"
@@ -249,7 +250,7 @@ def _denoiser(folder: Path, config: dict[str, Any], handed: nn.Module | None, dt
         return Denoiser(built_from_safetensors(network, folder / "unet.safetensors", dtype))
     known = from_dict(OwnDenoiserConfig, said)
     module = _handed_in("denoiser", handed, folder, known.network)
-    adapter = module if isinstance(module, OwnDenoiser) else OwnDenoiser.of(module, known)
+    adapter = _as_saved("denoiser", module, known) if isinstance(module, OwnDenoiser) else OwnDenoiser.of(module, known)
     load_safetensors(adapter.module, folder / "own_denoiser.safetensors")
     return adapter
 
@@ -261,7 +262,7 @@ def _guide(folder: Path, config: dict[str, Any], handed: nn.Module | None) -> An
         return _classifier(folder, "guide", config) if config.get("guide") else None
     known = from_dict(OwnGuideConfig, said)
     module = _handed_in("guide", handed, folder, known.network)
-    adapter = module if isinstance(module, OwnGuide) else OwnGuide.of(module, known)
+    adapter = _as_saved("guide", module, known) if isinstance(module, OwnGuide) else OwnGuide.of(module, known)
     load_safetensors(adapter.module, folder / "own_guide.safetensors")
     return adapter
 
@@ -271,7 +272,18 @@ def _handed_in(argument: str, handed: nn.Module | None, folder: Path, network: s
     wanted = f"the {named} whose weights {folder} holds (its code is not stored): from_pretrained(..., {argument}=module)"
     if handed is None:
         raise ValueError(f"{argument} must be {wanted}, got None")
+    if not isinstance(handed, nn.Module):
+        raise TypeError(f"{argument} must be {wanted}, got {type(handed).__name__}")
     return handed
+
+
+def _as_saved(argument: str, adapter: AdapterT, known: OwnDenoiserConfig | OwnGuideConfig) -> AdapterT:
+    """The adapter that is handed in; ValueError where it says other things of its module than the folder."""
+    for field in dataclasses.fields(known):
+        said, saved = getattr(adapter.config, field.name), getattr(known, field.name)
+        wanted = f"{saved!r}, as saved; the module without its adapter takes what the folder says"
+        require(field.name == "network" or said == saved, f"{argument}'s {field.name}", wanted, said)
+    return adapter
 
 
 def _refuse_handed(argument: str, handed: nn.Module | None, folder: Path) -> None:

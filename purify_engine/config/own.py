@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from purify_engine.config.checks import one_of, require
 
@@ -34,10 +34,9 @@ class OwnDenoiserConfig:
     """Twice the output channels: the second half says where the variance of each pixel lies, which ddpm_learned alone reads."""
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 1, "image_size", "at least 1", self.image_size)
-        require(self.in_channels >= 1, "in_channels", "at least 1", self.in_channels)
-        require(self.num_halvings >= 0, "num_halvings", "at least 0", self.num_halvings)
-        require(self.num_timesteps >= 1, "num_timesteps", "at least 1", self.num_timesteps)
+        for name, least in (("image_size", 1), ("in_channels", 1), ("num_halvings", 0), ("num_timesteps", 1)):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= least, name, f"a whole number, at least {least}", value)
         one_of("predicts", self.predicts, OwnPrediction)
         one_of("takes", self.takes, TimeInput)
 
@@ -69,8 +68,20 @@ class OwnGuideConfig:
     """Logits that it puts out; None: as many as it does."""
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         require((self.mean is None) == (self.std is None), "std", "given where mean is, and only there", self.std)
         alike = self.mean is None or self.std is None or len(self.mean) == len(self.std)
         require(alike, "std", f"of as many channels as mean {self.mean}", self.std)
         require(self.std is None or min(self.std) > 0, "std", "positive in every channel", self.std)
         require(self.num_classes is None or self.num_classes >= 2, "num_classes", "at least 2, or None", self.num_classes)
+
+
+def _numbers(argument: str, given: Any) -> tuple[float, ...] | None:
+    """A number for each channel, from a tuple, a list, an array or a tensor."""
+    if given is None:
+        return None
+    try:
+        return tuple(float(number) for number in given)
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument} must be numbers, one a channel, as (0.5,), or None, got {given!r}") from None

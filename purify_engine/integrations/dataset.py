@@ -102,8 +102,9 @@ class purified:  # noqa: N801 - it reads as a verb where it is used: for images,
     """
 
     def __init__(self, loader: DataLoader, purifier: GuidedPurifier, *, draw: int = 0, image: int | str = 0) -> None:
-        if not isinstance(loader.dataset, Numbered):
-            kind = type(loader.dataset).__name__
+        dataset = loader.dataset if isinstance(loader, DataLoader) else None
+        if not isinstance(dataset, Numbered):
+            kind = type(dataset or loader).__name__
             raise TypeError(f"loader must be of a numbered dataset, DataLoader(Numbered(dataset), ...), got one of {kind}")
         self.loader, self.purifier, self.draw, self.image = loader, purifier, draw, image
 
@@ -145,7 +146,8 @@ def _with_image(item: Any, place: int | str, image: Tensor) -> Any:
         return image
     if isinstance(item, Mapping):
         return {**item, place: image}
-    values = [image if number == place else value for number, value in enumerate(item)]
+    values = list(item)
+    values[int(place)] = image
     if hasattr(item, "_fields"):  # a named tuple
         return type(item)(*values)
     return values if isinstance(item, list) else tuple(values)

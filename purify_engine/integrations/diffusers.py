@@ -41,6 +41,8 @@ class UNet2D(nn.Module):
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
+        if not isinstance(unet, UNet):
+            raise TypeError(f"unet must be a UNet of ours, as purifier.denoiser.unet, got {type(unet).__name__}")
         config, known = unet.config, f"one of {', '.join(PREDICTIONS)} for diffusers"
         require(config.prediction in PREDICTIONS, "prediction", known, config.prediction)
         out_channels = config.in_channels * (2 if config.learned_variance else 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from purify_engine import files
+from purify_engine import devices, files
 from purify_engine.config import one_of, require
 from purify_engine.defended import DefendedClassifier, Vote
 from purify_engine.presets import load_classifier
@@ -35,13 +35,15 @@ def load_model(
     vote: Vote = "logits",
     device: str | torch.device = "cpu",
 ) -> DefendedClassifier:
-    """What RobustBench's `load_model` returns: a module from images in [0, 1] to logits, in evaluation mode, on `device`.
+    """What RobustBench's `load_model` returns: a module from images in [0, 1] to logits, in evaluation mode, on `device`
+    ("auto": a GPU where there is one).
 
     purifier: one of images in [0, 1], else ValueError. classifier: a module, or what `load_classifier` takes.
     """
     require(purifier.config.image_range == (0, 1), "purifier", "one of image_range=(0, 1)", purifier.config.image_range)
+    where = devices.torch_device(device)
     network = load_classifier(classifier) if isinstance(classifier, str | Path) else classifier
-    return DefendedClassifier(purifier, network, num_draws, vote).eval().to(device)
+    return DefendedClassifier(purifier, network, num_draws, vote).eval().to(where)
 
 
 def model_info(
@@ -111,7 +113,7 @@ def write_model_info(info: dict[str, Any], threat_model: ThreatModel, model_name
 
 
 def _percent(accuracy: float) -> str:
-    return str(round(100 * accuracy, 2))
+    return str(round(100 * float(accuracy), 2))  # of a tensor, too
 
 
 def _budget(eps: float) -> str:

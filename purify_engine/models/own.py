@@ -188,7 +188,7 @@ class OwnGuide(nn.Module):
         require(not is_inference, "module", wanted, "inference tensors")
         self.config = OwnGuideConfig(network=_named(module), features=features, mean=mean, std=std, num_classes=num_classes)
         self.module = module
-        for name, numbers in (("mean", mean), ("std", std)):
+        for name, numbers in (("mean", self.config.mean), ("std", self.config.std)):
             if numbers is not None:
                 self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         self._passing = _Passing()
@@ -213,7 +213,9 @@ class OwnGuide(nn.Module):
 
     def features_and_logits(self, images: Images) -> tuple[Features, Logits]:
         """The penultimate features [B, F] and the logits [B, K] of images in [0, 1]."""
-        x = images if self.config.mean is None else (images - self.mean) / self.std
+        mean, channels = self.config.mean, images.shape[1]
+        require(mean is None or len(mean) in (1, channels), "mean", f"for 1 channel, or the images' {channels}", mean)
+        x = images if mean is None else (images - self.mean) / self.std
         with self._passing.told() as passing:
             logits = _tensor_of(self.module(x), "logits", "module(images)")
             features = passing.seen

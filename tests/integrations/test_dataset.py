@@ -91,6 +91,8 @@ def test_whole_batches_in_the_main_process_are_the_same_images_in_any_order(mode
 def test_a_loader_that_numbers_nothing_is_refused(model, data):
     with pytest.raises(TypeError, match=r"DataLoader\(Numbered\(dataset\), ...\), got one of TensorDataset"):
         purified(DataLoader(data), model)
+    with pytest.raises(TypeError, match=r"DataLoader\(Numbered\(dataset\), ...\), got one of Numbered"):
+        purified(Numbered(data), model)
 
 
 def test_the_image_is_found_in_tensors_tuples_and_dictionaries(model, data, expected):
@@ -101,7 +103,8 @@ def test_the_image_is_found_in_tensors_tuples_and_dictionaries(model, data, expe
         assert type(found) is type(item)
         assert_close(found if isinstance(item, torch.Tensor) else found[0], expected[1])
         assert isinstance(item, torch.Tensor) or found[-1 if isinstance(item, tuple | list) else "label"] == "a"
-    assert_close(PurifiedDataset(Items([None, ("a", image)]), model, image=1)[1][1], expected[1])
+    for place in (1, -1):
+        assert_close(PurifiedDataset(Items([None, ("a", image)]), model, image=place)[1][1], expected[1])
     assert_close(PurifiedDataset(Items([None, {"pixels": image}]), model, image="pixels")[1]["pixels"], expected[1])
 
 

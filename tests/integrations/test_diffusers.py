@@ -140,6 +140,11 @@ def test_a_network_that_is_told_another_time_is_refused():
         UNet2D(UNet(UNetConfig(image_size=8, base_channels=8, channel_mult=(1,), prediction="edm")))
 
 
+def test_a_denoiser_is_no_network_for_a_pipeline():
+    with pytest.raises(TypeError, match=r"^unet must be a UNet of ours, as purifier\.denoiser\.unet, got Denoiser$"):
+        UNet2D(purifier().denoiser)
+
+
 # Ours in theirs: the plan
 
 

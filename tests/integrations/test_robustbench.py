@@ -39,6 +39,11 @@ def test_a_purifier_of_another_range_is_refused():
         load_model(purifier(image_range=(-1, 1)), classifier())
 
 
+def test_a_device_that_is_not_here_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="^device must be one that PyTorch .* finds here, got 'cuda:99'$"):
+        load_model(purifier(), classifier(), device="cuda:99")
+
+
 def test_a_classifier_is_loaded_by_the_name_of_its_folder(small_purifier):
     from purify_engine import GuidedPurifier
 

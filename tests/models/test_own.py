@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 import threading
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from purify_engine.config import GuidanceConfig, OwnDenoiserConfig, PurifierConfig
+from purify_engine.config import GuidanceConfig, OwnDenoiserConfig, PurifierConfig, to_dict
 from purify_engine.models import Denoiser
 from purify_engine.models.own import OwnDenoiser, OwnGuide
 from purify_engine.purifier import GuidedPurifier
@@ -166,7 +167,11 @@ def test_the_features_are_the_named_layers_output_or_what_the_last_linear_layer_
 
 def test_a_normalisation_stands_before_the_module():
     network, x = seeded(ResNet).eval(), images(3)
-    assert torch.equal(OwnGuide(network, mean=(0.3,), std=(0.4,))(x), network((x - torch.tensor(0.3)) / torch.tensor(0.4)))
+    normalised = network((x - torch.tensor(0.3)) / torch.tensor(0.4))
+    for kind in (tuple, list, torch.tensor):
+        guide = OwnGuide(network, mean=kind([0.3]), std=kind([0.4]))
+        assert torch.equal(guide(x), normalised)
+        assert json.loads(json.dumps(to_dict(guide.config)))["mean"] == pytest.approx([0.3])
 
 
 def test_what_passes_the_layer_in_another_thread_or_another_call_is_not_seen():
@@ -288,6 +293,10 @@ REFUSED = {
     "no linear layer": (lambda: OwnGuide(nn.Conv2d(1, 1, 1)), ValueError, "^features must be .* no nn.Linear, got None$"),
     "inference tensors": (made_in_inference_mode, ValueError, "^module must be made outside torch.inference_mode"),
     "half a normalisation": (lambda: OwnGuide(ResNet(), mean=(0.5,)), ValueError, "^std must be given where mean is"),
+    "one number for all": (lambda: OwnGuide(ResNet(), mean=0.5, std=0.5), ValueError, r"^mean must be numbers, .*, got 0\.5$"),
+    "another number of channels": (
+        lambda: own(guide=OwnGuide(ResNet(), mean=(0.5, 0.5), std=(1, 1)))(images(2)), ValueError, "^mean must be for 1 channel"),
+    "half a pixel": (lambda: OwnDenoiser(Predicts(), image_size=8.5), ValueError, r"^image_size must be a whole .* got 8\.5$"),
     "another number of logits": (
         lambda: own(guide=OwnGuide(ResNet(), num_classes=7))(images(2)), ValueError, r"^module\(images\) must be \[2, 7\], got"),
     "another shape": (lambda: own(shaped(2, 3, 8, 8))(images(2)), ValueError, r"^module\(x_t, t\) must be \[2, 1, 8, 8\] for .*"),
@@ -365,6 +374,8 @@ def test_saved_weights_come_back_into_the_modules_that_are_handed_in(tmp_path):
 def test_a_folder_of_other_networks_needs_the_modules_and_takes_no_others(tmp_path):
     own().save_pretrained(tmp_path / "own")
     purifier().save_pretrained(tmp_path / "ours")
+    another = OwnDenoiser(Predicts(), image_size=8, in_channels=1, predicts="v")
+    normalised = OwnGuide(ResNet(), mean=(0.5,), std=(0.5,))
     cases = [
         ("own", {}, r"^denoiser must be the 'Predicts' whose weights .*: from_pretrained\(\.\.\., denoiser=module\), got None$"),
         ("own", {"denoiser": Predicts()}, r"^guide must be the 'ResNet' whose weights .* guide=module\), got None$"),
@@ -372,11 +383,15 @@ def test_a_folder_of_other_networks_needs_the_modules_and_takes_no_others(tmp_pa
         ("own", {"denoiser": Predicts(), "guide": ResNet(7)}, r"own_guide\.safetensors belongs to another network: fc"),
         ("ours", {"denoiser": Predicts()}, "^denoiser must be left out, as .* holds no network that needs it, got 'Predicts'$"),
         ("ours", {"guide": ResNet()}, "^guide must be left out, as"),
+        ("own", {"denoiser": another, "guide": ResNet()}, "^denoiser's predicts must be 'eps', as saved; .*, got 'v'$"),
+        ("own", {"denoiser": Predicts(), "guide": normalised}, r"^guide's mean must be \(0\.3,\), as saved; .*, got \(0\.5,\)$"),
     ]
     for folder, handed, match in cases:
         with pytest.raises(ValueError, match=match) as error:
             GuidedPurifier.from_pretrained(tmp_path / folder, **handed)
         assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="^denoiser must be the 'Predicts' .*, got type$"):
+        GuidedPurifier.from_pretrained(tmp_path / "own", denoiser=Predicts)
 
 
 def test_a_network_that_fits_the_protocol_alone_is_not_saved(tmp_path):
