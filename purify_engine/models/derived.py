@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,45 +27,49 @@ class Watched:
         self.roots = roots
         self.listed: list[nn.Module] = []  # as last walked: another list where a submodule was replaced
         self._children: list[nn.Module | None] = []
+        self._held: list[dict[str, Any]] = []  # what holds their submodules, their tensors, and their hooks: the dicts themselves
+        self._tensors: list[Mapping[str, Tensor | None]] = []
+        self._hooks: list[dict[int, Any]] = []
         self._of_known_classes = True
 
     def tensors(self) -> list[Tensor]:
         """All of them, in a fixed order; those of a replica of nn.DataParallel, too."""
-        found: list[Tensor | None] = []
-        for module in self.modules():
-            for held in (module._parameters, module._buffers):
-                if held:  # most modules hold neither
-                    found.extend(held.values())
-            if "_former_parameters" in module.__dict__:
-                found.extend(module.__dict__["_former_parameters"].values())
-        return [tensor for tensor in found if tensor is not None]
+        self.modules()
+        return [tensor for held in filter(None, self._tensors) for tensor in held.values() if tensor is not None]
 
     def modules(self) -> list[nn.Module]:
         """The modules and all their submodules, the roots first."""
-        if (self.roots and not self.listed) or self._children != self._held():
-            self.listed = [module for root in self.roots for module in root.modules()]
-            self._children = self._held()
-            self._of_known_classes = all(type(module).__module__.startswith(_BUILDERS) for module in self.listed)
+        if (self.roots and not self.listed) or self._children != self._submodules():
+            self._list()
         return self.listed
+
+    def _list(self) -> None:
+        self.listed = [module for root in self.roots for module in root.modules()]
+        self._held = list(map(_CHILDREN, self.listed))
+        self._children = self._submodules()
+        self._tensors = [held for module in self.listed for held in (module._parameters, module._buffers)]
+        self._tensors += [module.__dict__.get("_former_parameters", {}) for module in self.listed]
+        self._hooks = list(chain.from_iterable(map(_HOOKS, self.listed)))
+        self._of_known_classes = all(type(module).__module__.startswith(_BUILDERS) for module in self.listed)
+
+    def _submodules(self) -> list[nn.Module | None]:
+        return [child for held in filter(None, self._held) for child in held.values()]
 
     def is_as_built(self) -> bool:
         """Whether all modules are of PyTorch's classes and ours, and no hook waits for one: so that others may stand for them."""
-        modules = self.modules()
-        return self._of_known_classes and not any(map(any, map(_HOOKS, modules)))
+        self.modules()
+        return self._of_known_classes and not any(self._hooks)
 
     def hooked(self) -> nn.Module | None:
         """The first module with a hook that a replay would not run; hooks that compute with tensors alone are recorded."""
         modules = self.modules()
-        if not any(map(any, map(_HOOKS, modules))):  # as nearly always
+        if not any(self._hooks):  # as nearly always
             return None
         for module in modules:
             for hooks in _HOOKS(module):
                 if hooks and any(not str(getattr(hook, "__module__", "")).startswith(_RECORDED_HOOKS) for hook in hooks.values()):
                     return module
         return None
-
-    def _held(self) -> list[nn.Module | None]:
-        return list(chain.from_iterable(held.values() for held in map(_CHILDREN, self.listed) if held))
 
 
 class State:
