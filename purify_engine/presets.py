@@ -209,21 +209,25 @@ def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS, revision: str |
     is_embedded = (embedded / "config.json").is_file()
     unversioned = "None for an embedded name, a folder or a file: only a Hub id (owner/name) has revisions"
     require(revision is None or not (is_embedded or path.exists()), "revision", unversioned, revision)
-    if is_embedded:
-        return embedded
-    if path.is_file() or is_published(path):
+    if not is_embedded and (path.is_file() or is_published(path)):
         return cached(path, stated)
-    if path.is_dir():
-        return path
+    if is_embedded or path.is_dir():
+        return _ours(embedded if is_embedded else path, stated)
     is_file_name = path.suffix in FILES or str(name_or_path).startswith((".", "~"))  # a mistyped path is no Hub id
     if str(name_or_path).count("/") == 1 and not path.is_absolute() and not is_file_name:
         found = _from_hub(str(name_or_path), revision)
-        return cached(found, stated) if is_published(Path(found)) else found
+        return cached(found, stated) if is_published(Path(found)) else _ours(found, stated)
     known = ", ".join(list_purifiers())
     raise FileNotFoundError(
         f"purifier must be an embedded name ({known}), a folder, or a Hub id owner/name, or a checkpoint's file, "
         f"got {str(name_or_path)!r}"
     )
+
+
+def _ours(folder: Path, stated: Stated) -> Path:
+    for argument, said in {"layout": stated.layout, **stated.classifier}.items():
+        require(said is None, argument, f"left out: config.json of {folder} says it; published checkpoints alone need it", said)
+    return folder
 
 
 def _from_hub(repo_id: str, revision: str | None) -> Path:

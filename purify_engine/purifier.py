@@ -37,7 +37,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
     Float NCHW images in [0, 1] go in; the same shape, dtype and device come out, in [0, 1] too unless `config.clamp` is False.
     `config.sizes` says which heights and widths are taken, and how.
     `nn.Sequential(purifier, classifier)` is a defended classifier, differentiable in the way that `config.gradient` names.
-    PyTorch's random generators are never touched.
+    PyTorch's random generators are touched only where `noise="torch"` or a `generator` says so.
 
     denoiser: the diffusion model. guide: the auxiliary network of adversarial guidance, a classifier of [0, 1] images;
     None where `config.guidance` needs none. Both are frozen and stay in evaluation mode.

@@ -72,6 +72,14 @@ def test_a_revision_that_is_not_there_is_one_line_and_a_full_disk_stays_what_it_
     assert raised.value.errno == errno.ENOSPC
 
 
+def test_what_a_folder_says_itself_is_not_stated_beside_it(small_purifier):
+    for name in ("digits", small_purifier):
+        with pytest.raises(ValueError, match="^layout must be left out: config.json of .* says it.*, got 'score_sde'$"):
+            GuidedPurifier.from_pretrained(name, layout="score_sde")
+        with pytest.raises(ValueError, match=r"^mean must be left out: .*, got \(0\.5,\)$"):
+            presets.load_classifier(name, mean=(0.5,))
+
+
 def test_what_lies_here_has_no_revisions(tmp_path, hub):
     (tmp_path / "weights.pth").touch()
     for name in ("digits", saved(tmp_path / "folder"), tmp_path / "weights.pth"):
