@@ -153,7 +153,7 @@ def noise_of(
     elif draws is None and num_draws is None:
         seeds = [[streams.named]]
     elif isinstance(draws, Tensor):
-        seeds = streams.drawn_each(draws + torch.arange(count).unsqueeze(1)).tolist()
+        seeds = streams.drawn_each(draws + torch.arange(count, device="cpu").unsqueeze(1)).tolist()
     else:
         seeds = [[streams.drawn((draws or 0) + k)] for k in range(count)]
     if num_draws is None and len(seeds[0]) == 1:

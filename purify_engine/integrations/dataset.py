@@ -51,7 +51,8 @@ class PurifiedDataset(Dataset):
         images = [_single(_image_of(item, self.image)) for item in items]
         for shape in dict.fromkeys(image.shape for image in images):
             same = [place for place, image in enumerate(images) if image.shape == shape]
-            batch, ids = torch.stack([images[place] for place in same]), torch.tensor([numbers[place] for place in same])
+            batch = torch.stack([images[place] for place in same])
+            ids = torch.tensor([numbers[place] for place in same], device=batch.device)
             for place, image in zip(same, _purify(self.purifier, batch, ids, self.draw), strict=True):
                 items[place] = _with_image(items[place], self.image, image)
         return items
@@ -72,7 +73,7 @@ class PurifyTransform:
         _refuse_gpus_in_workers(self.purifier)
         values = _single(image).detach().cpu().contiguous().flatten().view(torch.uint8)
         digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=8).digest()
-        ids = torch.tensor([int.from_bytes(digest, "big") >> 1])
+        ids = torch.tensor([int.from_bytes(digest, "big") >> 1], device="cpu")
         return _purify(self.purifier, image.unsqueeze(0), ids, self.draw)[0]
 
     def __repr__(self) -> str:
