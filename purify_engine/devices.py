@@ -105,11 +105,18 @@ def is_replica(module: nn.Module) -> bool:
     return getattr(module, "_is_replica", False)
 
 
-def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Its parameters; a replica of nn.DataParallel keeps them as plain attributes, and leaves them out of `parameters()`."""
-    for part in module.modules():
+    for path, part in module.named_modules():
         held = part.__dict__.get("_former_parameters") if is_replica(part) else part._parameters
-        yield from (parameter for parameter in (held or {}).values() if parameter is not None)
+        for name, parameter in (held or {}).items():
+            if parameter is not None:
+                yield f"{path}.{name}" if path else name, parameter
+
+
+def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+    """`named_parameters_of` without the names."""
+    return (parameter for _, parameter in named_parameters_of(module))
 
 
 def first_parameter(module: nn.Module) -> Tensor:

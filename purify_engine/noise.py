@@ -76,7 +76,9 @@ class Streams:
 
     def of_generator(self, generator: torch.Generator | None) -> int:
         """A seed drawn from `generator`, or from PyTorch's own for CPUs, which moves on by one number: this stream's."""
-        return _of_stream(from_generator(generator), self.stream)
+        device = torch.device("cpu") if generator is None else generator.device
+        seed = torch.randint(LARGEST_SEED, (), dtype=torch.int64, device=device, generator=generator)
+        return _of_stream(int(seed), self.stream)
 
     def drawn(self, draw: int) -> int:
         """The seed of draw `draw` of named noise, in [0, 2**32)."""
@@ -97,13 +99,6 @@ class Streams:
         if rank:
             own = derived_number(own, RANKS + rank)
         return own if worker is None else derived_number(own, WORKERS + worker.id)
-
-
-def from_generator(generator: torch.Generator | None) -> int:
-    """A seed drawn from `generator`, or from PyTorch's own for CPUs, which moves on by one number."""
-    device = torch.device("cpu") if generator is None else generator.device
-    drawn = torch.randint(LARGEST_SEED, (), dtype=torch.int64, device=device, generator=generator)
-    return int(drawn)
 
 
 def _of_stream(seed: int, stream: str) -> int:

@@ -453,7 +453,7 @@ def replica_of(module):
             if parameter is None:
                 replica._parameters[name] = None
             else:
-                setattr(replica, name, parameter.detach().clone())
+                setattr(replica, name, parameter.clone())
                 replica._former_parameters[name] = getattr(replica, name)
         for name, buffer in one._buffers.items():
             setattr(replica, name, None if buffer is None else buffer.clone())
@@ -473,4 +473,7 @@ def test_a_replica_of_data_parallel_purifies_by_the_loop_with_its_own_weights(st
     by_loading(pair.graph, state)
     assert (purified(replica_of(pair.graph)) - expected).abs().max() < 2e-6
     pair.assert_are(expected)  # nothing of theirs is taken for the network's own
+    pair.graph.requires_grad_()
+    with pytest.raises(ValueError, match="must be frozen to differentiate a purifier .* first 'unet.conv_in.weight'"):
+        replica_of(pair.graph)(x)
     assert "cpu" in repr(replica)

@@ -9,7 +9,7 @@ A derivative of the gradient, as of a Hessian-vector product, records the networ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine.config import GradientMode
+from purify_engine.devices import named_parameters_of
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
@@ -79,7 +80,8 @@ def differentiable_run(
 
 def refuse_parameter_gradients(*parts: object) -> None:
     """A purifier's gradient is with respect to its input alone; a parameter that expects one is told so."""
-    waiting = [name for part in parts for name, p in _named_parameters(part) if p.requires_grad]
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    waiting = [name for network in networks for name, p in named_parameters_of(network) if p.requires_grad]
     if waiting:
         raise ValueError(
             "network parameters must be frozen to differentiate a purifier (its gradient is in the images alone), got "
@@ -95,10 +97,6 @@ def refuse_other_weights(networks: Networks, *parts: object) -> None:
             "the weights of a purifier must stay as they are between a call and its derivatives, which run the networks again, "
             "got others; differentiate before they change, and load weights into a copy in place of torch.func.functional_call"
         )
-
-
-def _named_parameters(part: object) -> Iterable[tuple[str, nn.Parameter]]:
-    return part.named_parameters() if isinstance(part, nn.Module) else ()
 
 
 def _with_gradient_of(path: Tensor, value: Tensor) -> Tensor:

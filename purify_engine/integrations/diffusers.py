@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purify_engine import ops
+from purify_engine import devices, ops
 from purify_engine.config import Prediction, require
 from purify_engine.engine.guide import NoGuide
 from purify_engine.engine.plan import ReversePlan
@@ -53,11 +53,11 @@ class UNet2D(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return devices.device_of(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return devices.dtype_of(self)
 
     def forward(
         self, sample: Images, timestep: Tensor | float | int, class_labels: None = None, return_dict: bool = True

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine.config import OwnDenoiserConfig, OwnGuideConfig, OwnPrediction, TimeInput, require
+from purify_engine.devices import device_of
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import EpsModel, HasTimes, NetworkFacts
 from purify_engine.types import Features, Images, Logits, Step, Timesteps
@@ -190,7 +191,7 @@ class OwnGuide(nn.Module):
         self.module = module
         for name, numbers in (("mean", self.config.mean), ("std", self.config.std)):
             if numbers is not None:
-                self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
+                self.register_buffer(name, torch.tensor(numbers, device=device_of(module))[:, None, None], persistent=False)
         self._passing = _Passing()
         layers = dict(module.named_modules())
         if features is None:
