@@ -42,7 +42,6 @@ NETWORKS_OWN = {
     ("models/blocks.py", "torch.zeros(channels)"),
     ("models/classifiers.py", "torch.tensor(config.mean)"),
     ("models/classifiers.py", "torch.tensor(config.std)"),
-    ("models/own.py", "torch.tensor(numbers)"),
 }
 META = torch.device("meta")
 KINDS = ["none", "pixel", "adversarial", "Tweedie"]
