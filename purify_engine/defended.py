@@ -57,6 +57,11 @@ class DefendedClassifier(nn.Module):
         self.vote = vote
         self.training = classifier.training if isinstance(classifier, nn.Module) else False
 
+    def train(self, mode: bool = True) -> DefendedClassifier:
+        super().train(mode)
+        self.purifier.eval()  # where the classifier is its guide as well
+        return self
+
     def extra_repr(self) -> str:
         return f"num_draws={self.num_draws}, vote={self.vote!r}"
 

@@ -114,6 +114,8 @@ def test_it_starts_in_its_classifiers_mode_and_the_purifier_never_trains(model):
     defended.train()
     assert network.training and not model.training and not model.denoiser.training
     assert model.defend(network).training
+    guided = purifier()
+    assert not guided.defend(guided.guide).train().classifier.training
     assert not model.defend(lambda batch: batch).training
 
 

@@ -19,6 +19,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
     """The configuration of class `cls` from its JSON form; an unknown key is refused by name."""
+    require(isinstance(values, dict), cls.__name__, "given as an object of its fields", values)
     kinds = get_type_hints(cls)
     unknown = sorted(set(values) - set(kinds))
     require(not unknown, cls.__name__, f"given only {', '.join(kinds)}", ", ".join(unknown))

@@ -183,3 +183,9 @@ def test_configurations_cannot_be_changed():
     for value in CHANGED:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)
+
+
+@pytest.mark.parametrize("values", [3, [], None, "digits"])
+def test_what_is_no_object_of_fields_is_refused_in_one_line(values):
+    with pytest.raises(ValueError, match="^UNetConfig must be given as an object of its fields, got "):
+        from_dict(UNetConfig, values)

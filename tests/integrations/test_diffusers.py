@@ -97,8 +97,9 @@ def test_a_network_of_theirs_gives_the_same_images_and_gradients_in_a_replay():
         (lambda: theirs(act_fn="gelu"), lambda: None, "^scheduler must be the one that the network was trained with"),
         (lambda: torch.nn.Conv2d(1, 1, 1), DDPMScheduler, "^unet must be diffusers' UNet2DModel, .*got 'Conv2d'"),
         (theirs, lambda: DDPMScheduler(thresholding=True), "^thresholding must be False"),
+        (theirs, lambda: DDPMScheduler, "^scheduler must be an instance in place of its class, got"),
     ],
-    ids=["classes", "sigma", "channels", "no square", "no scheduler", "no UNet2DModel", "another scheduler"],
+    ids=["classes", "sigma", "channels", "no square", "no scheduler", "no UNet2DModel", "another scheduler", "a class"],
 )
 def test_what_no_purifier_can_be_made_of_is_refused_in_one_line(unet, scheduler, match):
     with pytest.raises(ValueError, match=match) as error:

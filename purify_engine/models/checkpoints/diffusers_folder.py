@@ -125,6 +125,8 @@ def as_it_is(
 
 def _parts(unet: Any, scheduler: Any) -> tuple[Any, Any]:
     """(unet, scheduler) of a pipeline, or as they are given."""
+    for argument, given in (("unet", unet), ("scheduler", scheduler)):
+        require(not isinstance(given, type), argument, "an instance in place of its class", given)
     for part in ("vae", "vqvae", "text_encoder"):
         require(getattr(unet, part, None) is None, "unet", "a pipeline of images, not of latents or text", f"one with {part}")
     if hasattr(unet, "unet"):
