@@ -202,7 +202,7 @@ void define_ops(py::module_& module, const std::string& dtype) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ extension of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 4;  // purify_engine/ops/_extension.py refuses an extension built for another
+  module.attr("INTERFACE") = 5;  // purify_engine/ops/_extension.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");

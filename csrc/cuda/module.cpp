@@ -104,7 +104,7 @@ int64_t backward_workspace(const GivenNorm& norm) { return group_norm_silu_backw
 PYBIND11_MODULE(_cuda, module) {
   const auto released = py::call_guard<py::gil_scoped_release>();
   module.doc() = "The CUDA extension of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 1;  // purify_engine/ops/_cuda.py refuses an extension built for another
+  module.attr("INTERFACE") = 2;  // purify_engine/ops/_cuda.py refuses an extension built for another
   module.def("philox_block", &call_philox_block, released, "Philox 4x32-10 of one counter on the device, for its known answers.");
   module.def("philox", &call_philox, released);
   module.def("philox_normal", &call_philox_normal, released);

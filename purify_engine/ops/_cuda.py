@@ -17,7 +17,7 @@ from purify_engine.ops._extension import load
 from purify_engine.ops._layout import is_channels_last
 from purify_engine.ops._registry import Declines, Launcher
 
-INTERFACE = 1  # of the extension that these launchers know how to call
+INTERFACE = 2  # of the extension that these launchers know how to call
 
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}  # csrc/cuda/ops.h
 MOST_ELEMENTS = 2**30  # of an image, or of a group: the kernels count them in 32 bits
