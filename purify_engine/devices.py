@@ -107,6 +107,9 @@ def is_replica(module: nn.Module) -> bool:
 
 def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Its parameters; a replica of nn.DataParallel keeps them as plain attributes, and leaves them out of `parameters()`."""
+    if not is_replica(module):
+        yield from module.named_parameters()
+        return
     for path, part in module.named_modules():
         held = part.__dict__.get("_former_parameters") if is_replica(part) else part._parameters
         for name, parameter in (held or {}).items():
@@ -116,7 +119,7 @@ def named_parameters_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def parameters_of(module: nn.Module) -> Iterator[Tensor]:
     """`named_parameters_of` without the names."""
-    return (parameter for _, parameter in named_parameters_of(module))
+    return (parameter for _, parameter in named_parameters_of(module)) if is_replica(module) else module.parameters()
 
 
 def first_parameter(module: nn.Module) -> Tensor:

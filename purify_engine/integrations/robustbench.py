@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from purify_engine import devices, files
+from purify_engine import devices
 from purify_engine.config import one_of, require
 from purify_engine.defended import DefendedClassifier, Vote
+from purify_engine.files import write_text
 from purify_engine.presets import load_classifier
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def write_model_info(info: dict[str, Any], threat_model: ThreatModel, model_name
     one_of("threat_model", threat_model, ThreatModel)
     require(MODEL_NAME.fullmatch(model_name) is not None, "model_name", "<Name><Year><FirstWordOfTheTitle>", model_name)
     path = Path(folder) / info["dataset"] / threat_model / f"{model_name}.json"
-    files.write_text(path, json.dumps(info, indent=2))
+    write_text(path, json.dumps(info, indent=2))
     return path
 
 
