@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from purify_engine.config import one_of, require
+from purify_engine.config import one_of, require, require_count
 from purify_engine.types import Ids, Images, Logits
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class DefendedClassifier(nn.Module):
         if not callable(classifier) or isinstance(classifier, type):
             hint = f"; use {classifier.__name__}(...)" if isinstance(classifier, type) else ""
             raise TypeError(f"classifier must be a module or a callable from images to logits, got {classifier!r}{hint}")
-        require(isinstance(num_draws, int) and num_draws >= 1, "num_draws", "a whole number, at least 1", num_draws)
+        require_count("num_draws", num_draws)
         one_of("vote", vote, Vote)
         self.purifier = purifier
         self.classifier = classifier

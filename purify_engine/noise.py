@@ -12,7 +12,6 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from purify_engine.config import NoiseMode, require
+from purify_engine.config import NoiseMode, require, require_count
 from purify_engine.images import NUM_DRAWS, image_draws, image_ids
 from purify_engine.reference.philox import derived_keys, derived_number
 from purify_engine.tracing import refuse_recomputed_draw
@@ -134,8 +133,8 @@ def noise_of(
     """
     draws = image_draws(images, draw)
     require(draws is None or generator is None, "generator", "None where draw is given", generator)
-    is_whole = isinstance(num_draws, Integral) and not isinstance(num_draws, bool)
-    require(num_draws is None or (is_whole and num_draws >= 1), "num_draws", "a whole number, at least 1", num_draws)
+    if num_draws is not None:
+        require_count("num_draws", num_draws)
     is_named = draws is not None or (generator is None and (mode == "fixed" or (mode == "fresh" and ids is not None)))
     is_alike = ids is None and is_named
     of_images = torch.zeros_like(image_ids(images)) if is_alike else image_ids(images, ids)  # given ids are looked at: not these

@@ -234,7 +234,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         require(0 < quantile < 1, "quantile", "in (0, 1)", quantile)
         unit = dataclasses.replace(self.config.guidance, scale=1.0, normalised=False)
         probe = self._purification(guidance=unit)
-        noise = NoiseKey(self.seed, torch.arange(len(images), device=images.device))
+        noise = noise_of(self.streams, "fixed", images, ids=image_ids(images))
         x = in_model_space(images, self.config)
         depths = self.config.depths
         processes = [probe.process(x.dtype, noise, depths.index(t_star)) for t_star in dict.fromkeys(depths)]
@@ -245,9 +245,9 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         cycles and of one step's recorded networks, measured. `height` and `width` of the images: by default the network's own."""
         network, bridge = self.denoiser.config, self.bridge
         shape = network.in_channels, height or network.image_size, width or network.image_size
-        probe = torch.full((1, *shape), self.config.image_range[0], device=self.seed.device)
+        probe = torch.full((1, *shape), self.config.image_range[0], device=self.device)
         self._check(probe)
-        parts = list(bridge.parts(probe, NoiseKey(self.seed, image_ids(probe))))
+        parts = list(bridge.parts(probe, noise_of(self.streams, "fixed", probe)))
         part, noise = parts[0]
         process = self._purification().process(torch.float32, noise)
         return {

@@ -145,6 +145,7 @@ def test_its_twin_is_the_same_on_another_stream(model, network):
         ((nn.Flatten,), TypeError, r"got <class .*Flatten'>; use Flatten\(...\)"),
         ((nn.Flatten(), 0), ValueError, "num_draws must be a whole number, at least 1, got 0"),
         ((nn.Flatten(), 1.5), ValueError, "num_draws must be a whole number, at least 1, got 1.5"),
+        ((nn.Flatten(), True), ValueError, "num_draws must be a whole number, at least 1, got True"),
         ((nn.Flatten(), 2, "mean"), ValueError, "vote must be one of logits, probabilities, majority, got 'mean'"),
     ],
     ids=str,

@@ -84,3 +84,4 @@ def test_a_sibling_of_a_moved_purifier_is_where_the_networks_are():
     sibling = model.configured(t_star=50)
     model.to("meta")
     assert sibling.device.type == "meta" and sibling(images(2).to("meta")).is_meta
+    assert sibling.memory_report()["step_per_image"] > 0

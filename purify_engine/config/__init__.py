@@ -4,7 +4,7 @@ Immutable and printable: the log line is the experiment. Each field is an argume
 a key of the JSON configuration; an impossible value is refused here, with the argument, the allowed range and the value.
 """
 
-from purify_engine.config.checks import one_of, require
+from purify_engine.config.checks import one_of, require, require_count
 from purify_engine.config.devices import Precision
 from purify_engine.config.evaluation import (
     AttackConfig,
@@ -105,6 +105,7 @@ __all__ = [
     "from_dict",
     "one_of",
     "require",
+    "require_count",
     "respaced_timesteps",
     "spaced_timesteps",
     "to_dict",
