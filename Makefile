@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-processors check-slow check-system test-integrations mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system soak test-integrations mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -40,7 +40,7 @@ check: $(TOOLS) ## architecture, lint, types, and every test that needs nothing 
 	"$(PY)" -m pytest tests/test_architecture.py
 	"$(PY)" -m ruff check .
 	"$(PY)" -m mypy
-	"$(PY)" -m pytest -m "not system and not slow and not integration" -n 2 --dist loadfile --no-loadscope-reorder --durations=10 \
+	"$(PY)" -m pytest -m "not system and not slow and not soak and not integration" -n 2 --dist loadfile --no-loadscope-reorder --durations=10 \
 	  --ignore=tests/test_architecture.py
 	"$(PY)" -m tests.processors
 
@@ -48,10 +48,13 @@ check-processors: $(TOOLS) ## what compares bits and roundings, as other process
 	"$(PY)" -m tests.processors
 
 check-slow: $(TOOLS) ## the tests that take minutes
-	"$(PY)" -m pytest -m "slow and not system and not integration" --durations=10
+	"$(PY)" -m pytest -m "slow and not system and not soak and not integration" --durations=10
 
 check-system: $(TOOLS) ## the tests that need other tools; a missing tool is a failure
-	"$(PY)" -m pytest -m system --durations=10
+	"$(PY)" -m pytest -m "system and not soak" --durations=10
+
+soak: $(TOOLS) ## the full counts of the reliability table; about an hour. Needs Linux, root and strace; appends to bench/results
+	"$(PY)" -m pytest tests/soak -m soak --durations=10
 
 # An environment of its own: what libraries of others ask for stays out of $(VENV). AUTOATTACK and ROBUSTBENCH are folders with the
 # sources of those two, which are on no package index. torchattacks is installed without the torchvision that it never imports.

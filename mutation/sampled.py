@@ -100,7 +100,7 @@ def _prepare(root: Path, tree: Path, floor: str) -> None:
     failing = run_tests(fresh, FLOORS[floor], stop=False).failed
     for name in failing:
         print(f"fails without a fault, and is left out: {name}", flush=True)
-    arguments = ["-p", "no:cacheprovider", "-m", "not slow and not system and not integration"]
+    arguments = ["-p", "no:cacheprovider", "-m", "not slow and not soak and not system and not integration"]
     text = CONFIGURATION.format(
         floor=floor,
         beside=json.dumps([path.name for path in fresh.iterdir()] + ["purify_engine/kernels"]),

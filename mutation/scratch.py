@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Without what needs more tools or minutes: what `make check` runs.
-PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not system and not integration")
+PYTEST = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not soak and not system and not integration")
 SECONDS = 600  # more than any of the named tests takes: a fault that makes them hang is noticed
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+\.py(?:::.+?)?)(?: - .*)?$", re.MULTILINE)
 

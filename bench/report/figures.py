@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.core.run import RESULTS, ROOT
-from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, guide_activation, launches, switches, tables
+from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, guide_activation, launches, reliability, switches, tables
 
 BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
@@ -28,6 +28,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     **gpu_tables.FIGURES,
     **switches.FIGURES,
     **launches.FIGURES,
+    **reliability.FIGURES,
 }
 # Files that are drawn whole; nothing is written where nothing was measured
 DRAWINGS: dict[Path, Callable[[Path], str]] = {ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth}
