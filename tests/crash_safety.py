@@ -3,6 +3,7 @@
 A writer is a function (an empty folder) -> (the file that it writes, a function that writes it).
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -37,7 +38,7 @@ def assert_failure_leaves_what_was_there(writer, folder, old, monkeypatch):
         path.write_text(old)
 
     def fail(*args):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space left on device"):

@@ -94,6 +94,8 @@ def training_images(source: str, shape: ImageShape) -> Images:
 
 def labelled_images(source: str, shape: ImageShape, *, split: Literal["train", "test"] = "train") -> tuple[Images, Labels]:
     """All images of a folder or file with their labels, or the bundled digits (`split` of them) where `source` is "digits"."""
+    import torch
+
     from purify_engine.data import digits, open_source, read_all
 
     if source == "digits":
@@ -101,4 +103,4 @@ def labelled_images(source: str, shape: ImageShape, *, split: Literal["train", "
     opened = open_source(Path(source), shape)
     if opened.labels is None:
         raise ValueError(f"source must have labels (class folders, or an array `labels` in a .npz file), got {source!r}")
-    return read_all(opened), opened.labels
+    return read_all(opened), torch.from_numpy(opened.labels)

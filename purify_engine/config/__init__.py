@@ -28,6 +28,7 @@ from purify_engine.config.networks import (
     TimeInjection,
     UNetConfig,
 )
+from purify_engine.config.offline import OfflineConfig
 from purify_engine.config.own import OwnDenoiserConfig, OwnGuideConfig, OwnPrediction, TimeInput
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
 from purify_engine.config.presets import PRESETS
@@ -75,6 +76,7 @@ __all__ = [
     "GuidanceInput",
     "GuideKind",
     "NoiseMode",
+    "OfflineConfig",
     "OwnDenoiserConfig",
     "OwnGuideConfig",
     "OwnPrediction",

@@ -1,145 +1,231 @@
-"""A source through a purifier into a sink: the next batch is read while this one is purified, and a bad image fails alone."""
+"""Parts through a purifier: reading, decoding, purifying, encoding and writing overlap, within bounded memory.
+
+One thread reads, a pool decodes and encodes, the caller's thread purifies, one thread writes. What becomes of a part follows from
+the part alone: its good images are grouped by shape and batched in their order, whatever the threads do.
+"""
 
 from __future__ import annotations
 
-import time
+import os
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor, nn
 
-from purify_engine.config import require
-from purify_engine.data.pixels import ItemError
-from purify_engine.data.sinks import Sink, write_record
-from purify_engine.data.sources import Source
-from purify_engine.images import refuse_other_ranges
+from purify_engine.data.batches import MOST_NUMBERS, Batcher, Held, stacked
+from purify_engine.data.flow import Ended, Flow, Line
+from purify_engine.data.items import Compute, Item, ItemError, Outcome, Part, Sink, Source
+from purify_engine.data.manifest import Record
 
-MOST_NUMBERS = 2**27  # of the images of a batch: 512 MiB. Purifying one takes about five times as much, while the next is read
-PurificationProgress = Callable[[int, int, int], None]  # (done, total, failed), after each batch
+MOST_DECODERS = 16
+Told = Callable[..., None]  # told("item", ok=True): from the writing thread; told("out_of_memory", ...): from the purifying one
 
 
-@dataclass(frozen=True)
-class ItemFailure:
-    """One input that was not purified."""
+class Finished(NamedTuple):
+    """What became of one item, for the writing thread."""
 
-    id: int
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class PurificationSummary:
-    """What became of every input."""
-
-    ok: int
-    """Images that were purified and written."""
-    failed: tuple[ItemFailure, ...]
-    """Those that could not be read, or came out with NaN or infinity, each with its reason."""
-    skipped: tuple[str, ...]
-    """Names of what lies in the source and is no image."""
-    seconds: float
-    """Of the whole run."""
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    """How many images of each "WIDTHxHEIGHT" were purified."""
-
-    @property
-    def images_per_second(self) -> float:
-        return self.ok / max(self.seconds, 1e-9)
-
-    def as_record(self) -> dict[str, Any]:
-        counts = {"ok": self.ok, "failed": len(self.failed), "skipped": len(self.skipped)}
-        return {**counts, "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 3)}
+    encoded: Any  # or ItemError
+    size: str = ""  # "WIDTHxHEIGHT"
+    numbers: int = 0  # that it held until now
 
 
-def purify_dataset(
-    purifier: nn.Module, source: Source, sink: Sink, *, batch_size: int = 64, progress: PurificationProgress | None = None
-) -> PurificationSummary:
-    """Purify every image of `source` into `sink`, `batch_size` at a time; fewer where 512 MiB hold no more.
+class PartInWork:
+    """A part between the reading of its first item and its record."""
 
-    `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids, so batching changes results by
-    float rounding at most. Images of several sizes in one batch are given to it size by size. What is written is cut to [0, 1].
-    An image that cannot be read, or comes out with NaN or infinity, is listed in failed.jsonl.
-    """
-    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    refuse_other_ranges(purifier)
-    started, ok, failed, sizes = time.perf_counter(), 0, [], Counter[str]()
-    for rows in _read_ahead(source, batch_size):
-        failed += [_failure(source, index, row) for index, row in rows if isinstance(row, ItemError)]
-        good = [(index, row) for index, row in rows if isinstance(row, Tensor)]
-        for index, image in _purified(purifier, good):
-            if image.isfinite().all():
-                sink.write(index, image.clamp(0, 1))
-                ok += 1
-                sizes[f"{image.shape[2]}x{image.shape[1]}"] += 1
-            else:
-                failed.append(_failure(source, index, ItemError("the purified image holds NaN or infinity")))
-        if progress is not None:
-            progress(ok + len(failed), len(source.names), len(failed))
-    sink.close()
-    write_record(sink.record("failed.jsonl"), [vars(failure) for failure in failed])
-    return PurificationSummary(ok, tuple(failed), source.skipped, time.perf_counter() - started, dict(sizes))
+    def __init__(self, part: Part, flow: Flow) -> None:
+        self.part = part
+        self.line: Line[tuple[Item, Future[Finished]]] = Line(flow)
+        self.sizes: Counter[str] = Counter()
 
 
-def _purified(purifier: nn.Module, rows: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    device = next((buffer.device for buffer in purifier.buffers()), torch.device("cpu"))
-    purified: list[tuple[int, Tensor]] = []
-    for alike in _by_size(rows):
-        indices, images = zip(*alike, strict=True)
-        with torch.no_grad():
-            out = purifier(torch.stack(images).to(device), ids=torch.tensor(indices, device=device)).cpu()
-        purified += zip(indices, out, strict=True)
-    return purified
+class Pipeline:
+    """`for record in Pipeline(...).run(parts)`: each record once its part is on the disk, for the manifest."""
 
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        compute: Compute,
+        *,
+        batch_size: int,
+        part_size: int,
+        decoders: int | None = None,
+        told: Told = lambda event, **facts: None,
+    ) -> None:
+        self.source, self.sink, self.compute, self.told = source, sink, compute, told
+        self.batch_size = batch_size
+        # A part waits for its last item at most, and what waits within one for others of its shape is MOST_NUMBERS at most.
+        self.flow = Flow(most_items=2 * part_size + batch_size, most_numbers=2 * MOST_NUMBERS)
+        self.pool = ThreadPoolExecutor(decoders or min(MOST_DECODERS, os.cpu_count() or 1), "decode")
+        self.read: Line[tuple[PartInWork, Item | None, Future[np.ndarray]]] = Line(self.flow)  # None: the part has ended
+        self.to_write: Line[PartInWork] = Line(self.flow)
+        self.written: SimpleQueue[Record] = SimpleQueue()
+        self.started: tuple[list[Held], Any] | None = None  # the batch that is being purified
 
-def _by_size(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
-    """The same rows in groups of one shape each."""
-    groups: dict[torch.Size, list[tuple[int, Tensor]]] = {}
-    for index, image in rows:
-        groups.setdefault(image.shape, []).append((index, image))
-    return list(groups.values())
+    def run(self, parts: Iterable[Part]) -> Iterator[Record]:
+        """Work on `parts`. Once only; closing the generator, or a fault in one thread, ends all of them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() refuses what that warns of
+            yield from self._run(parts)
+        if self.flow.fault is not None:
+            raise self.flow.fault
 
+    def _run(self, parts: Iterable[Part]) -> Iterator[Record]:
+        jobs = {"read": lambda: self._read(parts), "write": self._write}
+        threads = [threading.Thread(target=self._guarded, args=(job,), name=name, daemon=True) for name, job in jobs.items()]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in self._purify():
+                yield from self._records()
+            threads[-1].join()
+            yield from self._records()
+        except Ended:
+            pass
+        finally:
+            self.flow.end()
+            for thread in threads:
+                thread.join()
+            self.pool.shutdown(cancel_futures=True)
 
-def _read_ahead(source: Source, batch_size: int) -> Iterator[list[tuple[int, Tensor | ItemError]]]:
-    """Batches of (index, image or why not), the next one being read while the caller works on this one."""
-    with ThreadPoolExecutor(max_workers=2) as readers, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() refuses what that warns of
-        batches = _batches(source, batch_size)
+    def _records(self) -> Iterator[Record]:
+        while not self.written.empty():
+            yield self.written.get()
 
-        def submit(batch: list[int]) -> list[tuple[int, Future[Tensor | ItemError]]]:
-            return [(index, readers.submit(_read, source, index)) for index in batch]
+    def _guarded(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Ended:
+            pass
+        except BaseException as fault:
+            self.flow.end(fault)
 
-        pending = submit(next(batches, []))
-        while pending:
-            current, pending = pending, submit(next(batches, []))
-            yield [(index, future.result()) for index, future in current]
+    def _read(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            work = PartInWork(part, self.flow)
+            self.to_write.put(work)
+            for item in self.source.items(part):
+                self.flow.enter()
+                self.read.put((work, item, self.pool.submit(self._decode, item)))
+            self.read.put((work, None, Future()))
+        self.read.close()
+        self.to_write.close()
 
+    def _decode(self, item: Item) -> np.ndarray:
+        image = self.source.decode(item)
+        self.flow.grow(image.size)
+        return image
 
-def _batches(source: Source, batch_size: int) -> Iterator[list[int]]:
-    """The indices of a source by `batch_size`, fewer where their images would be more than MOST_NUMBERS; at least one."""
-    batch, held = list[int](), 0
-    for index in range(len(source.names)):
-        numbers = source.numbers(index)
-        if batch and (len(batch) == batch_size or held + numbers > MOST_NUMBERS):
-            yield batch
-            batch, held = [], 0
-        batch.append(index)
-        held += numbers
-    if batch:
-        yield batch
+    def _purify(self) -> Iterator[None]:
+        batcher = Batcher()
+        for work, item, decoded in self.read:
+            ready = self._end_of(work, batcher) if item is None else self._held(batcher, work, item, decoded)
+            for batch in ready:
+                self._start(batch)
+                yield
+        self._finish_started()
 
+    def _end_of(self, work: PartInWork, batcher: Batcher) -> Iterator[list[Held]]:
+        yield from batcher.flush()
+        work.line.close()
 
-def _read(source: Source, index: int) -> Tensor | ItemError:
-    try:
-        return source.read(index)
-    except ItemError as reason:
-        return reason
+    def _held(self, batcher: Batcher, work: PartInWork, item: Item, decoded: Future[np.ndarray]) -> Iterator[list[Held]]:
+        result: Future[Finished] = Future()
+        work.line.put((item, result))
+        try:
+            image = self.flow.wait(decoded)
+        except ItemError as reason:
+            result.set_result(Finished(reason))
+        else:
+            yield from batcher.add(Held(item, image, result), self.batch_size)
 
+    def _start(self, batch: list[Held]) -> None:
+        """Begin with `batch`, then finish the one before."""
+        ids = np.array([held.item.id for held in batch], dtype=np.int64)
+        started = self._unless_memory_is_out(lambda: self.compute.start(stacked(batch), ids))
+        self._finish_started()
+        if started is None:
+            self._halve(batch)
+        else:
+            self.started = batch, started
 
-def _failure(source: Source, index: int, reason: ItemError) -> ItemFailure:
-    return ItemFailure(index, source.names[index], str(reason))
+    def _finish_started(self) -> None:
+        if self.started is None:
+            return
+        (batch, started), self.started = self.started, None
+        images = self._unless_memory_is_out(lambda: self.compute.finish(started))
+        if images is None:
+            self._halve(batch)
+            return
+        for held, image in zip(batch, images, strict=True):
+            self.pool.submit(self._encode, held, image)
+
+    def _unless_memory_is_out(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns; None where memory ran out, once its traceback, which holds on to memory, is gone."""
+        try:
+            return call()
+        except BaseException as error:
+            if not self.compute.is_out_of_memory(error):
+                raise
+        return None
+
+    def _halve(self, batch: list[Held]) -> None:
+        """The same images again in two batches; batches stay that small. An image that is alone fails."""
+        if len(batch) == 1:
+            (held,) = batch
+            held.result.set_result(Finished(ItemError("does not fit into memory, even alone"), numbers=held.image.size))
+            return
+        half = (len(batch) + 1) // 2
+        self.batch_size = min(self.batch_size, half)
+        self.told("out_of_memory", images=len(batch), batch_size=self.batch_size)
+        for piece in (batch[:half], batch[half:]):
+            self._start(piece)
+        self._finish_started()
+
+    def _encode(self, held: Held, image: np.ndarray) -> None:
+        try:
+            if not np.isfinite(image).all():
+                raise ItemError("the purified image holds NaN or infinity")
+            encoded = self.sink.encode(held.item, image.clip(0, 1))
+        except ItemError as reason:
+            encoded = reason
+        except BaseException as fault:
+            held.result.set_exception(fault)
+            return
+        held.result.set_result(Finished(encoded, f"{image.shape[2]}x{image.shape[1]}", held.image.size))
+
+    def _write(self) -> None:
+        for work in self.to_write:
+            written, failed = self.sink.write(work.part, self._outcomes(work))
+            self.written.put(self._record(work, written, failed))
+
+    def _outcomes(self, work: PartInWork) -> Iterator[Outcome]:
+        count = 0
+        for item, result in work.line:
+            encoded, size, numbers = self.flow.wait(result)
+            ok = not isinstance(encoded, ItemError)
+            work.sizes[size] += ok
+            self.flow.leave(numbers)
+            yield Outcome(item, encoded)
+            self.told("item", ok=ok)
+            count += 1
+        assert count == work.part.count, f"the source gave {count} of the {work.part.count} items of {work.part}"
+
+    def _record(self, work: PartInWork, written: Any, failed: Any) -> Record:
+        part = work.part
+        return {
+            "part": part.index,
+            "first": part.first,
+            "count": part.count,
+            "ok": part.count - len(failed),
+            "failed": [[item.id, item.name, str(reason)] for item, reason in failed],
+            "files": [list(file) for file in written],
+            "sizes": {size: count for size, count in sorted(work.sizes.items()) if count},
+            "batch_size": self.batch_size,
+        }

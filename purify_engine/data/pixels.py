@@ -1,15 +1,14 @@
-"""One image file to one tensor and back: what is accepted, what is refused, and how every odd format is read."""
+"""One image file to one array and back: what is accepted, what is refused, and how every odd format is read."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
-from purify_engine.files import write_whole
+from purify_engine.data.items import ItemError
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -27,44 +26,30 @@ POLICIES = {
 }
 
 
-class ItemError(ValueError):
-    """One image that cannot be purified, and why, in a line; the rest of the data set goes on."""
-
-
-def decode(path: Path, channels: int) -> Tensor:
-    """The image at `path` as float32 [channels, H, W] in [0, 1], by `POLICIES`; ItemError where it cannot be read.
+def decode(content: bytes | Path, channels: int) -> np.ndarray:
+    """The image as uint8, or float32 in [0, 1], [channels, H, W], by `POLICIES`; ItemError where it cannot be read.
 
     Only the named formats are tried, since Pillow would hand others to outside programs; the size is checked before any pixel is.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(content if isinstance(content, Path) else io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ItemError(f"{width}x{height} pixels exceed the cap of {MAX_PIXELS}")
-            return torch.from_numpy(_pixels(image, channels))
+            return _pixels(image, channels)
     except ItemError:
         raise
     except Exception as broken:  # decoders fail in every way there is: OSError, SyntaxError, struct.error, zlib.error, ...
-        raise ItemError(_one_line(broken, path)) from broken
+        raise ItemError(_one_line(broken, content)) from broken
 
 
-def pixels_in(path: Path) -> int:
-    """How many pixels the image at `path` has, by its header alone; 0 where that cannot be read."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # as in `decode`, which will say why
-        return 0
-
-
-def encode(image: Tensor, path: Path) -> None:
-    """Write float [C, H, W] in [0, 1] as PNG; the file appears whole or not at all.
-
-    It does not wait for the disk, which would take longer than purifying a small image does: `make_durable` does for many.
-    """
-    levels = to_levels(image.numpy())
+def encode(image: np.ndarray) -> bytes:
+    """float32 [C, H, W] in [0, 1] as a PNG file."""
+    levels = to_levels(image)
     picture = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"), durable=False)
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def to_levels(pixels: np.ndarray) -> np.ndarray:
@@ -82,10 +67,11 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     if picture.has_transparency_data:
         background = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(background, picture.convert("RGBA"))
-    levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
-    return np.ascontiguousarray(levels.reshape(*levels.shape[:2], channels).transpose(2, 0, 1)) / np.float32(255)
+    levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    return np.ascontiguousarray(levels.reshape(*levels.shape[:2], channels).transpose(2, 0, 1))
 
 
-def _one_line(broken: Exception, path: Path) -> str:
-    words = " ".join(str(broken).replace(str(path), path.name).split()) or "no reason given"
+def _one_line(broken: Exception, content: bytes | Path) -> str:
+    said = str(broken).replace(str(content), content.name) if isinstance(content, Path) else str(broken)
+    words = " ".join(said.split()) or "no reason given"
     return f"cannot read the image: {type(broken).__name__}: {words}"

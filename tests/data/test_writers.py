@@ -7,33 +7,30 @@ import pytest
 import torch
 from PIL import Image
 
-from purify_engine.data import ImageShape, open_sink, open_source, write_record
+from purify_engine.data import ImageShape, open_sink, open_source
+from purify_engine.data.manifest import write_record
 from tests.crash_safety import (
     assert_durable_in_the_end,
     assert_failure_leaves_what_was_there,
     assert_umask_decides_who_may_read,
     to,
 )
+from tests.data.access import write
 
 
 def array(folder, suffix):
     path = folder / f"in{suffix}"
     np.save(path, np.ones((1, 2, 2), np.uint8)) if suffix == ".npy" else np.savez(path, images=np.ones((1, 2, 2), np.uint8))
-    sink = open_sink(open_source(path, ImageShape(1)), folder / "out" / f"a{suffix}")
-    sink.write(0, torch.ones(1, 2, 2))
-    return sink.path, sink.close
+    source = open_source(path, ImageShape(1))
+    sink = open_sink(source, folder / "out" / f"a{suffix}")
+    return sink.output, lambda: write(source, sink, {0: torch.ones(1, 2, 2)})
 
 
 def image(folder):
     (folder / "in").mkdir()
     Image.new("L", (2, 2)).save(folder / "in" / "a.png")
-    sink = open_sink(open_source(folder / "in", ImageShape(1)), folder / "out")
-
-    def write():
-        sink.write(0, torch.ones(1, 2, 2))
-        sink.close()
-
-    return folder / "out" / "a.png", write
+    source = open_source(folder / "in", ImageShape(1))
+    return folder / "out" / "a.png", lambda: write(source, open_sink(source, folder / "out"), {0: torch.ones(1, 2, 2)})
 
 
 WRITERS = {
@@ -69,8 +66,8 @@ def test_what_was_written_can_be_read(tmp_path):
     written = {}
     for name, writer in WRITERS.items():
         (tmp_path / name).mkdir()
-        written[name], write = writer(tmp_path / name)
-        write()
+        written[name], run = writer(tmp_path / name)
+        run()
     assert json.loads(written["record"].read_text()) == {"a": 1} and written["records"].read_text() == "1\n2\n"
     assert np.load(written["npy"]).tolist() == np.load(written["npz"])["images"].tolist() == [[[255, 255]] * 2]
     assert Image.open(written["image"]).getextrema() == (255, 255)

@@ -1,0 +1,167 @@
+"""An offline run: which parts are left to do, who does them, what is recorded. The same call again goes on where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from purify_engine import __version__
+from purify_engine.config.offline import OfflineConfig
+from purify_engine.data.items import Compute, Part, Sink, Skipped, Source
+from purify_engine.data.manifest import Manifest, Record, digest
+from purify_engine.data.pipeline import Pipeline, Told
+from purify_engine.data.pixels import POLICIES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCH_SIZE = 64
+Engine = Callable[[Iterable[Part]], Iterator[Record]]
+
+
+def silent(event: str, **facts: Any) -> None:
+    """Tells nobody."""
+
+
+class Stop:
+    """Asks a run to end after the parts that it works on: `stop.requested = True`, from any thread or signal."""
+
+    requested = False
+
+
+@dataclass(frozen=True)
+class ItemFailure:
+    """One input that was not purified."""
+
+    id: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PurificationSummary:
+    """What became of every input, in this run and those that it goes on from."""
+
+    total: int
+    """Images in the source."""
+    ok: int
+    """Images that were purified and written."""
+    failed: tuple[ItemFailure, ...]
+    """Those that could not be read, purified or written, each with its reason."""
+    skipped: Sequence[Skipped]
+    """What lies in the source and is no image, each with its reason."""
+    seconds: float
+    """Of this run."""
+    ok_now: int
+    """Images that this run purified; the rest were there before."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """How many images of each "WIDTHxHEIGHT" were purified."""
+
+    @property
+    def images_per_second(self) -> float:
+        return self.ok_now / max(self.seconds, 1e-9)
+
+    @property
+    def left(self) -> int:
+        """Images that are still to be done: the run was stopped."""
+        return self.total - self.ok - len(self.failed)
+
+    def as_record(self) -> dict[str, Any]:
+        counts = {"ok": self.ok, "failed": len(self.failed), "skipped": len(self.skipped), "left": self.left}
+        return {**counts, "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 3)}
+
+
+def purify_dataset(
+    purifier: nn.Module,
+    source: Source,
+    sink: Sink,
+    *,
+    config: OfflineConfig | None = None,
+    told: Told = silent,
+    stop: Stop | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> PurificationSummary:
+    """Purify every image of `source` into `sink`; called again after an interruption, it does what is left.
+
+    `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids. What is written is cut to [0, 1].
+    An image that cannot be read, purified (NaN, memory) or written is listed in failed.jsonl, with the reason.
+    told(event, **facts) is called as the run goes on. about: further facts for run.json.
+    ValueError where the output holds something else, or a run of another configuration; OSError where the disk is full or broken.
+    """
+    from purify_engine.data.compute import PurifierCompute
+
+    return run(PurifierCompute(purifier), source, sink, config=config, told=told, stop=stop, about=about)
+
+
+def run(
+    compute: Compute,
+    source: Source,
+    sink: Sink,
+    *,
+    config: OfflineConfig | None = None,
+    told: Told = silent,
+    stop: Stop | None = None,
+    about: Mapping[str, Any] | None = None,
+    engine: Engine | None = None,
+) -> PurificationSummary:
+    """`purify_dataset` by a `Compute`; `engine` does the parts elsewhere, through the same sink, and yields their records."""
+    config, stop, started = config or OfflineConfig(), stop or Stop(), time.perf_counter()
+    manifest, parts = Manifest(sink), source.parts(config.part_size)
+    identity = identity_of(compute, source, config)
+    pinned = manifest.begin(identity, {"batch_size": config.batch_size or BATCH_SIZE}, source.skipped)
+    todo = parts_to_do(parts, manifest.records(), config.retry_failed)
+    told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
+    work = engine or Pipeline(
+        source, sink, compute, batch_size=pinned["batch_size"], part_size=config.part_size, decoders=config.decoders, told=told
+    ).run
+    mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
+    for record in work(part for part in todo if not stop.requested):
+        manifest.commit({**record, **mark})
+        ok_now += record["ok"]
+        told("part", **record)
+    records = manifest.records()
+    files = assembled(sink, parts, records)
+    summary = summarise(source, records, time.perf_counter() - started, ok_now)
+    manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
+    told("end", **summary.as_record())
+    return summary
+
+
+def identity_of(compute: Compute, source: Source, config: OfflineConfig) -> Record:
+    """What decides the bytes of the output, beside what is pinned."""
+    shape = {"channels": source.shape.channels, "size": source.shape.size, "clip": source.shape.clip}
+    return {
+        "source": source.fingerprint(),
+        "images": shape,
+        "policies": POLICIES,
+        "part_size": config.part_size,
+        **compute.identity(),
+    }
+
+
+def parts_to_do(parts: Iterable[Part], records: Iterable[Record], retry_failed: bool) -> list[Part]:
+    """The parts without a record; with `retry_failed` also those that hold failed images."""
+    done = {record["part"] for record in records if not (retry_failed and record["failed"])}
+    return [part for part in parts if part.index not in done]
+
+
+def assembled(sink: Sink, parts: Iterable[Part], records: list[Record]) -> list[list[Any]]:
+    """What the sink makes of all parts once they are all there."""
+    every = list(parts)
+    if len(records) < len(every):
+        return []
+    failed = [failure[0] for record in records for failure in record["failed"]]
+    return [list(file) for file in sink.assemble(every, failed)]
+
+
+def summarise(source: Source, records: Iterable[Record], seconds: float, ok_now: int) -> PurificationSummary:
+    """The counts of all records."""
+    ok, failed, sizes = 0, list[ItemFailure](), Counter[str]()
+    for record in records:
+        ok += record["ok"]
+        failed += [ItemFailure(*failure) for failure in record["failed"]]
+        sizes.update(record["sizes"])
+    return PurificationSummary(len(source), ok, tuple(failed), source.skipped, seconds, ok_now, dict(sorted(sizes.items())))

@@ -1,0 +1,29 @@
+"""Where images come from. `open_source` tells by what lies at a path which kind it is.
+
+An item's id is its place in the source, and so the key of its noise: by sorted relative path in a folder, by row in an array.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from purify_engine.config import require
+from purify_engine.data.items import ImageShape, Source
+from purify_engine.data.pixels import SUFFIXES
+from purify_engine.data.sources.array import ArraySource
+from purify_engine.data.sources.folder import FolderSource
+from purify_engine.data.sources.image import FileSource
+
+__all__ = ["ArraySource", "FileSource", "FolderSource", "open_source"]
+
+
+def open_source(path: Path, shape: ImageShape) -> Source:
+    """The source at `path`, by what it is. ValueError, in a line that says what to do, where it is of no kind."""
+    require(path.exists(), "source", "an existing image folder, .npy or .npz file, or image file", str(path))
+    if path.is_dir():
+        return FolderSource(path, shape)
+    if path.suffix.lower() in SUFFIXES:
+        return FileSource(path, shape)
+    images = f"or an image ({', '.join(sorted(SUFFIXES))})"
+    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, a .npy or a .npz file, {images}", str(path))
+    return ArraySource(path, shape)
