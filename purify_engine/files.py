@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +94,21 @@ def read_json_lines(path: Path) -> list[Any]:
     A last line that was cut short is no record: that is what a kill leaves. Any other line that is no JSON is left out with a
     warning that names it.
     """
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except ValueError:
-            if number < len(lines):
-                warnings.warn(f"line {number} of {path} is no JSON and is left out: {line[:40]!r}", stacklevel=2)
-    return records
+    return [record for _, record in located_json_lines(path)]
+
+
+def located_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The same one by one, in the memory of one, each with the byte at which its line begins."""
+    with path.open("rb") as file:
+        offset = 0
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    yield offset, json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n"):
+                    warnings.warn(f"line {number} of {path} is no JSON and is left out: {line[:40]!r}", stacklevel=2)
+            offset += len(line)
 
 
 def _part(path: Path) -> Path:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from purify_engine.data.items import Sink, Skipped
-from purify_engine.files import append_json_line, read_json_lines, write_text
+from purify_engine.files import append_json_line, located_json_lines, write_text, write_whole
 
 Record: TypeAlias = dict[str, Any]  # of a part: part, first, count, ok, failed, files, sizes, micro_batch, identity, versions
+
+FAILURE = ("id", "name", "reason")  # of a record's failed images
 
 
 class Manifest:
@@ -46,12 +48,22 @@ class Manifest:
         write_record(self.run_path, {"identity": identity, "identity_sha256": digest(identity), "pinned": pinned})
         return pinned
 
-    def records(self) -> list[Record]:
-        """Of the committed parts, the last one of each, sorted by part."""
+    def done(self) -> dict[int, int]:
+        """The committed parts, each with how many of its images failed."""
+        return {record["part"]: len(record["failed"]) for record in self.records()}
+
+    def records(self) -> Iterator[Record]:
+        """Of the committed parts, the last one of each, sorted by part; in the memory of one."""
+        return map(json.loads, self._lines())
+
+    def _lines(self) -> Iterator[str]:
         if not self.path.exists():
-            return []
-        latest = {record["part"]: record for record in read_json_lines(self.path)}
-        return [latest[part] for part in sorted(latest)]
+            return
+        latest = {record["part"]: offset for offset, record in located_json_lines(self.path)}
+        with self.path.open(encoding="ascii") as file:
+            for _, offset in sorted(latest.items()):
+                file.seek(offset)
+                yield file.readline()
 
     def commit(self, record: Record) -> None:
         """A part is done: its files are on the disk already."""
@@ -59,13 +71,10 @@ class Manifest:
 
     def finish(self, told: Mapping[str, Any]) -> None:
         """All that can be done is done: sort the lines, list the failures, and add `told` to run.json."""
-        records = self.records()
-        write_record(self.path, records)
-        keys = ("id", "name", "reason")
-        write_record(
-            self.sink.record("failed.jsonl"),
-            [dict(zip(keys, failure, strict=True)) for record in records for failure in record["failed"]],
-        )
+        if self.path.exists():
+            write_lines(self.path, self._lines())
+        failures = (dict(zip(FAILURE, failure, strict=True)) for record in self.records() for failure in record["failed"])
+        write_lines(self.sink.record("failed.jsonl"), (json.dumps(failure) + "\n" for failure in failures))
         run = json.loads(self.run_path.read_text())
         write_record(self.run_path, {**run, **told})
 
@@ -95,6 +104,16 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
 def digest(identity: Mapping[str, Any]) -> str:
     """One hash of plain data."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """The lines, each with its end, as one file that appears whole or not at all."""
+
+    def fill(temporary: Path) -> None:
+        with temporary.open("w", encoding="ascii") as file:
+            file.writelines(lines)
+
+    write_whole(path, fill)
 
 
 def write_record(path: Path, content: Any) -> None:

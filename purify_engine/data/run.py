@@ -112,7 +112,7 @@ def run(
     manifest, parts = Manifest(sink), source.parts(config.part_size)
     identity = identity_of(compute, source, config)
     pinned = manifest.begin(identity, {"batch_size": config.batch_size or BATCH_SIZE}, source.skipped)
-    todo = parts_to_do(parts, manifest.records(), config.retry_failed)
+    todo = parts_to_do(parts, manifest.done(), config.retry_failed)
     told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
     work = engine or Pipeline(
         source, sink, compute, batch_size=pinned["batch_size"], part_size=config.part_size, decoders=config.decoders, told=told
@@ -122,9 +122,8 @@ def run(
         manifest.commit({**record, **mark})
         ok_now += record["ok"]
         told("part", **record)
-    records = manifest.records()
-    files = assembled(sink, parts, records)
-    summary = summarise(source, records, time.perf_counter() - started, ok_now)
+    files = assembled(sink, parts, manifest)
+    summary = summarise(source, manifest.records(), time.perf_counter() - started, ok_now)
     manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
     told("end", **summary.as_record())
     return summary
@@ -142,19 +141,17 @@ def identity_of(compute: Compute, source: Source, config: OfflineConfig) -> Reco
     }
 
 
-def parts_to_do(parts: Iterable[Part], records: Iterable[Record], retry_failed: bool) -> list[Part]:
-    """The parts without a record; with `retry_failed` also those that hold failed images."""
-    done = {record["part"] for record in records if not (retry_failed and record["failed"])}
-    return [part for part in parts if part.index not in done]
+def parts_to_do(parts: Iterable[Part], done: Mapping[int, int], retry_failed: bool) -> list[Part]:
+    """The parts that are not among `done` (part: failed images); with `retry_failed` also those that hold failed images."""
+    return [part for part in parts if part.index not in done or (retry_failed and done[part.index])]
 
 
-def assembled(sink: Sink, parts: Iterable[Part], records: list[Record]) -> list[list[Any]]:
+def assembled(sink: Sink, parts: Sequence[Part], manifest: Manifest) -> list[list[Any]]:
     """What the sink makes of all parts once they are all there."""
-    every = list(parts)
-    if len(records) < len(every):
+    if len(manifest.done()) < len(parts):
         return []
-    failed = [failure[0] for record in records for failure in record["failed"]]
-    return [list(file) for file in sink.assemble(every, failed)]
+    failed = [failure[0] for record in manifest.records() for failure in record["failed"]]
+    return [list(file) for file in sink.assemble(parts, failed)]
 
 
 def summarise(source: Source, records: Iterable[Record], seconds: float, ok_now: int) -> PurificationSummary:
