@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,8 +39,12 @@ def demo(
         Print the result as one JSON line.
     """
     from purify_engine.data import digits
+    from purify_engine.devices import described
     from purify_engine.evaluation.demo import NOTES, run_demo
     from purify_engine.evaluation.report import write_report
+    from purify_engine.evaluation.suite import TRANSFERRED
+    from purify_engine.evaluation.verdict import ADAPTIVE
+    from purify_engine.evaluation.verdict import budget as limits
     from purify_engine.presets import load_classifier
 
     purifier, budget = load_purifier("digits", device=device, precision="float32"), with_options(DemoConfig(), options)
@@ -58,9 +63,16 @@ def demo(
         )
         meter.update(STAGES, STAGES, stage="done")
     settings = {"demo": to_dict(budget), "purifier": to_dict(purifier.config)}
+    how = limits("linf", budget.epsilon)
     write_report(
         report, title="Demonstration on held-out digits", rows=shown.rows, sheet=shown.sheet, self_test=shown.self_test,
-        configuration=settings, notes=NOTES,
+        configuration=settings, notes=NOTES, comparisons=shown.comparisons, budgets={ADAPTIVE: how, TRANSFERRED: how},
+        about={
+            "data": f"{len(images)} held-out digits of 8×8 pixels, {budget.num_adaptive} of them for the adaptive attack",
+            "attacks may change": how,
+            "computed": described(purifier),
+            "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        },
     )  # fmt: skip
     _say(shown, report, as_json=json)
     return 0 if shown.self_test["passed"] else CHECK_FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,12 +24,12 @@ from purify_engine.cli.loading import (
     training_images,
 )
 from purify_engine.cli.options import given, options_of, with_options
+from purify_engine.cli.report import write_evaluation
 from purify_engine.config import AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.evaluation.defences import Defence
     from purify_engine.evaluation.protocol import Cell
-    from purify_engine.evaluation.summary import Comparison
     from purify_engine.models import Classifier
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images, Labels
@@ -129,7 +130,8 @@ def evaluate(
         protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, workers=workers, on_cell=tell)
     if report is not None:
         settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config), "computing": computing(ours)}
-        _write_report(report, cells, self_test, settings, config.confidence)
+        about = _about(source, ours, images)
+        write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=about)
     _say(cells, self_test, config.confidence, as_json=json, ours=ours)
     return 0 if self_test["passed"] else CHECK_FAILED
 
@@ -185,20 +187,12 @@ def _chosen(things: Sequence[Named], names: list[str] | None, option: str) -> li
     return [thing for thing in things if not names or thing.name in names]
 
 
-def _write_report(path: Path, cells: list[Cell], self_test: dict[str, Any], settings: dict[str, Any], confidence: float) -> None:
-    from purify_engine.evaluation.report import write_report
-    from purify_engine.evaluation.summary import summarise
+def _about(source: str, ours: GuidedPurifier, images: Images) -> dict[str, str]:
+    from purify_engine.devices import described
 
-    rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
-    write_report(path, title="Evaluation", rows=rows, comparisons=comparisons, self_test=self_test, configuration=settings)
-
-
-def _comparisons(cells: list[Cell], confidence: float) -> list[Comparison]:
-    from purify_engine.evaluation.defences import BASELINES, OURS
-    from purify_engine.evaluation.summary import compare
-
-    attacked = {cell.defence for cell in cells if cell.norm == "linf"}
-    return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
+    height, width = images.shape[2:]
+    data = f"{source}, {len(images):,} images of {width}×{height} pixels"
+    return {"data": data, "purifier": described(ours), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"}
 
 
 def _say(
@@ -211,9 +205,9 @@ def _say(
 ) -> None:
     from purify_engine.devices import computing, described, in_sixteen_bits
     from purify_engine.evaluation.report import terminal_by_attack
-    from purify_engine.evaluation.summary import summarise, to_json
+    from purify_engine.evaluation.summary import against_ours, summarise, to_json
 
-    rows, comparisons = summarise(cells, confidence), _comparisons(cells, confidence)
+    rows, comparisons = summarise(cells, confidence), against_ours(cells, confidence)
     if as_json:
         say(to_json(rows, comparisons, self_test=self_test, computing=ours and computing(ours)), "", as_json=True)
         return

@@ -24,6 +24,7 @@ from purify_engine.cli.demo import demo
 from purify_engine.cli.doctor import doctor
 from purify_engine.cli.evaluate import evaluate
 from purify_engine.cli.purify import purify
+from purify_engine.cli.report import report
 
 USAGE, INPUT_OUTPUT, INTERRUPTED, TERMINATED = 2, 5, 130, 143
 
@@ -38,7 +39,7 @@ def application() -> App:
     training = App(name="train", help="Train a diffusion model, a guide, a classifier, or the embedded digits again.")
     for network in (train.diffusion, train.trades, train.classifier, train.digits):
         training.command(network)
-    for verb in (demo, purify, evaluate, convert, training, bench, doctor):
+    for verb in (demo, purify, evaluate, report, convert, training, bench, doctor):
         app.command(verb)
 
     @app.meta.default

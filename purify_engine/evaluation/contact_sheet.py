@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from purify_engine.evaluation.defences import Defence
+from purify_engine.pages import pictures
 
 if TYPE_CHECKING:
     from purify_engine.types import Images, Labels
-
-GAIN = 10  # of the difference, so that it can be seen
 
 
 @dataclass(frozen=True)
@@ -38,6 +33,9 @@ class Exhibit:
     attacked: Picture
     purified: Picture
     difference: Picture
+    """Purified less attacked, in colours that tell the sign."""
+    scale: float
+    """What the colours of the difference reach to, both ways; the same for the whole sheet."""
 
 
 @torch.no_grad()
@@ -45,8 +43,11 @@ def exhibits(defence: Defence, images: Images, attacked: Images, labels: Labels)
     """The sheet for clean `images` and their `attacked` versions [B, C, H, W] in [0, 1], purified by noise draw 0."""
     purified = defence.purify(attacked, torch.arange(len(images), device=images.device), 0)
     stages = [_judged(defence, stage, labels) for stage in (images, attacked, purified)]
-    differences = [Picture(data_uri(image)) for image in (GAIN * (purified - attacked)).abs()]
-    return [Exhibit(str(int(label)), *pictures) for label, *pictures in zip(labels, *stages, differences, strict=True)]
+    changes = [change.float().cpu().numpy() for change in purified - attacked]
+    scale = pictures.scale_of(changes)
+    differences = [Picture(pictures.signed_uri(change, scale)) for change in changes]
+    rows = zip(labels.tolist(), *stages, differences, strict=True)
+    return [Exhibit(str(label), before, hit, after, change, scale) for label, before, hit, after, change in rows]
 
 
 def _judged(defence: Defence, images: Images, labels: Labels) -> list[Picture]:
@@ -57,7 +58,4 @@ def _judged(defence: Defence, images: Images, labels: Labels) -> list[Picture]:
 
 def data_uri(image: Tensor) -> str:
     """One image [C, H, W] in [0, 1], grey or RGB, as a PNG in a data URI; values outside are clipped."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)).save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return pictures.data_uri(image.float().cpu().numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,18 +14,17 @@ from torch import nn
 from purify_engine.config import AttackConfig, DemoConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.contact_sheet import Exhibit, exhibits
-from purify_engine.evaluation.defences import LATENT, Defence, standard_defences
+from purify_engine.evaluation.defences import LATENT, OURS, Defence, standard_defences
 from purify_engine.evaluation.protocol import score
 from purify_engine.evaluation.self_test import gradient_self_test
-from purify_engine.evaluation.statistics import Estimate, wilson
+from purify_engine.evaluation.statistics import Scores, mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import CLEAN, TRANSFERRED, fitted
-from purify_engine.evaluation.summary import Row
+from purify_engine.evaluation.summary import Comparison, Row
+from purify_engine.evaluation.verdict import ADAPTIVE
 
 if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images, Labels
-
-ADAPTIVE = "adaptive"
 
 NOTES = (
     f"{TRANSFERRED}: PGD on the bare classifier, which does not know of the purifier.",
@@ -45,6 +44,8 @@ class Demo:
     self_test: dict[str, Any]
     config: DemoConfig
     seconds: float
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Ours with every other defence under the adaptive attack, image by image."""
 
 
 def run_demo(
@@ -64,21 +65,32 @@ def run_demo(
     budget, started = budget or DemoConfig(), time.perf_counter()
     on_stage("gradient self-test")
     self_test = gradient_self_test(purifier, images[:4], seed=budget.seed)
-    rows = []
+    rows, adaptive = [], {}
     for defence in standard_defences(purifier, classifier, training_images):
         if defence.name == LATENT:  # a row of the full evaluation only: it takes as long as ours
             continue
         on_stage(defence.name)
-        rows.append(_row(defence, images, labels, budget))
+        row, adaptive[defence.name] = _row(defence, images, labels, budget)
+        rows.append(row)
     on_stage("contact sheet")
     few = slice(0, budget.num_exhibits)
-    ours = Defence("ours", classifier, purifier, purifier.guide)
+    ours = Defence(OURS, classifier, purifier, purifier.guide)
     attacked = attack(ours, images[few], labels[few], _transferred(budget))
     sheet = exhibits(ours, images[few], attacked, labels[few])
-    return Demo(rows, sheet, self_test, budget, time.perf_counter() - started)
+    return Demo(rows, sheet, self_test, budget, time.perf_counter() - started, _comparisons(adaptive, budget.confidence))
 
 
-def _row(defence: Defence, images: Images, labels: Labels, budget: DemoConfig) -> Row:
+def _comparisons(adaptive: dict[str, Scores], confidence: float) -> list[Comparison]:
+    ours = adaptive[OURS]
+    return [
+        Comparison(OURS, name, paired_difference(ours, scores, confidence), None, mcnemar(ours, scores))
+        for name, scores in adaptive.items()
+        if name != OURS
+    ]
+
+
+def _row(defence: Defence, images: Images, labels: Labels, budget: DemoConfig) -> tuple[Row, Scores]:
+    """The defence's row, and its score on each image under the adaptive attack."""
     started = time.perf_counter()
     with torch.no_grad():
         defence(images, torch.arange(len(images), device=images.device), 0)
@@ -86,27 +98,28 @@ def _row(defence: Defence, images: Images, labels: Labels, budget: DemoConfig) -
     generator = torch.Generator().manual_seed(budget.seed)
     chosen = torch.randperm(len(images), generator=generator, device="cpu")[: budget.num_adaptive].to(images.device)
     everything = torch.arange(len(images), device=images.device)
-    columns = {
-        CLEAN.name: _accuracy(defence, (CLEAN,), images, labels, everything, budget),
-        TRANSFERRED: _accuracy(defence, (_transferred(budget),), images, labels, everything, budget),
-        ADAPTIVE: _accuracy(defence, _adaptive(budget, defence), images, labels, chosen, budget),
+    scores = {
+        CLEAN.name: _scores(defence, (CLEAN,), images, labels, everything, budget),
+        TRANSFERRED: _scores(defence, (_transferred(budget),), images, labels, everything, budget),
+        ADAPTIVE: _scores(defence, _adaptive(budget, defence), images, labels, chosen, budget),
     }
-    return Row(defence.name, columns, speed)
+    columns = {name: wilson(each, budget.confidence) for name, each in scores.items()}
+    return Row(defence.name, columns, speed), scores[ADAPTIVE]
 
 
-def _accuracy(
+def _scores(
     defence: Defence,
     attacks: Sequence[AttackConfig],
     images: Images,
     labels: Labels,
     ids: torch.Tensor,
     budget: DemoConfig,
-) -> Estimate:
+) -> Scores:
     images, labels = images[ids], labels[ids]
     draws = range(FIRST_SCORING_DRAW, FIRST_SCORING_DRAW + budget.num_draws)
     adversarial = (attack(defence, images, labels, fitted(each, defence) or each, ids=ids) for each in attacks)
     scores = [score(defence, attacked, labels, ids, draws) for attacked in adversarial]
-    return wilson(tuple(map(min, zip(*scores, strict=True))), budget.confidence)
+    return tuple(map(min, zip(*scores, strict=True)))
 
 
 def _transferred(budget: DemoConfig) -> AttackConfig:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.table import Table
 
 from purify_engine import markdown
-from purify_engine.evaluation.contact_sheet import GAIN, Exhibit
+from purify_engine.evaluation.contact_sheet import Exhibit
+from purify_engine.evaluation.figures import write_figures
 from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.summary import Comparison, Row
+from purify_engine.evaluation.verdict import attacks_in_order, defences_in_order, headline_of, points, rounded, verdict
 from purify_engine.files import write_text
+from purify_engine.pages import render
 
-_TEMPLATE = "report.html.j2"
+TEMPLATE = "evaluation/report.html.j2"
 _PACKAGES = ("purify-engine", "torch", "numpy", "scipy", "pillow")
 
 
@@ -34,28 +35,36 @@ def write_report(
     configuration: dict[str, Any] | None = None,
     comparisons: Sequence[Comparison] = (),
     notes: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
+    budgets: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the report to `path`: one file, no scripts, nothing fetched, every text escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
-    template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    html = template.render(
+    """Write the report to `path`, one file, no scripts, nothing fetched, every text escaped; its figures lie beside it.
+
+    about: what stands on top, such as the data, the date and the device. budgets: attack -> its norm and epsilon in words.
+    """
+    about, budgets = about or {}, budgets or {}
+    html = render(
+        TEMPLATE,
         title=title,
-        rows=rows,
-        columns=column_names(rows),
+        verdict=verdict(rows, comparisons, self_test),
+        about=about,
+        defences=defences_in_order(rows),
+        attacks=attacks_in_order(rows),
+        headline=headline_of(rows),
+        budgets=budgets,
         sizes=sizes(rows),
         best=best(rows),
+        rounded=rounded,
+        points=points,
         sheet=sheet,
-        gain=GAIN,
-        self_test=self_test,
+        self_test=None if self_test is None else {name: _short(value) for name, value in self_test.items()},
         configuration=flattened(configuration or {}),
         comparisons=comparisons,
         notes=notes,
         versions=versions(),
     )
     write_text(path, html)
+    write_figures(path, rows, comparisons, budgets, title=title, about=about, self_test=self_test, configuration=configuration)
     return path
 
 
@@ -156,6 +165,10 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             known[package] = "not installed"
     return known
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
 def _speed(row: Row) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from purify_engine.evaluation.defences import BASELINES, OURS
 from purify_engine.evaluation.protocol import Cell
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference, mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMASKING
@@ -32,12 +33,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a against b on the same images, by the headline scores; `fresh` by those of `fresh_minimum_scores`."""
+    """a against b on the same images, by the headline scores; `fresh` by `fresh_minimum_scores`, None where there are none."""
 
     a: str
     b: str
     difference: PairedDifference
-    fresh: PairedDifference
+    fresh: PairedDifference | None
     mcnemar: McNemar
 
 
@@ -92,6 +93,12 @@ def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence:
         return Comparison(a, b, pooled, again, mcnemar(minima[a], minima[b]))
 
     return [against(b) for b in baselines if b in minima]
+
+
+def against_ours(cells: Sequence[Cell], confidence: float = 0.95) -> list[Comparison]:
+    """Ours with every baseline that an l_inf attack was run on; nothing where none was run on ours."""
+    attacked = {cell.defence for cell in cells if cell.norm == "linf"}
+    return compare(cells, OURS, [name for name in BASELINES if name in attacked], confidence) if OURS in attacked else []
 
 
 def by_defence(cells: Iterable[Cell]) -> dict[str, dict[str, Cell]]:

@@ -1,4 +1,5 @@
 import base64
+import csv
 import io
 import json
 import platform
@@ -6,9 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import jinja2
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from rich.console import Console
@@ -104,8 +103,9 @@ def test_every_text_from_outside_is_escaped(tmp_path):
 def test_report_shows_figures_intervals_sizes_verdicts_and_versions(tmp_path):
     html = report(tmp_path, configuration={"purifier": {"guidance": {"scale": 3.5}}}, notes=["single draws"])
     for text in (
-        "97.5",
-        "95.0 – 99.0",
+        ">98<",
+        "95 – 99",
+        'title="0.9750"',
         "n = 360",
         "n = 64",
         "masked",
@@ -117,13 +117,12 @@ def test_report_shows_figures_intervals_sizes_verdicts_and_versions(tmp_path):
         "1,234",
     ):
         assert text in html, text
-    assert "✓" in html and "18.0 – 28.0" in html
+    assert "✓" in html and "+18 to +28" in html
 
 
 def test_a_masked_figure_is_never_the_best_of_its_column(tmp_path):
     html = report(tmp_path)
-    assert '<span class="value best">97.5</span>' in html
-    assert '<span class="value best">90.9</span>' not in html and '<span class="value best">9.0</span>' in html
+    assert re.findall('class="value best" title="([0-9.]+)"', html) == ["0.9750", "0.0900"]
 
 
 def test_markdown_table_has_n_in_the_header_and_intervals_beside_figures():
@@ -253,17 +252,35 @@ def test_parts_that_are_not_given_are_not_in_the_report(tmp_path):
 
 def test_comparisons_and_a_failed_self_test_are_shown(tmp_path):
     html = report(tmp_path, self_test={"passed": False, "exact_error": 0.5})
-    for text in ("ours − DiffPure", "23.0", "19.0 – 27.0", "18.0 – 28.0", "90 : 7", "1e-18"):
+    for text in ("ours − DiffPure", "+23", "+19 to +27", "+18 to +28", "90 : 7", "1e-18"):
         assert text in html, text
     assert '<span class="badge failed">failed</span>' in html and "<dt>exact_error</dt><dd>0.5</dd>" in html
-    assert "× 10" in html and html.count("<figure") == 3
+    scale = re.findall(r"<span>−([0-9.]+)</span><span>0</span><span>\+([0-9.]+)</span>", html)
+    assert len(scale) == 1 and scale[0][0] == scale[0][1] and float(scale[0][0]) > 0 and html.count("<figure") == 3
 
 
-def test_a_text_that_the_template_does_not_know_is_an_error(tmp_path, monkeypatch):
-    from purify_engine.evaluation import report as module
+def test_what_was_evaluated_stands_on_top_and_ours_and_the_headline_come_first(tmp_path):
+    rows = [
+        Row("DiffPure", {"standard": Estimate(0.9, 0.8, 1, 50), "adaptive": Estimate(0.4, 0.3, 0.5, 50)}),
+        Row("ours", {"standard": Estimate(0.9, 0.8, 1, 50), "adaptive": Estimate(0.6, 0.5, 0.7, 50)}),
+    ]
+    html = report(tmp_path, rows=rows, about={"data": "50 <scans>"}, budgets={"adaptive": "l∞, ε = 0.15"})
+    order = ["<dd>50 &lt;scans&gt;</dd>", '<tr role="row" class="headline">', "l∞, ε = 0.15", "standard", "Paired", "Versions"]
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+    assert re.findall('<th scope="col"[^>]*>(ours|DiffPure)<', html) == ["ours", "DiffPure"]
+    assert re.findall('<th scope="row">(adaptive|standard)<', html) == ["adaptive", "standard"]
 
-    (tmp_path / "t.j2").write_text("{{ unknown }}")
-    monkeypatch.setattr(module, "files", lambda package: tmp_path)
-    monkeypatch.setattr(module, "_TEMPLATE", "t.j2")
-    with pytest.raises(jinja2.UndefinedError):
-        write_report(tmp_path / "r.html", title="x", rows=[])
+
+def test_the_figures_lie_beside_the_report_as_they_are(tmp_path):
+    report(tmp_path, budgets={"exact": "l∞, ε = 0.15"}, about={"data": "digits"})
+    lines = list(csv.DictReader((tmp_path / "sub" / "report.figures.csv").open(encoding="utf-8")))
+    known = [(row.defence, name, each) for row in ROWS for name, each in row.columns.items()]
+    assert len(lines) == len(known)
+    for line, (defence, attack, each) in zip(lines, known, strict=True):
+        assert (line["defence"], line["attack"], line["masked"]) == (defence, attack, str(each.masked).lower())
+        assert [float(line[name]) for name in ("accuracy", "low", "high", "images")] == [each.value, each.low, each.high, each.n]
+        assert line["budget"] == ("l∞, ε = 0.15" if attack == "exact" else "")
+    kept = json.loads((tmp_path / "sub" / "report.figures.json").read_text(encoding="utf-8"))
+    assert kept["about"] == {"data": "digits"} and kept["self_test"]["exact_error"] == 1e-9
+    assert kept["rows"][1]["columns"]["exact"]["value"] == 0.909 and kept["comparisons"][0]["difference"]["high"] == 0.27
