@@ -5,17 +5,21 @@ Free of torch, so that every part may use it.
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 NAMED = 40  # characters of a name that a temporary one begins with: with something added, a longest name would be refused
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part")  # as `_part` names them
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
@@ -78,14 +82,50 @@ def make_durable(paths: Iterable[Path]) -> None:
 def append_json_line(path: Path, record: Any) -> None:
     """Add `record` to a file of JSON lines, on the disk before this returns; missing folders are made.
 
-    Where a kill cut the last line short, the record begins a line of its own: nothing that is there is removed.
+    Where a kill cut the last line short, the record begins a line of its own: nothing that is there is removed. Where the line
+    cannot be written whole (OSError), nothing of it is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record).encode() + b"\n"
-    with path.open("ab+") as file:
-        file.write(line if _ends_a_line(file) else b"\n" + line)
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            _write_all(file, line if _ends_a_line(file) else b"\n" + line)
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+    if end == 0:  # it may have no name on the disk yet
+        _wait_for_disk(path.parent)
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock file `path`, which is made; None where a process that lives holds it.
+
+    The lock is given back by `unlock`, or with its process, however that ends. On a file system without locks it is a mere file.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            warnings.warn(f"{path} cannot be locked, so that two runs at once would not notice: {error.strerror}", stacklevel=2)
+            return descriptor
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # it was removed by the one that had held it
+
+
+def unlock(path: Path, descriptor: int) -> None:
+    """Give back what `lock` gave; the file is removed."""
+    with suppress(OSError):
+        path.unlink()
+    os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> list[Any]:
@@ -113,6 +153,13 @@ def located_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name[:NAMED]}.{secrets.token_hex(4)}.part")
+
+
+def _write_all(file: Any, content: bytes) -> None:
+    """On a disk that is nearly full one call may write a part of it."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _ends_a_line(file: Any) -> bool:

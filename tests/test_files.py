@@ -1,5 +1,8 @@
 """A crash at any moment: readers see the old file or the whole new one, and no line that was written is lost."""
 
+import errno
+import fcntl
+import io
 import os
 import stat
 import subprocess
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from purify_engine import files
-from purify_engine.files import append_json_line, make_durable, read_json_lines, write_text, write_whole
+from purify_engine.files import append_json_line, lock, make_durable, read_json_lines, unlock, write_text, write_whole
 
 
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, disk_calls):
@@ -135,7 +138,78 @@ def test_lines_come_back_in_order(tmp_path):
 def test_a_line_is_on_the_disk_before_the_next_thing_happens(tmp_path, disk_calls):
     path = tmp_path / "a.jsonl"
     append_json_line(path, {"n": 1})
-    assert disk_calls == [("fsync", path)]
+    assert disk_calls == [("fsync", path), ("fsync", tmp_path)], "its name, too"
+    append_json_line(path, {"n": 2})
+    assert disk_calls[2:] == [("fsync", path)]
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_line_that_cannot_be_written_whole_leaves_nothing(failing, tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    append_json_line(path, {"n": 1})
+    before = path.read_bytes()
+
+    def half(file, content):
+        file.write(content[:4])
+        raise OSError("No space left on device")
+
+    def fail(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(*((files, "_write_all", half) if failing == "write" else (os, "fsync", fail)))
+    with pytest.raises(OSError, match="No space left"):
+        append_json_line(path, {"n": 2})
+    assert path.read_bytes() == before
+
+
+def test_a_line_is_written_whole_by_several_calls_if_need_be():
+    class Stingy(io.BytesIO):
+        def write(self, content):
+            return super().write(content[:3])
+
+    file = Stingy()
+    files._write_all(file, b"0123456789")
+    assert file.getvalue() == b"0123456789"
+
+
+def test_a_lock_is_one_processs_and_goes_with_it(tmp_path):
+    path = tmp_path / "lock"
+    held = lock(path)
+    assert held is not None and lock(path) is None
+    unlock(path, held)
+    assert not path.exists()
+    code = f"import os, time; from pathlib import Path; from purify_engine.files import lock; lock(Path({str(path)!r})); "
+    words = [sys.executable, "-c", code + "print('locked', flush=True); time.sleep(60)"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(files.__file__).parent.parent) as other:
+        assert other.stdout.readline() == "locked\n"
+        assert lock(path) is None
+        other.kill()
+    again = lock(path)
+    assert again is not None, "it was killed, and its lock with it"
+    unlock(path, again)
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_made_again(tmp_path, monkeypatch):
+    path, flock, removed = tmp_path / "lock", fcntl.flock, []
+
+    def slow(descriptor, how):
+        if not removed:
+            removed.append(path.unlink())  # the one that had held it is done
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    held = lock(path)
+    assert path.stat().st_ino == os.fstat(held).st_ino
+    unlock(path, held)
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
+    def refuse(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.warns(UserWarning, match="cannot be locked, .* No locks available"):
+        unlock(tmp_path / "lock", lock(tmp_path / "lock"))
 
 
 FIRST, SECOND = {"n": 1}, '{"text": "two µ"}'.encode()
