@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from purify_engine import ops
-from purify_engine.config import UNIT_RANGE, PurifierConfig, require
+from purify_engine.config import RANGE_ROUNDING, UNIT_RANGE, PurifierConfig, require
 from purify_engine.engine.bridges import Bridge
 from purify_engine.types import Ids, Images
 
-ROUNDING = 1e-4  # how far outside its range a float image may lie before it is not an image, as a share of the range
 NUM_DRAWS = 2**32
 FROM_BYTES = {UNIT_RANGE: "images.float() / 255", (-1.0, 1.0): "images.float() / 127.5 - 1", (0.0, 255.0): "images.float()"}
 
@@ -123,7 +122,7 @@ def _check_values(config: PurifierConfig, low: float, high: float) -> None:
     if config.clip_input:
         require(max(-low, high) < float("inf"), "images", f"finite, to be cut to {said}", [low, high])
         return
-    slack = ROUNDING * (most - least)
+    slack = RANGE_ROUNDING * (most - least)
     if low < least - slack or high > most + slack:
         known = "; for 0…255 divide by 255, for normalised images undo the normalisation"
         known = known if config.image_range == UNIT_RANGE else ""

@@ -61,9 +61,8 @@ def _of(module: str, *names: str) -> tuple[tuple[str, str], ...]:
 
 
 def _integrations() -> tuple[tuple[str, str], ...]:
-    """Everything public in the modules for other libraries, but for what tells that one is missing."""
-    foreign = [name for name in modules(INTEGRATIONS) if not name.endswith(".foreign")]
-    return tuple((module, found.node.name) for module in foreign for found in public(module))
+    """Everything public in the modules for other libraries."""
+    return tuple((module, found.node.name) for module in modules(INTEGRATIONS) for found in public(module))
 
 
 SECTIONS = (

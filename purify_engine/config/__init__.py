@@ -33,6 +33,7 @@ from purify_engine.config.own import OwnDenoiserConfig, OwnGuideConfig, OwnPredi
 from purify_engine.config.plain import SCHEMA_VERSION, from_dict, to_dict
 from purify_engine.config.presets import PRESETS
 from purify_engine.config.purification import (
+    RANGE_ROUNDING,
     UNIT_RANGE,
     ClipX0,
     GradientMode,
@@ -87,6 +88,7 @@ __all__ = [
     "Prediction",
     "PseudoLabel",
     "PurifierConfig",
+    "RANGE_ROUNDING",
     "Resample",
     "SCHEMA_VERSION",
     "Sampler",

@@ -25,6 +25,7 @@ Sizes = Literal["exact", "native", "resize", "tile"]
 TimeLabels = Literal["index", "diffpure"]
 
 SEEDS = "in [0, 2**63), an integer, or None"
+RANGE_ROUNDING = 1e-4  # how far outside its range a float image may lie before it is not an image, as a share of the range
 UNIT_RANGE = (0.0, 1.0)  # of the images that files hold, attacks project to and classifiers read
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from purify_engine.integrations.foreign import imported
+from purify_engine.foreign import imported
 from purify_engine.types import Images
 
 if TYPE_CHECKING:

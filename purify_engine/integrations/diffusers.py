@@ -17,7 +17,7 @@ from purify_engine.config import Prediction, require
 from purify_engine.engine.guide import NoGuide
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import ReverseProcess
-from purify_engine.integrations.foreign import imported
+from purify_engine.foreign import imported
 from purify_engine.models.unet import UNet
 from purify_engine.reference.prediction import mixture
 from purify_engine.reference.process import diffuse, update

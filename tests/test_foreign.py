@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from purify_engine.integrations.foreign import imported
+from purify_engine.foreign import imported
 
-PYPROJECT = Path(__file__).parent.parent.parent / "pyproject.toml"
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 NEEDS = {  # a module of ours -> the library that it imports, and the extra of ours that brings it
     "purify_engine.integrations.art": ("art", "art"),
     "purify_engine.integrations.diffusers": ("diffusers", "diffusers"),
