@@ -79,6 +79,9 @@ class Line(Generic[T]):
         """No entry follows."""
         self.entries.put(self._LAST)
 
+    def is_empty(self) -> bool:
+        return self.entries.empty()
+
     def __iter__(self) -> Iterator[T]:
         while True:
             entry = self._next()

@@ -129,6 +129,9 @@ class Pipeline:
             for batch in ready:
                 self._start(batch)
                 yield
+            if self.read.is_empty():  # more may be read only once what is being purified was written
+                self._finish_started()
+                yield
         self._finish_started()
 
     def _end_of(self, work: PartInWork, batcher: Batcher) -> Iterator[list[Held]]:
