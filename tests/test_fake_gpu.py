@@ -16,7 +16,16 @@ START = "import ctypes, sys; [ctypes.CDLL(path, ctypes.RTLD_GLOBAL) for path in 
 
 
 def test_a_purification_on_a_gpu_asks_nothing_of_the_host_in_any_form(tmp_path):
-    arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", str(ROOT / "tests" / "on_a_fake_gpu.py")]
+    run_those("not slow", tmp_path)
+
+
+@pytest.mark.slow
+def test_nor_in_the_other_combinations(tmp_path):
+    run_those("slow", tmp_path)
+
+
+def run_those(marked: str, tmp_path: Path) -> None:
+    arguments = ["-q", "--tb=short", "-p", "no:cacheprovider", "-m", marked, str(ROOT / "tests" / "on_a_fake_gpu.py")]
     code = f"{START}sys.exit(pytest.main({arguments}))"
     libraries = [compiled(tmp_path)] if torch.version.cuda is None else []
     done = subprocess.run([sys.executable, "-c", code, *libraries], cwd=ROOT, capture_output=True, text=True, check=False)
