@@ -38,12 +38,18 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
         write(temporary)
         temporary.chmod(allowed)  # safetensors replaces the file by one for its owner alone
         if durable:
-            _wait_for_disk(temporary)
-        temporary.replace(path)
+            publish(temporary, path)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    if durable:
-        _wait_for_disk(path.parent)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a file that is complete to `path`, in the same folder; its content is on the disk before, its name after."""
+    _wait_for_disk(temporary)
+    temporary.replace(path)
+    _wait_for_disk(path.parent)
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> None:

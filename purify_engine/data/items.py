@@ -165,8 +165,11 @@ class Sink(Protocol):
         """
         ...
 
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int]) -> list[Written]:
-        """After the last part, of the whole source: make what is one file for all of them (arrays). Other sinks do nothing."""
+    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
+        """After the last part, of the whole source: make what is one file for all of them (arrays). Other sinks do nothing.
+
+        failed: ids. written: what the records of all parts name.
+        """
         ...
 
     def record(self, name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from purify_engine import __version__
 from purify_engine.config.offline import OfflineConfig
-from purify_engine.data.items import Compute, Part, Sink, Skipped, Source
+from purify_engine.data.items import Compute, Part, Sink, Skipped, Source, Written
 from purify_engine.data.manifest import Manifest, Record, digest
 from purify_engine.data.pipeline import Pipeline, Told
 from purify_engine.data.pixels import POLICIES
@@ -151,7 +151,8 @@ def assembled(sink: Sink, parts: Sequence[Part], manifest: Manifest) -> list[lis
     if len(manifest.done()) < len(parts):
         return []
     failed = [failure[0] for record in manifest.records() for failure in record["failed"]]
-    return [list(file) for file in sink.assemble(parts, failed)]
+    written = (Written(*file) for record in manifest.records() for file in record["files"])
+    return [list(file) for file in sink.assemble(parts, failed, written)]
 
 
 def summarise(source: Source, records: Iterable[Record], seconds: float, ok_now: int) -> PurificationSummary:

@@ -39,5 +39,5 @@ def write(source, sink, images, assemble=True):
     ]
     written, failed = sink.write(part, outcomes)
     if assemble:
-        sink.assemble([part], [item.id for item, _ in failed])
+        sink.assemble([part], [item.id for item, _ in failed], written)
     return written, failed

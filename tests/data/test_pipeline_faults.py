@@ -143,7 +143,7 @@ class Kept:
         self.events += [(outcome.item.id, outcome.encoded) for outcome in outcomes]
         return [], []
 
-    def assemble(self, parts, failed):
+    def assemble(self, parts, failed, written):
         assert not self.record("failed.jsonl").exists(), "the list of failures is written when all else is"
         self.events.append("assembled")
         return []

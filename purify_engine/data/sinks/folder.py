@@ -48,7 +48,7 @@ class FolderSink:
         make_durable(self.output / file.file for file in written)
         return written, failed
 
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int]) -> list[Written]:
+    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
         """Every image is in its place already."""
         return []
 

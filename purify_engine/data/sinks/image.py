@@ -37,7 +37,7 @@ class FileSink:
         make_durable([self.output])
         return [written], []
 
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int]) -> list[Written]:
+    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
         """The image is in its place already."""
         return []
 
