@@ -20,6 +20,7 @@ from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import OnStepEnd
 from purify_engine.engine.purification import Execution, Purification, Shared
 from purify_engine.engine.suitability import require_suitable
+from purify_engine.engine.uncompiled import uncompiled
 from purify_engine.engine.weights import check_weights
 from purify_engine.images import check_images, from_model_space, image_ids, in_model_space
 from purify_engine.models.derived import Watched
@@ -27,7 +28,7 @@ from purify_engine.models.own import DenoisingNetwork, GuideNetwork, facts_of
 from purify_engine.noise import Streams, noise_of
 from purify_engine.siblings import write_once
 from purify_engine.stored import StoredPurifier
-from purify_engine.tracing import NotTraced, called, uncompiled
+from purify_engine.tracing import UNTRACEABLE, NotTraced, called
 from purify_engine.types import Ids, Images, NoiseKey
 
 
@@ -116,7 +117,7 @@ class GuidedPurifier(NotTraced, StoredPurifier):
         names = {"ids": ids, "draw": draw, "num_draws": num_draws, "generator": generator}
         return self._called(images, names, {"t_star": t_star, "num_steps": num_steps}, callback_on_step_end)
 
-    @uncompiled
+    @uncompiled(UNTRACEABLE)
     def _called(self, images: Images, names: dict[str, Any], asked: dict[str, Any], on_step_end: OnStepEnd | None) -> Images:
         purify = partial(self._drawn, num_draws=names["num_draws"], asked=asked, on_step_end=on_step_end)
         return called(purify, partial(self._noise, **names), images, self, on_step_end)

@@ -5,9 +5,8 @@ Each is right, or refused in one line that says what to use; tests/test_ways_to_
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,6 @@ from purify_engine.engine.recomputed import recomputed
 from purify_engine.engine.weights import check_weights
 from purify_engine.models.derived import Networks
 from purify_engine.types import Images, NoiseKey
-
-Called = TypeVar("Called", bound=Callable[..., Any])
 
 # By the names of their classes, which would take long to import where nothing is traced.
 TRACING_MODES = {
@@ -61,13 +58,6 @@ class NotTraced(nn.Module):
     def _slow_forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         """What PyTorch calls in place of `forward` while it traces."""
         raise _untraceable("torch.jit.trace or torch.onnx.export")
-
-
-def uncompiled(function: Called) -> Called:
-    """`torch.compiler.disable`, which says why from PyTorch 2.7 on."""
-    if "reason" in inspect.signature(torch.compiler.disable).parameters:
-        return torch.compiler.disable(function, reason=UNTRACEABLE)
-    return torch.compiler.disable(function)
 
 
 def refuse_untraceable(images: object, module: nn.Module) -> None:

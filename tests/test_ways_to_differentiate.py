@@ -419,6 +419,21 @@ def test_a_way_that_is_refused_in_one_line(way, message, model):
     assert "\n" not in str(caught.value)
 
 
+def test_a_compiler_around_a_purifier_compiles_nothing_of_it(model):
+    compiled = []
+
+    def recording(graph, inputs):
+        compiled.extend(getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph
+
+    def around(x):
+        return model(x * 1).sin()
+
+    with torch.no_grad():
+        assert torch.equal(torch.compile(around, backend=recording)(X), around(X))
+    assert compiled == ["mul", "sin"]
+
+
 @pytest.mark.skipif("reason" not in torch.compiler.disable.__kwdefaults__, reason="PyTorch says no reason before 2.7")
 def test_a_compiler_that_wants_one_whole_graph_is_told_why_there_is_none(model):
     with pytest.raises(Exception, match=LINE):

@@ -23,6 +23,7 @@ from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
 from purify_engine.engine.recomputed import pulled_back, recomputed
+from purify_engine.engine.uncompiled import uncompiled
 from purify_engine.models.derived import Networks
 from purify_engine.ops import autocast
 from purify_engine.types import Images, Step
@@ -152,7 +153,7 @@ class _ReverseWalk(torch.autograd.Function):
         return x
 
     @staticmethod
-    @torch.compiler.disable
+    @uncompiled("the exact gradient recomputes the networks step by step")
     def backward(ctx: Any, adjoint: Images) -> tuple[Tensor | None, ...]:
         to_x_t, *to_target = recomputed(ctx.back, adjoint, *ctx.saved_tensors)
         return to_x_t, None, None, *to_target

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from purify_engine import ops
+from purify_engine.engine.uncompiled import uncompiled
 
 Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
@@ -42,7 +43,7 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @torch.compiler.disable  # or a compiled function that differentiates would compile what runs here
+    @uncompiled("a derivative runs its function again")  # or one that differentiates would compile what runs here
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad[1:]
         pulled = iter(recomputed(partial(pulled_back, ctx.function, wanted), *grads, *ctx.saved_tensors))
