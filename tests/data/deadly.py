@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 import time
 from dataclasses import dataclass
@@ -17,17 +17,22 @@ DEADLY, ONCE = 250, 240  # levels of images that end their process: always, and 
 
 @dataclass
 class Washed:
-    """Mixes each image with what its id stands for. `died`: the file that the first death of ONCE leaves; None spares all."""
+    """Mixes each image with what its id stands for. died: the file that the first death of ONCE leaves; None spares all.
+
+    pause: seconds that a batch takes.
+    """
 
     died: Path | None = None
+    pause: float = 0.0
 
     def start(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        time.sleep(self.pause)
         corners = images[:, 0, 0, 0]
         if self.died and (corners == DEADLY).any():
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
         if self.died and (corners == ONCE).any() and not self.died.exists():
             self.died.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            signal.raise_signal(signal.SIGKILL)
         floats = images / np.float32(255) if images.dtype == np.uint8 else images
         return floats / 2 + (ids % 7 / np.float32(14))[:, None, None, None]
 
@@ -48,6 +53,13 @@ class Slow(Washed):
         print("at work", flush=True)
         time.sleep(60)
         return super().start(images, ids)
+
+
+class Full(Washed):
+    """On a machine without space."""
+
+    def start(self, images: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/a.png")
 
 
 @dataclass(frozen=True)

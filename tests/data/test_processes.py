@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from purify_engine.config import OfflineConfig
@@ -18,7 +17,7 @@ from purify_engine.data.items import ImageShape
 from purify_engine.data.processes import run_in_processes
 from purify_engine.data.run import run
 from purify_engine.data.work import Work
-from tests.data.deadly import DEADLY, ONCE, Loaded, Washed, image_folder
+from tests.data.deadly import DEADLY, ONCE, Full, Loaded, Washed, image_folder
 
 ROOT = Path(__file__).parents[2]
 CONFIG = OfflineConfig(part_size=4, batch_size=3, decoders=1)
@@ -58,20 +57,6 @@ def test_a_death_costs_the_image_that_ends_every_process_and_the_bytes_are_those
 
 
 @dataclass(frozen=True)
-class DiskFull:
-    """A purifier on a machine without space."""
-
-    def __call__(self, number):
-        return self
-
-    def start(self, images: np.ndarray, ids: np.ndarray):
-        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/a.png")
-
-    def is_out_of_memory(self, error):
-        return False
-
-
-@dataclass(frozen=True)
 class DiesAtOnce:
     def __call__(self, number):
         signal.raise_signal(signal.SIGKILL)
@@ -80,7 +65,7 @@ class DiesAtOnce:
 @pytest.mark.parametrize(
     "load, kind, said",
     [
-        (DiskFull(), OSError, "No space left on device"),
+        (Loaded(Full()), OSError, "No space left on device"),
         (DiesAtOnce(), RuntimeError, r"a worker process ended before its first part \(SIGKILL\)"),
     ],
     ids=["a fault", "a death before the first part"],
