@@ -5,6 +5,7 @@ Free of torch, so that every part may use it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import json
@@ -14,11 +15,12 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 NAMED = 40  # characters of a name that a temporary one begins with: with something added, a longest name would be refused
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part")  # as `_part` names them
 
 
@@ -35,12 +37,13 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         allowed = temporary.stat().st_mode & 0o777
-        write(temporary)
-        temporary.chmod(allowed)  # safetensors replaces the file by one for its owner alone
-        if durable:
-            publish(temporary, path)
-        else:
-            temporary.replace(path)
+        with naming(path, temporary):
+            write(temporary)
+            temporary.chmod(allowed)  # safetensors replaces the file by one for its owner alone
+            if durable:
+                publish(temporary, path)
+            else:
+                temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,11 +64,27 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     temporary = _part(path)
     temporary.mkdir()
     try:
-        write(temporary)
-        temporary.replace(path)
+        with naming(path, temporary):
+            write(temporary)
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _wait_for_disk(path.parent)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Inside, an OSError that names no file, or `temporary`, which stands for `path`, names `path`; of a full disk also bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            error.args = (f"{error}: {path}",)
+        elif error.filename is None or (temporary is not None and str(error.filename) == str(temporary)):
+            error.filename = str(path)
+            if error.errno in NO_ROOM:
+                error.strerror = f"{error.strerror}{_room(path, temporary or path)}"
+        raise
 
 
 def parts_of(path: Path) -> list[Path]:
@@ -96,8 +115,9 @@ def append_json_line(path: Path, record: Any) -> None:
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
-            _write_all(file, line if _ends_a_line(file) else b"\n" + line)
-            os.fsync(file.fileno())
+            with naming(path):
+                _write_all(file, line if _ends_a_line(file) else b"\n" + line)
+                os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 file.truncate(end)
@@ -178,6 +198,15 @@ def _ends_a_line(file: Any) -> bool:
 def _wait_for_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _room(path: Path, written: Path) -> str:
+    """How much of a file is there, and how much more fits."""
+    with suppress(OSError):
+        there = written.stat().st_size if written.is_file() else 0
+        return f" after {there} bytes of it, {shutil.disk_usage(path.parent).free} bytes are free"
+    return ""

@@ -16,6 +16,8 @@ from typing import Any
 from purify_engine.config import SCHEMA_VERSION, require, to_dict
 from purify_engine.files import write_text
 
+EMBEDDED = Path(__file__).parent / "weights"
+
 
 def write_config(folder: Path, **parts: Any) -> None:
     """Write `config.json` from dataclasses and plain data; a part that is None is left out."""

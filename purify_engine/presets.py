@@ -29,7 +29,7 @@ from purify_engine.config import (
     require,
 )
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
-from purify_engine.folders import read_config, write_config
+from purify_engine.folders import EMBEDDED, read_config, write_config
 from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
 from purify_engine.models.checkpoints.reading import is_published
 from purify_engine.models.checkpoints.safetensors import write_tensors
@@ -58,7 +58,6 @@ NOTHING = Handed()
 AdapterT = TypeVar("AdapterT", OwnDenoiser, OwnGuide)
 
 FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")  # of checkpoints; no Hub id ends so
-EMBEDDED = Path(__file__).parent / "weights"
 
 
 def list_purifiers() -> list[str]:

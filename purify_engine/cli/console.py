@@ -12,8 +12,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from purify_engine.cli.streams import printable
 
 LINE_EVERY = 10.0  # seconds
 
@@ -22,7 +25,7 @@ MeterT = TypeVar("MeterT", bound="Meter")
 
 def say(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """The result of a verb: `text` for people, or `result` as one JSON line."""
-    print(json.dumps(result) if as_json else text, flush=True)
+    print(json.dumps(result) if as_json else printable(text), flush=True)
 
 
 def show(table: Table) -> None:
@@ -67,4 +70,4 @@ class Meter:
 
 
 def _short(value: float | int | str) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else escape(printable(str(value)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
-from purify_engine.config import PRESETS, UNIT_RANGE, Precision
+from purify_engine.config import PRESETS, UNIT_RANGE, Precision, PurifierConfig, UNetConfig, from_dict
+from purify_engine.folders import EMBEDDED, read_config
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
@@ -74,6 +76,35 @@ def load_purifier(
     if unguided:
         print(f"purify-engine: {unguided}", file=sys.stderr)
     return GuidedPurifier(denoiser, guide, config)
+
+
+class PurifierToLoad:
+    """A purifier that is loaded where it is first needed: what is wrong elsewhere is said before PyTorch is imported."""
+
+    def __init__(self, name_or_path: str, options: Any, *args: Any, preset: str | None, **stated: Any) -> None:
+        self.name_or_path, self.options, self.preset = name_or_path, options, preset
+        self.load = cache(lambda: load_purifier(name_or_path, options, *args, preset=preset, **stated))
+
+    def image_shape(self) -> ImageShape:
+        """Which images it takes; by its config.json alone where there is one. ValueError where options do not suit."""
+        from purify_engine.data import ImageShape
+
+        saved = self._saved()
+        if saved is None:
+            return image_shape(self.load())
+        network, how = saved
+        size = network.image_size if how.sizes == "exact" else None
+        return ImageShape(network.in_channels, size, lambda h, w: self.load().bridge.refusal(h, w), clip=how.clip_input)
+
+    def _saved(self) -> tuple[UNetConfig, PurifierConfig] | None:
+        embedded = EMBEDDED / self.name_or_path / "config.json"
+        path = embedded if embedded.is_file() else Path(self.name_or_path) / "config.json"
+        if self.preset is not None or not path.is_file():
+            return None
+        if '"schema_version"' not in path.read_text(errors="replace"):  # another library's
+            return None
+        said = read_config(path.parent)
+        return from_dict(UNetConfig, said["unet"]), with_options(from_dict(PurifierConfig, said["purifier"]), self.options)
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:

@@ -15,11 +15,11 @@ from purify_engine.cli.loading import (
     NetworkPrecision,
     PresetName,
     PurifierName,
+    PurifierToLoad,
     RevisionName,
-    image_shape,
-    load_purifier,
 )
 from purify_engine.cli.options import options_of, with_options
+from purify_engine.cli.stopping import stopping
 from purify_engine.config import OfflineConfig, PurifierConfig, to_dict
 
 if TYPE_CHECKING:
@@ -63,21 +63,29 @@ def purify(
     json:
         Print the result as one JSON line.
     """
-    from purify_engine import devices
-    from purify_engine.data import open_sink, open_source, purify_dataset
+    from purify_engine.data import Stop, open_sink, open_source, purify_dataset
+    from purify_engine.data.manifest import Manifest
+    from purify_engine.data.sources import require_source
 
     config = with_options(OfflineConfig(), offline)
-    model = load_purifier(purifier, options, device, precision, preset=preset, layout=layout, revision=revision)
-    images_in = open_source(source, image_shape(model))
+    require_source(source)
+    to_load = PurifierToLoad(purifier, options, device, precision, preset=preset, layout=layout, revision=revision)
+    images_in = open_source(source, to_load.image_shape())
     images_out = open_sink(images_in, output)
+    Manifest(images_out).refuse_what_is_in_the_way()
+    from purify_engine import devices  # PyTorch, which takes a second, once all else is well
+
+    model = to_load.load()
     computing = devices.computing(model.denoiser)
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision}
     about = {**asked, **computing, "config": to_dict(model.config), **_circumstances(model)}
-    with Progress("purify") as told:
-        summary = purify_dataset(model, images_in, images_out, config=config, told=told, about=about)
+    stop = Stop()
+    with stopping(stop) as signals, Progress("purify") as told:
+        summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about)
     where = devices.described(model.denoiser)
     text = _text(summary, output, images_out.record("failed.jsonl"), where)
     say({**summary.as_record(), **computing, "output": str(output)}, text, as_json=json)
+    signals.raise_if_stopped(summary.left)
     return exit_code(summary, config.max_failed)
 
 

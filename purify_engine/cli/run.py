@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
@@ -25,8 +24,11 @@ from purify_engine.cli.doctor import doctor
 from purify_engine.cli.evaluate import evaluate
 from purify_engine.cli.purify import purify
 from purify_engine.cli.report import report
+from purify_engine.cli.stopping import Stopped, stop_at_once
+from purify_engine.cli.streams import print_escaped_errors, printable, robust_streams
+from purify_engine.cli.threads import wait_without_spinning
 
-USAGE, INPUT_OUTPUT, INTERRUPTED, TERMINATED = 2, 5, 130, 143
+USAGE, INPUT_OUTPUT, INTERRUPTED = 2, 5, 130
 
 
 def application() -> App:
@@ -55,20 +57,37 @@ def application() -> App:
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """Run a verb, say every user's error in one line, and exit with the code that tells what happened."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run a verb, say every user's error in one line, and exit with the code that tells what happened.
+
+    Without `words` this process is the command, and is set up as one.
+    """
+    if words is None:
+        print_escaped_errors()
+        wait_without_spinning()
+    with robust_streams():
+        sys.exit(_ended(sys.argv[1:] if words is None else words))
+
+
+def _ended(words: Sequence[str]) -> int:
+    """The exit code, once what is to be said of it has been said."""
+    before = signal.signal(signal.SIGTERM, stop_at_once)
     try:
-        sys.exit(call(application(), sys.argv[1:] if words is None else words) or 0)
+        return call(application(), words) or 0
+    except Stopped as stopped:
+        return _failed(stopped.said, stopped.code)
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        return _failed("interrupted", INTERRUPTED)
     except (CycloptsError, ValueError, FileNotFoundError) as wrong:
-        _fail(str(wrong), USAGE)
+        return _failed(str(wrong), USAGE)
     except ImportError as missing:
         if missing.name:  # Python's own, so a fault of ours; those that we raise say what to install, and carry no name
             raise
-        _fail(str(missing), USAGE)
+        return _failed(str(missing), USAGE)
     except OSError as failed:
-        _fail(f"{failed.strerror or failed}: {failed.filename or 'unnamed file'}", INPUT_OUTPUT)
+        named = failed.strerror and failed.filename
+        return _failed(f"{failed.strerror}: {failed.filename}" if named else str(failed), INPUT_OUTPUT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def call(target: App, words: Sequence[str]) -> Any:
@@ -76,12 +95,6 @@ def call(target: App, words: Sequence[str]) -> Any:
     return target(words, exit_on_error=False, print_error=False, result_action="return_value")
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    said = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)  # a file's name may hold a terminal's commands
-    print(f"purify-engine: {said}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(TERMINATED)
+def _failed(message: str, code: Any) -> int:
+    print(f"purify-engine: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return int(code)

@@ -42,11 +42,16 @@ class Manifest:
                 said = "; ".join(differences)
                 raise ValueError(f"output must be of the same run to be resumed, got {str(self.sink.output)!r}, where {said}")
             return run["pinned"]
-        refuse_what_is_there(self.sink)
+        self.refuse_what_is_in_the_way()
         self.sink.prepare()
         write_record(self.sink.record("skipped.jsonl"), [entry._asdict() for entry in skipped])
         write_record(self.run_path, {"identity": identity, "identity_sha256": digest(identity), "pinned": pinned})
         return pinned
+
+    def refuse_what_is_in_the_way(self) -> None:
+        """ValueError where the output holds something, though no run of ours began it."""
+        if not self.run_path.exists():
+            refuse_what_is_there(self.sink)
 
     def done(self) -> dict[int, int]:
         """The committed parts, each with how many of its images failed."""

@@ -49,6 +49,11 @@ def test_a_terminal_gets_a_bar_with_the_facts_beside_it(monkeypatch):
     assert not shown.startswith("{")
 
 
+def test_names_in_a_result_command_no_terminal(capsys):
+    say({}, "one\n  \x1b[2J.png: \u202egnp", as_json=False)
+    assert capsys.readouterr().out == "one\n  \\x1b[2J.png: \\u202egnp\n"
+
+
 def test_a_result_is_text_or_one_json_line(capsys):
     say({"a": 1}, "one thing", as_json=False)
     say({"a": 1}, "one thing", as_json=True)

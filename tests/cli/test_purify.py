@@ -1,8 +1,11 @@
 import json
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from purify_engine.data.manifest import Manifest
 
 
 @pytest.fixture
@@ -180,3 +183,25 @@ def test_files_hold_unit_images_whatever_range_was_saved_and_values_beyond_are_c
     of_saved, of_unit = (np.load(tmp_path / f"{name.parent.name}.npy") for name in (saved, small_purifier))
     assert np.array_equal(of_saved, of_unit) and of_unit.max() <= 1
     assert json.loads((tmp_path / f"{tmp_path.name}.run.json").read_text())["config"]["image_range"] == [0.0, 1.0]
+
+
+def test_a_signal_ends_after_the_parts_in_work_and_the_same_command_goes_on(
+    tmp_path, command, small_purifier, monkeypatch
+):
+    np.save(tmp_path / "in.npy", np.zeros((24, 8, 8), np.uint8))
+    one_by_one = ["--part-size", "1", "--batch-size", "1"]
+    words = ["purify", tmp_path / "in.npy", tmp_path / "out.npy", "--purifier", small_purifier, *one_by_one, "--json"]
+    commit = Manifest.commit
+
+    def interrupting(self, record):
+        commit(self, record)
+        if record["part"] == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Manifest, "commit", interrupting)
+    code, out, err = command(*words)
+    stopped = json.loads(out)
+    assert code == 143 and 1 <= stopped["ok"] < 24 and stopped["left"] == 24 - stopped["ok"]
+    assert f"stopped with {stopped['left']} images left; go on with: purify-engine" in err.splitlines()[-1]
+    code, out, _ = command(*words)
+    assert code == 0 and json.loads(out)["ok"] == 24 and len(np.load(tmp_path / "out.npy")) == 24

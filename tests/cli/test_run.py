@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import purify_engine
 from purify_engine.cli import run
@@ -27,7 +28,7 @@ def test_every_verb_explains_itself(verb, command):
         (["purify"], "requires an argument"),
         (["purify", "in", "out", "--sampler", "heun"], 'Choose from: "ddpm"'),
         (["purify", "in", "out", "--nonsense", "1"], "Unknown option"),
-        (["purify", "in", "out", "--purifier", "nobody"], "got 'nobody'"),
+        (["purify", ".", "out", "--purifier", "nobody"], "got 'nobody'"),
         (["purify", "in", "out", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "diffusion", "nowhere", "out"], "source must be an existing image folder"),
         (["train", "diffusion", "digits", "out", "--steps", "0"], "steps must be at least 1, got 0"),
@@ -39,6 +40,34 @@ def test_a_users_mistake_is_one_line_and_code_2(words, says, command):
     code, out, err = command(*words)
     assert code == 2 and says in err and out == ""
     assert err.startswith("purify-engine: ") and err.count("\n") == 1
+
+
+def test_a_users_mistake_is_told_before_pytorch_is_imported(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    mistakes = {
+        "purify images": "requires an argument",
+        "purify images out --nonsense 1": "Unknown option",
+        "purify nowhere out": "source must be an existing",
+        "purify images images/out": "output must be a folder outside the source",
+        "purify images taken": "output must be a new or an empty folder",
+        "purify images out --t-star 99999": "t_star must be in",
+        "purify images out --batch-size 0": "batch_size must be a whole number, at least 1",
+    }
+    code = f"""
+import contextlib, sys
+from purify_engine.cli.run import main
+for words in {list(mistakes)}:
+    with contextlib.suppress(SystemExit):
+        main(words.split())
+print([name for name in sys.modules if name.split(".")[0] == "torch"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout == "[]\n", ended.stderr
+    for said, expected in zip(ended.stderr.splitlines(), mistakes.values(), strict=True):
+        assert expected in said
 
 
 @pytest.mark.parametrize(
@@ -71,4 +100,5 @@ from purify_engine.cli import run
 run.call = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
 run.main([])
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (143, b"purify-engine: terminated\n")

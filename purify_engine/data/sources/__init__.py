@@ -17,9 +17,14 @@ from purify_engine.data.sources.image import FileSource
 __all__ = ["ArraySource", "FileSource", "FolderSource", "open_source"]
 
 
+def require_source(path: Path) -> None:
+    """ValueError where there is nothing at `path`."""
+    require(path.exists(), "source", "an existing image folder, .npy or .npz file, or image file", str(path))
+
+
 def open_source(path: Path, shape: ImageShape) -> Source:
     """The source at `path`, by what it is. ValueError, in a line that says what to do, where it is of no kind."""
-    require(path.exists(), "source", "an existing image folder, .npy or .npz file, or image file", str(path))
+    require_source(path)
     if path.is_dir():
         return FolderSource(path, shape)
     if path.suffix.lower() in SUFFIXES:
