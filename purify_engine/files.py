@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 NAMED = 40  # characters of a name that a temporary one begins with: with something added, a longest name would be refused
+FREE = "bytes are free"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.part")  # as `_part` names them
 
@@ -35,9 +36,9 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _part(path)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        allowed = temporary.stat().st_mode & 0o777
         with naming(path, temporary):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            allowed = temporary.stat().st_mode & 0o777
             write(temporary)
             temporary.chmod(allowed)  # safetensors replaces the file by one for its owner alone
             if durable:
@@ -82,7 +83,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
             error.args = (f"{error}: {path}",)
         elif error.filename is None or (temporary is not None and str(error.filename) == str(temporary)):
             error.filename = str(path)
-            if error.errno in NO_ROOM:
+            if error.errno in NO_ROOM and FREE not in error.strerror:
                 error.strerror = f"{error.strerror}{_room(path, temporary or path)}"
         raise
 
@@ -208,5 +209,5 @@ def _room(path: Path, written: Path) -> str:
     """How much of a file is there, and how much more fits."""
     with suppress(OSError):
         there = written.stat().st_size if written.is_file() else 0
-        return f" after {there} bytes of it, {shutil.disk_usage(path.parent).free} bytes are free"
+        return f" after {there} bytes of it, {shutil.disk_usage(path.parent).free} {FREE}"
     return ""
