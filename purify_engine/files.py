@@ -83,7 +83,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
             error.args = (f"{error}: {path}",)
         elif error.filename is None or (temporary is not None and str(error.filename) == str(temporary)):
             error.filename = str(path)
-            if error.errno in NO_ROOM and FREE not in error.strerror:
+            if error.errno in NO_ROOM and FREE not in str(error.strerror):
                 error.strerror = f"{error.strerror}{_room(path, temporary or path)}"
         raise
 
