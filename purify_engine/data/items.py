@@ -69,6 +69,10 @@ class Part:
     """How many items; their ids are first, first + 1, ..."""
     container: str = ""
     """The source's file that holds them all, relative to the source's root; empty where each item is a file."""
+    place: int = 0
+    """Its place among the parts of its container: 0, 1, 2, ..."""
+    places: int = 1
+    """How many parts its container has."""
 
     @property
     def ids(self) -> range:
@@ -92,7 +96,8 @@ def parts_of(count: int, size: int, *, container: str = "", after: Part | None =
     """`count` items in parts of `size` at most, all of one container; they follow on `after`."""
     index, first = (0, 0) if after is None else (after.index + 1, after.first + after.count)
     starts = range(0, count, size)
-    return [Part(index + n, first + start, min(size, count - start), container) for n, start in enumerate(starts)]
+    places = len(starts)
+    return [Part(index + n, first + start, min(size, count - start), container, n, places) for n, start in enumerate(starts)]
 
 
 class Source(Protocol):
@@ -102,8 +107,12 @@ class Source(Protocol):
     root: Path  # what was named on the command line
     shape: ImageShape
     classes: tuple[str, ...] | None  # names of the classes in the order of their numbers, where the source has names
-    labels: np.ndarray | None  # int64 [N], where the source has them
     skipped: Sequence[Skipped]  # everything that lies there and is no item, each with its reason
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 [N], where the source has them."""
+        ...
 
     def __len__(self) -> int:
         """How many items."""

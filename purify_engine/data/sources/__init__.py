@@ -13,22 +13,27 @@ from purify_engine.data.pixels import SUFFIXES
 from purify_engine.data.sources.array import ArraySource
 from purify_engine.data.sources.folder import FolderSource
 from purify_engine.data.sources.image import FileSource
+from purify_engine.data.sources.shards import is_pattern, is_shards
+from purify_engine.data.sources.webdataset import WebDatasetSource
 
-__all__ = ["ArraySource", "FileSource", "FolderSource", "open_source"]
+__all__ = ["ArraySource", "FileSource", "FolderSource", "WebDatasetSource", "open_source"]
 
 
 def require_source(path: Path) -> None:
-    """ValueError where there is nothing at `path`."""
-    require(path.exists(), "source", "an existing image folder, .npy or .npz file, or image file", str(path))
+    """ValueError where there is nothing at `path`; of a pattern of tar shards, opening it tells."""
+    there = path.exists() or is_pattern(path)
+    require(there, "source", "an existing image folder, .npy or .npz file, tar shard, or image file", str(path))
 
 
 def open_source(path: Path, shape: ImageShape) -> Source:
     """The source at `path`, by what it is. ValueError, in a line that says what to do, where it is of no kind."""
     require_source(path)
+    if is_pattern(path) or is_shards(path):
+        return WebDatasetSource(path, shape)
     if path.is_dir():
         return FolderSource(path, shape)
     if path.suffix.lower() in SUFFIXES:
         return FileSource(path, shape)
-    images = f"or an image ({', '.join(sorted(SUFFIXES))})"
-    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, a .npy or a .npz file, {images}", str(path))
+    files = f"a .npy or a .npz file, a .tar file, or an image ({', '.join(sorted(SUFFIXES))})"
+    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, {files}", str(path))
     return ArraySource(path, shape)

@@ -1,0 +1,48 @@
+"""20,000 mutated tar archives, and what reading a long one takes."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+
+from purify_engine.data.sources.webdataset import WebDatasetSource
+from purify_engine.data.tar import CLOSING
+from tests.data.crafted_tars import CRAFTED
+from tests.data.mutated_tars import purify_mutated
+from tests.data.tars import SHAPE, Watch, head, padded, png
+
+MUTATED = 20_000
+
+
+def test_no_mutated_archive_leaves_its_folder_or_loses_a_byte_unsaid(tmp_path, monkeypatch, reached):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    watch, slowest, cut = Watch(), 0.0, 0
+    watch.folder = tmp_path.resolve()
+    try:
+        for seed in range(MUTATED):
+            started = time.perf_counter()
+            cut += purify_mutated([seed], watch.folder, watch)
+            slowest = max(slowest, time.perf_counter() - started)
+    finally:
+        watch.folder = None
+    assert slowest < 5
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    assert memory < 1024
+    facts = {"crafted": len(CRAFTED), "cut_and_reported": cut, "slowest_s": round(slowest, 2), "peak_mib": memory}
+    reached("tar", MUTATED, asked=MUTATED, of="mutated archives", **facts)
+
+
+def test_a_million_samples_are_held_by_where_they_begin(tmp_path, reached):
+    shard, samples = tmp_path / "long.tar", 1_000_000
+    with shard.open("wb") as file:
+        for number in range(samples):
+            file.write(head(b"%07d.png" % number, len(png())) + padded(png()))
+        file.write(CLOSING)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    source = WebDatasetSource(shard, SHAPE)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    assert len(source) == samples
+    assert grown < 128  # MiB; 16 are the offsets and the hashes of keys, as much again to sort them
+    assert source.name(samples - 1) == "long.tar/0999999.png"
+    reached("tar", len(source), asked=samples, of="samples of one shard", case="long", grown_mib=grown)
