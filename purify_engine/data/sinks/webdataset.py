@@ -52,7 +52,7 @@ class WebDatasetSink:
             return [], shard.failed
         return [Written(name, shard.size, shard.digest.hexdigest())], shard.failed
 
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int]) -> list[Written]:
+    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
         """Every shard is in its place already."""
         return []
 
