@@ -1,14 +1,16 @@
 """A purifier's folder, written and read: `config.json` and weights as safetensors.
 
 `config.json` holds schema_version, unet and purifier, and where there are such: guide, classifier, precision (of the stored
-weights), and origin (the files that were converted). `{part}.safetensors` lies beside it for unet, guide and classifier. Where
-networks are not ours, own_denoiser stands in place of unet, own_guide in place of guide: what a purifier must know of them, and
-their weights. Their code is the user's, who hands the modules in: a folder's is never run.
+weights), origin (the files that were converted), class_names (of guide and classifier), and training (what each network was
+trained on and how, and what the guidance was calibrated on). `{part}.safetensors` lies beside it for unet, guide and classifier.
+Where networks are not ours, own_denoiser stands in place of unet, own_guide in place of guide: what a purifier must know of them,
+and their weights. Their code is the user's, who hands the modules in: a folder's is never run.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,40 @@ EMBEDDED = Path(__file__).parent / "weights"
 def write_config(folder: Path, **parts: Any) -> None:
     """Write `config.json` from dataclasses and plain data; a part that is None is left out."""
     given = {name: part for name, part in parts.items() if part is not None}
-    plain = {name: to_dict(part) if is_dataclass(part) else part for name, part in given.items()}
+    plain = {name: _plain(part) for name, part in given.items()}
     content = {"schema_version": SCHEMA_VERSION, **plain}
     write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def add_to_config(folder: Path, **parts: Any) -> None:
+    """The same beside what `config.json` says already; of `class_names` and `training` the networks that are not named stay."""
+    there = read_config(folder, needed=()) if (folder / "config.json").is_file() else {}
+    for name in ("class_names", "training"):
+        if name in parts:
+            together = {**there.get(name, {}), **parts[name]}
+            parts[name] = {network: _plain(said) for network, said in together.items() if said is not None} or None
+    write_config(folder, **{**{name: part for name, part in there.items() if name != "schema_version"}, **parts})
+
+
+def class_names(config: Mapping[str, Any], part: str, num_classes: int) -> tuple[str, ...] | None:
+    """Names of the classes 0, 1, ... of the guide or the classifier, where `config.json` has them."""
+    said = config.get("class_names")
+    names = said.get(part) if isinstance(said, dict) else said
+    whole = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == num_classes
+    require(names is None or whole, f"class_names.{part}", f"a list of {num_classes} different texts, or null", names)
+    return None if names is None else tuple(names)
+
+
+def differing_classes(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:
+    """In what two sets of classes differ, in words."""
+    missing, extra = ([name for name in one if name not in other] for one, other in ((wanted, found), (found, wanted)))
+    said = [f"{what} {', '.join(map(repr, names[:5]))}{', ...' * (len(names) > 5)}" for what, names in
+            (("missing", missing), ("not among them", extra)) if names]  # fmt: skip
+    return "; ".join(said) or "in another order"
+
+
+def _plain(part: Any) -> Any:
+    return to_dict(part) if is_dataclass(part) and not isinstance(part, type) else part
 
 
 def read_config(folder: Path, needed: tuple[str, ...] = ("unet", "purifier")) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from purify_engine import devices
 from purify_engine.cache import cached
@@ -29,10 +29,9 @@ from purify_engine.config import (
     require,
 )
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
-from purify_engine.folders import EMBEDDED, read_config, write_config
-from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors, save_safetensors
+from purify_engine.folders import EMBEDDED, class_names, read_config
+from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors
 from purify_engine.models.checkpoints.reading import is_published
-from purify_engine.models.checkpoints.safetensors import write_tensors
 from purify_engine.models.classifiers import Classifier
 from purify_engine.models.denoiser import Denoiser
 from purify_engine.models.own import AnyDenoiser, AnyGuide, OwnDenoiser, OwnGuide
@@ -154,49 +153,6 @@ def load_classifier(
     return devices.place(_classifier(folder, "classifier", config), where, precision)
 
 
-def save_networks(
-    folder: Path, denoiser: AnyDenoiser, guide: AnyGuide | None, config: PurifierConfig, classifier: Classifier | None = None
-) -> None:
-    """Write what `load_networks` and, where there is a classifier, `load_classifier` read.
-
-    Of networks that are not ours, the weights and what their adapters say; TypeError where they have no adapter.
-    """
-    parts = [_part(network, part) for network, part in ((denoiser, "denoiser"), (guide, "guide")) if network is not None]
-    parts += [] if classifier is None else [SavedPart("classifier", classifier, classifier.config)]
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in parts:
-        path = folder / f"{part.name}.safetensors"
-        if part.name.startswith("own"):
-            write_tensors(_apart(part.network), path)
-        else:
-            save_safetensors(part.network, path)
-    write_config(folder, **{part.name: part.config for part in parts}, purifier=config)
-
-
-class SavedPart(NamedTuple):
-    """A network as a folder holds it: under a name, with its weights and what is said of it."""
-
-    name: str
-    network: nn.Module
-    config: object
-
-
-def _apart(network: nn.Module) -> dict[str, Tensor]:
-    """Its weights, each in memory of its own: the format has no word for tied ones."""
-    return {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in network.state_dict().items()}
-
-
-def _part(network: nn.Module, role: str) -> SavedPart:
-    if isinstance(network, Denoiser):
-        return SavedPart("unet", network.unet, network.config)
-    if isinstance(network, Classifier):
-        return SavedPart("guide", network, network.config)
-    if isinstance(network, OwnDenoiser | OwnGuide):
-        return SavedPart(f"own_{role}", network.module, network.config)
-    wanted = "an OwnDenoiser or a Denoiser" if role == "denoiser" else "an OwnGuide or a Classifier"
-    raise TypeError(f"{role} must be {wanted} to be saved, got {type(network).__name__}")
-
-
 def resolve(name_or_path: str | Path, stated: Stated = AS_IT_IS, revision: str | None = None) -> Path:
     """The folder of an embedded name, of a path, or of a Hub id ("owner/name", downloaded by `huggingface_hub`).
 
@@ -296,4 +252,5 @@ def _refuse_handed(argument: str, handed: nn.Module | None, folder: Path) -> Non
 
 def _classifier(folder: Path, part: str, config: dict[str, Any]) -> Classifier:
     network = Classifier(from_dict(ClassifierConfig, config[part]))
+    network.class_names = class_names(config, part, network.config.num_classes)
     return load_safetensors(network, folder / f"{part}.safetensors").eval().requires_grad_(False)

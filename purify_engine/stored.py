@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from purify_engine import conversion, devices, presets
+from purify_engine import conversion, devices, presets, saving
 from purify_engine.config import Precision, PurifierConfig
 from purify_engine.conversion import Stated
 from purify_engine.models.classifiers import Classifier
@@ -112,4 +112,4 @@ class StoredPurifier(nn.Module):
         folder: made where it is not there; files of these names in it are replaced, each whole or not at all. OSError where the
         disk is full.
         """
-        presets.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)
+        saving.save_networks(Path(folder), self.denoiser, self.guide, self.config, classifier)

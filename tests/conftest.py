@@ -56,8 +56,8 @@ def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
         UNet,
         UNetConfig,
     )
+    from purify_engine.folders import write_config
     from purify_engine.models.checkpoints import save_safetensors
-    from purify_engine.presets import write_config
 
     folder = tmp_path_factory.mktemp("small") / "purifier"
     grey = {"in_channels": 1, "mean": (0.3,), "std": (0.4,)}
@@ -71,7 +71,8 @@ def small_purifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
         classifier = Classifier(network).eval()
     purifier.save_pretrained(folder)
     save_safetensors(classifier, folder / "classifier.safetensors")
-    write_config(folder, unet=unet, guide=network, classifier=network, purifier=config)
+    trained = {"guide": {"attack": {"norm": "linf", "epsilon": 0.15}}}  # what evaluations take for the radius
+    write_config(folder, unet=unet, guide=network, classifier=network, purifier=config, training=trained)
     return folder
 
 

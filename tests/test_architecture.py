@@ -21,7 +21,7 @@ FLOOR = {
     "models": 2,
     "engine": 3,
     "purifier": 4, "siblings": 4, "stored": 4, "tracing": 4, "images": 4, "noise": 4, "presets": 4,
-    "weights": 4, "conversion": 4, "folders": 4, "cache": 4, "defended": 4,
+    "weights": 4, "conversion": 4, "folders": 4, "saving": 4, "cache": 4, "defended": 4,
     "data": 5, "training": 5, "evaluation": 5, "benchmark": 5, "integrations": 5,
     "cli": 6,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from purify_engine import devices, presets
+from purify_engine import devices, folders, presets
 from purify_engine.config import PurifierConfig
 from purify_engine.purifier import GuidedPurifier
 from tests.test_purifier import GUIDE, UNET, images, purifier
@@ -143,7 +143,7 @@ def test_a_purifier_without_a_guide_is_saved_without_one(tmp_path):
 def test_a_configuration_says_what_it_is_of_and_leaves_out_what_is_not_there(tmp_path):
     content = json.loads((saved(tmp_path) / "config.json").read_text())
     assert set(content) == {"schema_version", "unet", "guide", "purifier"} and content["schema_version"] == 1
-    presets.write_config(tmp_path, unet=UNET, guide=None, purifier=PurifierConfig())
+    folders.write_config(tmp_path, unet=UNET, guide=None, purifier=PurifierConfig())
     assert set(json.loads((tmp_path / "config.json").read_text())) == {"schema_version", "unet", "purifier"}
 
 

@@ -9,8 +9,8 @@ import torch
 import purify_engine
 from purify_engine.config import PurifierConfig
 from purify_engine.evaluation.report import write_report
+from purify_engine.folders import write_config
 from purify_engine.models import save_safetensors
-from purify_engine.presets import write_config
 from tests.crash_safety import (
     assert_durable_in_the_end,
     assert_failure_leaves_what_was_there,

@@ -6,11 +6,13 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from purify_engine.cli.budget import Budget, budget, numbered, require_same_classes
 from purify_engine.cli.console import Meter, say, show
+from purify_engine.cli.labelled import DIGITS, labelled, spread, stratified
 from purify_engine.cli.loading import (
     Device,
     LayoutName,
@@ -19,11 +21,10 @@ from purify_engine.cli.loading import (
     PurifierName,
     RevisionName,
     image_shape,
-    labelled_images,
     load_purifier,
-    training_images,
+    stored_training,
 )
-from purify_engine.cli.options import given, options_of, with_options
+from purify_engine.cli.options import given, options_of
 from purify_engine.cli.report import write_evaluation
 from purify_engine.config import AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from purify_engine.evaluation.protocol import Cell
     from purify_engine.models import Classifier
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images, Labels
-
-Named = TypeVar("Named", "Defence", AttackConfig)
+    from purify_engine.types import Images
 
 CHECK_FAILED = 4
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
@@ -60,7 +59,7 @@ def evaluate(
     normalisation: str | None = None,
     output: Path = Path("evaluation.jsonl"),
     report: Path | None = None,
-    calibration: str = "digits",
+    calibration: str | None = None,
     limit: int | None = None,
     defences: Names = None,
     attacks: Names = None,
@@ -77,11 +76,14 @@ def evaluate(
     Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and not computed again, so the
     same command goes on where it was stopped. The headline is each image's score under its own worst attack. The purifier that is
     scored computes in PRECISION, as it would be deployed; gradients go through its weights in float32 where that is shorter.
+    A radius that is not given is the one that the guide was trained for, or for the digits the digits'; attacks in a norm
+    without one are left out, and named.
 
     Parameters
     ----------
     source:
-        "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`.
+        "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`. Folders become labels
+        by the classifier's names of its classes, or where it names none, by their sorted position.
     classifier:
         What is defended: a published checkpoint (TRADES, RobustBench, torchvision, ...) or a folder with a classifier; by default
         the one beside the purifier.
@@ -92,10 +94,10 @@ def evaluate(
     report:
         Also write a report, one HTML file.
     calibration:
-        Training images that the baselines' guidance scales are calibrated on:
-        "digits", a folder or a file. Never those evaluated.
+        Training images that the guidance scales of GDMP and "ours, latent" are calibrated on: a folder, a file, or "digits",
+        which is taken where SOURCE is "digits". Never those evaluated. Not needed where --defences leaves both out.
     limit:
-        Only the first so many images.
+        Only so many images, as many of each class as of any other: always the same ones, with the noise that they have among all.
     defences:
         Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "the guide alone".
     attacks:
@@ -107,18 +109,25 @@ def evaluate(
     attack:
         One attack of your own instead of the protocol's, such as --attack.norm l2 --attack.gradient bpda.
     """
+    import torch
+
     from purify_engine.devices import computing
     from purify_engine.evaluation import protocol
     from purify_engine.evaluation.self_test import gradient_self_test
     from purify_engine.evaluation.suite import fitted
 
     require(workers >= 1, "workers", "at least 1", workers)
-    config = with_options(EvaluationConfig(), options)
+    require(limit is None or limit >= 1, "limit", "at least 1", limit)
     ours = load_purifier(purifier, sizes, device, precision, preset=preset, layout=layout, revision=revision)
+    held_to = budget(options, source, stored_training(purifier, layout, revision).get("guide"))
+    config, wanted = held_to.config, _attacks(held_to, attacks, given(attack))
     defended = _classifier(classifier or purifier, normalisation, ours, None if classifier else revision)
-    rows = _defences(ours, defended, calibration, defences)
-    images, labels = _images(source, ours, limit, defended.config.num_classes)
-    wanted = _attacks(config, attacks, given(attack))
+    data = labelled(source, image_shape(ours), split="test").to(ours.device)
+    everyone, told = numbered(data, defended)
+    chosen = stratified(everyone, limit)
+    rows = _defences(ours, defended, calibration or (DIGITS if source == DIGITS else None), defences)
+    images, ids = data.rows(chosen), torch.tensor(chosen, device=ours.device)
+    labels = everyone[ids]
     self_test = gradient_self_test(ours, images[:8], seed=config.seed)
     total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
     with Meter("evaluate") as meter:
@@ -127,12 +136,14 @@ def evaluate(
             cells.append(cell)
             meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
 
-        protocol.evaluate(rows, images, labels, config, attacks=wanted, results=output, workers=workers, on_cell=tell)
+        protocol.evaluate(rows, images, labels, config, attacks=wanted, ids=ids, results=output, workers=workers, on_cell=tell)
+    about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "calibration": calibration},
+             "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
-        settings = {"evaluation": to_dict(config), "purifier": to_dict(ours.config), "computing": computing(ours)}
-        about = _about(source, ours, images)
-        write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=about)
-    _say(cells, self_test, config.confidence, as_json=json, ours=ours)
+        settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
+        top = _about(source, ours, images)
+        write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
+    _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=[told, held_to.said()])
     return 0 if self_test["passed"] else CHECK_FAILED
 
 
@@ -155,36 +166,41 @@ def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier, revi
     return found.to(ours.device)
 
 
-def _defences(ours: GuidedPurifier, classifier: Classifier, calibration: str, names: list[str] | None) -> list[Defence]:
-    from purify_engine.evaluation.defences import standard_defences
+def _defences(
+    ours: GuidedPurifier, classifier: Classifier, calibration: str | None, names: list[str] | None
+) -> tuple[Defence, ...]:
+    from purify_engine.evaluation.defences import CALIBRATED, CALIBRATION_IMAGES, GUIDED, defence_names, standard_defences
 
-    known = training_images(calibration, image_shape(ours)).to(ours.device)
-    return _chosen(standard_defences(ours, classifier, known), names, "defences")
+    wanted = _chosen(defence_names(ours), names, "defences")
+    if set(wanted) & set(GUIDED):
+        require_same_classes(ours.guide, classifier)
+    uncalibrated, known = [name for name in wanted if name in CALIBRATED], None
+    if uncalibrated:
+        how = f"given (--calibration, training images) to calibrate {' and '.join(uncalibrated)}, or these left out by --defences"
+        require(calibration is not None, "calibration", how, calibration)
+        found = labelled(str(calibration), image_shape(ours)).to(ours.device)
+        is_mixed = calibration == DIGITS  # the committed evaluation was calibrated on the first of them
+        known = found.rows(range(CALIBRATION_IMAGES) if is_mixed else spread(found.count, CALIBRATION_IMAGES))
+    return standard_defences(ours, classifier, known, wanted)
 
 
-def _images(source: str, purifier: GuidedPurifier, limit: int | None, num_classes: int) -> tuple[Images, Labels]:
-    require(limit is None or limit >= 1, "limit", "at least 1", limit)
-    images, labels = labelled_images(source, image_shape(purifier), split="test")
-    labelled = int(labels.max()) if len(labels) else 0
-    require(labelled < num_classes, "labels", f"below {num_classes}, the classes of the classifier", labelled)
-    where = purifier.device
-    return images[:limit].to(where), labels[:limit].to(where)
-
-
-def _attacks(config: EvaluationConfig, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:
+def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:
     from purify_engine.evaluation.suite import CLEAN, attack_suite
 
+    config = held_to.config
     if not own:
-        return _chosen(attack_suite(config), names, "attacks")
+        suite = {attack.name: attack for attack in attack_suite(config)}
+        return held_to.known([suite[name] for name in _chosen(tuple(suite), names, "attacks")], names)
+    if "epsilon" not in own:
+        require("linf" not in held_to.unknown, "attack.epsilon", "given for these images (--attack.epsilon, or --epsilon)", None)
     settings = {"epsilon": config.epsilon, "num_steps": config.num_steps, "num_eot": config.num_eot, "seed": config.seed}
     return [CLEAN, AttackConfig(**{"name": "own", **settings, **own})]
 
 
-def _chosen(things: Sequence[Named], names: list[str] | None, option: str) -> list[Named]:
-    known = [thing.name for thing in things]
+def _chosen(known: Sequence[str], names: list[str] | None, option: str) -> list[str]:
     for name in names or ():
         require(name in known, option, f"of {', '.join(known)}", name)
-    return [thing for thing in things if not names or thing.name in names]
+    return [name for name in known if not names or name in names]
 
 
 def _about(source: str, ours: GuidedPurifier, images: Images) -> dict[str, str]:
@@ -202,6 +218,8 @@ def _say(
     *,
     as_json: bool,
     ours: GuidedPurifier | None = None,
+    about: dict[str, Any] | None = None,
+    lines: Sequence[str] = (),
 ) -> None:
     from purify_engine.devices import computing, described, in_sixteen_bits
     from purify_engine.evaluation.report import terminal_by_attack
@@ -209,13 +227,16 @@ def _say(
 
     rows, comparisons = summarise(cells, confidence), against_ours(cells, confidence)
     if as_json:
-        say(to_json(rows, comparisons, self_test=self_test, computing=ours and computing(ours)), "", as_json=True)
+        said = {**(about or {}), "self_test": self_test, "computing": ours and computing(ours)}
+        say(to_json(rows, comparisons, **said), "", as_json=True)
         return
     show(terminal_by_attack(rows, f"Accuracy on {len(cells[0].scores)} images, percent, with its interval"))
     for item in comparisons:
         gap, chance = item.difference, item.mcnemar.p_value
         span = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
         print(f"{item.a} - {item.b}: {100 * gap.value:+.1f} points ({span}), McNemar p = {chance:.2g}")
+    for line in lines:
+        print(line)
     if ours is not None:
         print(f"scored {described(ours)}" + ("; gradients in float32" if in_sixteen_bits(ours) else ""))
     if self_test is not None:

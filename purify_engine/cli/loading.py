@@ -6,18 +6,17 @@ import dataclasses
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
-from purify_engine.config import PRESETS, UNIT_RANGE, Precision, PurifierConfig, UNetConfig, from_dict
+from purify_engine.config import PRESETS, UNIT_RANGE, Precision, PurifierConfig, UNetConfig, from_dict, require
 from purify_engine.folders import EMBEDDED, read_config
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images, Labels
 
 
 Device = Annotated[
@@ -72,6 +71,10 @@ def load_purifier(
 
     denoiser, guide, saved = load_networks(name_or_path, preset, Stated(layout=layout), device, precision, revision)
     config = dataclasses.replace(with_options(saved, options), image_range=UNIT_RANGE)
+    if config.t_star > saved.t_star:
+        deepest = (stored_training(name_or_path, layout, revision).get("unet") or {}).get("t_max")
+        known = deepest is None or config.t_star <= deepest
+        require(known, "t_star", f"at most {deepest}, the timesteps that the diffusion model was trained on", config.t_star)
     unguided = nothing_guides(preset, config)
     if unguided:
         print(f"purify-engine: {unguided}", file=sys.stderr)
@@ -107,6 +110,16 @@ class PurifierToLoad:
         return from_dict(UNetConfig, said["unet"]), with_options(from_dict(PurifierConfig, said["purifier"]), self.options)
 
 
+def stored_training(name_or_path: str, layout: str | None = None, revision: str | None = None) -> dict[str, Any]:
+    """What the purifier's folder says of its networks' trainings, by network; nothing where they were not trained here."""
+    from purify_engine.conversion import Stated
+    from purify_engine.presets import resolve
+
+    said = read_config(resolve(name_or_path, Stated(layout=layout), revision), needed=()).get("training", {})
+    require(isinstance(said, dict), "training of config.json", "an object of networks", said)
+    return said
+
+
 def image_shape(purifier: GuidedPurifier) -> ImageShape:
     """Which images the purifier takes."""
     from purify_engine.data import ImageShape
@@ -114,24 +127,3 @@ def image_shape(purifier: GuidedPurifier) -> ImageShape:
     network = purifier.denoiser.config
     size = network.image_size if purifier.config.sizes == "exact" else None
     return ImageShape(network.in_channels, size, purifier.bridge.refusal, clip=purifier.config.clip_input)
-
-
-def training_images(source: str, shape: ImageShape) -> Images:
-    """All images of a folder or file, or the bundled digits where `source` is "digits"; labels are not needed."""
-    from purify_engine.data import digits, open_source, read_all
-
-    return digits("train")[0] if source == "digits" else read_all(open_source(Path(source), shape))
-
-
-def labelled_images(source: str, shape: ImageShape, *, split: Literal["train", "test"] = "train") -> tuple[Images, Labels]:
-    """All images of a folder or file with their labels, or the bundled digits (`split` of them) where `source` is "digits"."""
-    import torch
-
-    from purify_engine.data import digits, open_source, read_all
-
-    if source == "digits":
-        return digits(split)
-    opened = open_source(Path(source), shape)
-    if opened.labels is None:
-        raise ValueError(f"source must have labels (class folders, or an array `labels` in a .npz file), got {source!r}")
-    return read_all(opened), torch.from_numpy(opened.labels)

@@ -7,6 +7,7 @@ was given is put into the configuration.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any, Optional, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,14 @@ from docstring_parser import parse_from_object
 ConfigT = TypeVar("ConfigT")
 
 
-def options_of(config: Any, *, without: tuple[str, ...] = (), saved: bool = False) -> Any:
+def options_of(
+    config: Any, *, without: tuple[str, ...] = (), saved: bool = False, derived: Mapping[str, str] | None = None
+) -> Any:
     """A dataclass of the same fields as `config`, all optional, nested configurations too.
 
     `config`: a dataclass, or one of its objects, whose values are then the defaults that the help names.
-    `saved`: the defaults are those of a saved model, so the help does not name the dataclass's own.
+    `saved`: the defaults are those of a saved model, so the help does not name the dataclass's own. `derived`: what a field that
+    is not given follows from, in words, in place of its default.
     """
     kind_of = config if isinstance(config, type) else type(config)
     hints, docstrings = get_type_hints(kind_of), field_docstrings(kind_of)
@@ -29,8 +33,9 @@ def options_of(config: Any, *, without: tuple[str, ...] = (), saved: bool = Fals
         if field.name not in without:
             hint, default = hints[field.name], field.default if config is kind_of else getattr(config, field.name)
             kind: Any = options_of(hint, saved=saved) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
+            words = (derived or {}).get(field.name, default)
             silent = saved or default in (None, dataclasses.MISSING) or dataclasses.is_dataclass(default)
-            said = docstrings.get(field.name, "") + ("" if silent else f" [default: {default}]")
+            said = docstrings.get(field.name, "") + ("" if silent else f" [default: {words}]")
             how = Parameter(help=said, negative_iterable=(), consume_multiple=_is_tuple(kind))  # --timesteps 99 49 0
             option = Annotated[Optional[kind], how]  # noqa: UP045  (`kind` is a value)
             fields.append((field.name, option, None))

@@ -38,9 +38,9 @@ def application() -> App:
         version=__version__,
         help="Wash adversarial perturbations out of images by guided diffusion, and measure honestly what that defends.",
     )
-    training = App(name="train", help="Train a diffusion model, a guide, a classifier, or the embedded digits again.")
-    for network in (train.diffusion, train.trades, train.classifier, train.digits):
-        training.command(network)
+    training = App(name="train", help="Train a purifier: diffusion model, guide and a classifier to protect.")
+    for job in (train.purifier, train.diffusion, train.trades, train.classifier, train.assemble, train.digits):
+        training.command(job)
     for verb in (demo, purify, evaluate, report, convert, training, bench, doctor):
         app.command(verb)
 

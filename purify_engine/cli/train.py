@@ -1,31 +1,47 @@
-"""`purify-engine train`: the three networks of a purifier, and the embedded ones again."""
+"""`purify-engine train`: the three networks of a purifier, one at a time or all at once, and the embedded ones again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from purify_engine.cli.console import Meter, say
-from purify_engine.cli.loading import Device, labelled_images, training_images
-from purify_engine.cli.options import options_of, with_options
-from purify_engine.config import ClassifierConfig, ClassifierTraining, DiffusionTraining, TradesTraining, UNetConfig
+from purify_engine.cli.loading import Device
+from purify_engine.cli.options import options_of
+from purify_engine.cli.training import GUIDE, Job, Networks, Reports, Trainings
+from purify_engine.config import (
+    Assembly,
+    ClassifierConfig,
+    ClassifierTraining,
+    DiffusionTraining,
+    TradesTraining,
+    UNetConfig,
+    require,
+)
 
-# Smooth unless told otherwise: the exact gradient goes through second derivatives of the guide, and those of a ReLU are zero.
-GUIDE = ClassifierConfig(activation="silu")
+OF_THE_IMAGES = {"num_classes": "as many as SOURCE has", "mean": "of SOURCE's images", "std": "of SOURCE's images"}
+BESIDE = {**OF_THE_IMAGES, "in_channels": "as the networks in OUTPUT, else 3"}
+AS_THE_UNET = {**OF_THE_IMAGES, "in_channels": "as the U-Net's"}
 
 UNetOptions: Any = options_of(UNetConfig)
-ClassifierOptions: Any = options_of(ClassifierConfig)
-GuideOptions: Any = options_of(GUIDE)
+ClassifierOptions: Any = options_of(ClassifierConfig, derived=BESIDE)
+GuideOptions: Any = options_of(GUIDE, derived=BESIDE)
 DiffusionOptions: Any = options_of(DiffusionTraining)
 TradesOptions: Any = options_of(TradesTraining)
 ClassifierTrainingOptions: Any = options_of(ClassifierTraining)
+AssemblyOptions: Any = options_of(Assembly)
+SettledOptions: Any = options_of(Assembly, saved=True)
+ClassifierBesideUNet: Any = options_of(ClassifierConfig, derived=AS_THE_UNET)
+GuideBesideUNet: Any = options_of(GUIDE, derived=AS_THE_UNET)
 
 Source = Annotated[str, Parameter(help='An image folder, a .npy or .npz file, or "digits".')]
-Output = Annotated[Path, Parameter(help="Folder for the weights (safetensors), the model card and the checkpoint.")]
-Resume = Annotated[bool, Parameter(negative="", help="Go on from the checkpoint in OUTPUT.")]
+Labelled = Annotated[str, Parameter(help='Class folders of images, a .npz file with an array `labels`, or "digits".')]
+Output = Annotated[
+    Path, Parameter(help="Folder for weights, model cards and config.json: a purifier's as soon as its diffusion model is there.")
+]
+Resume = Annotated[bool, Parameter(negative="", help="Go on from the checkpoint in OUTPUT; what is finished there is kept.")]
+Replace = Annotated[bool, Parameter(negative="", help="Train again what is finished, or was interrupted, in OUTPUT.")]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON line.")]
 
 
@@ -34,94 +50,135 @@ def diffusion(
     output: Output,
     *,
     resume: Resume = False,
+    replace: Replace = False,
     device: Device = "auto",
     json: Json = False,
     network: UNetOptions | None = None,
     options: Annotated[DiffusionOptions | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train the noise predictor on the images of SOURCE; labels are not used."""
-    from purify_engine.data import ImageShape
-    from purify_engine.devices import torch_device
-    from purify_engine.training.diffusion import train_diffusion
+    """Train the noise predictor on the images of SOURCE; labels are not used.
 
-    unet, how, where = with_options(UNetConfig(), network), with_options(DiffusionTraining(), options), torch_device(device)
-    images = training_images(source, ImageShape(unet.in_channels, unet.image_size)).to(where)
+    OUTPUT is then a purifier: guided where a guide is there, and calibrated on images of SOURCE; without one unguided, as is
+    DiffPure.
+    """
     with Reports("train diffusion", json) as told:
-        train_diffusion(images, unet, how, output, data=source, resume=resume, progress=told)
+        job = Job(source, output, resume, replace, device, told)
+        job.diffusion(network, options)
+        job.assemble()
 
 
 def trades(
-    source: Source,
+    source: Labelled,
     output: Output,
     *,
     resume: Resume = False,
+    replace: Replace = False,
     device: Device = "auto",
     json: Json = False,
     network: GuideOptions | None = None,
     options: Annotated[TradesOptions | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a guide by TRADES on the labelled images of SOURCE: class folders, or an array `labels` in a .npz file."""
-    from purify_engine.data import ImageShape
-    from purify_engine.devices import torch_device
-    from purify_engine.training.trades import train_trades
+    """Train a guide by TRADES on the labelled images of SOURCE.
 
-    net, how, where = with_options(GUIDE, network), with_options(TradesTraining(), options), torch_device(device)
-    images, labels = (tensor.to(where) for tensor in labelled_images(source, ImageShape(net.in_channels)))
+    Where OUTPUT has a diffusion model, it is then a guided purifier, its guidance calibrated on images of SOURCE.
+    """
     with Reports("train trades", json) as told:
-        train_trades(images, labels, net, how, output, data=source, resume=resume, progress=told)
+        job = Job(source, output, resume, replace, device, told)
+        job.trades(network, options)
+        job.assemble()
 
 
 def classifier(
-    source: Source,
+    source: Labelled,
     output: Output,
     *,
     resume: Resume = False,
+    replace: Replace = False,
     device: Device = "auto",
     json: Json = False,
     network: ClassifierOptions | None = None,
     options: Annotated[ClassifierTrainingOptions | None, Parameter(name="*")] = None,
 ) -> None:
-    """Train a plain classifier on the labelled images of SOURCE: class folders, or an array `labels` in a .npz file."""
-    from purify_engine.data import ImageShape
-    from purify_engine.devices import torch_device
-    from purify_engine.training.classifier import train_classifier
-
-    net, how = with_options(ClassifierConfig(), network), with_options(ClassifierTraining(), options)
-    where = torch_device(device)
-    images, labels = (tensor.to(where) for tensor in labelled_images(source, ImageShape(net.in_channels)))
+    """Train a plain classifier on the labelled images of SOURCE: what a purifier protects, and what `evaluate` attacks."""
     with Reports("train classifier", json) as told:
-        train_classifier(images, labels, net, how, output, data=source, resume=resume, progress=told)
+        Job(source, output, resume, replace, device, told).classifier(network, options)
 
 
-def digits(*, output: Output = Path("runs/digits"), resume: Resume = False, json: Json = False) -> None:
+def purifier(
+    source: Labelled,
+    output: Output,
+    *,
+    resume: Resume = False,
+    replace: Replace = False,
+    device: Device = "auto",
+    json: Json = False,
+    unet: UNetOptions | None = None,
+    guide_network: GuideBesideUNet | None = None,
+    classifier_network: ClassifierBesideUNet | None = None,
+    diffusion: DiffusionOptions | None = None,
+    trades: TradesOptions | None = None,
+    classifier: ClassifierTrainingOptions | None = None,
+    options: Annotated[AssemblyOptions | None, Parameter(name="*")] = None,
+) -> None:
+    """Train classifier, guide and diffusion model on the labelled images of SOURCE: OUTPUT is then what --purifier takes.
+
+    The same as `train classifier`, `train trades` and `train diffusion` into one OUTPUT, then `train assemble`.
+
+    Parameters
+    ----------
+    unet:
+        Of the diffusion model's network; image-size and in-channels must be those of the images.
+    guide_network:
+        Of the guide's network.
+    classifier_network:
+        Of the classifier's network.
+    diffusion:
+        Of the diffusion model's training.
+    trades:
+        Of the guide's training.
+    classifier:
+        Of the classifier's training.
+    """
+    with Reports("train purifier", json) as told:
+        job = Job(source, output, resume, replace, device, told)
+        networks = Networks(unet, guide_network, classifier_network)
+        job.everything(networks, Trainings(diffusion, trades, classifier), options)
+
+
+def assemble(
+    output: Output,
+    source: Source,
+    *,
+    device: Device = "auto",
+    json: Json = False,
+    options: Annotated[SettledOptions | None, Parameter(name="*")] = None,
+) -> None:
+    """Make a purifier of the networks trained into OUTPUT once more, with other options than the last time.
+
+    Its guidance is calibrated on images of SOURCE, which must be training images, never those that are evaluated. What is not
+    given stays as it was settled the last time.
+    """
+    from purify_engine.training.assembly import contents
+
+    held = ", ".join(contents(output)) or "nothing"
+    require("unet" in contents(output), "output", "a folder with a diffusion model (`train diffusion`)", f"{output} with {held}")
+    with Reports("train assemble", json) as told:
+        Job(source, output, False, False, device, told).assemble(options)
+
+
+def digits(
+    *,
+    output: Output = Path("runs/digits"),
+    resume: Resume = False,
+    replace: Replace = False,
+    json: Json = False,
+) -> None:
     """Train the embedded U-Net, guide and classifier again, on scikit-learn's bundled digits."""
     from purify_engine.data import digits as bundled
+    from purify_engine.training.assembly import PARTS, require_room
     from purify_engine.training.embedded import train_embedded
 
+    for part in PARTS:
+        require_room(output, part, resume=resume, replace=replace)
     with Reports("train digits", json) as told:
         train_embedded(*bundled("train"), output, held_out=bundled("test"), resume=resume, progress=told)
-
-
-class Reports(Meter):
-    """A meter that understands the trainers' reports; the closing ones (figures, weights) are the verb's result."""
-
-    def __init__(self, job: str, as_json: bool) -> None:
-        super().__init__(job)
-        self.as_json = as_json
-        self.finished: list[dict[str, Any]] = []
-
-    def __call__(self, report: dict[str, Any]) -> None:
-        if "step" in report:
-            self.update(report["step"], report["steps"], network=report["network"], loss=report["loss"])
-        else:
-            self.finished.append(report)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        super().__exit__(kind, error, trace)
-        if error is None:
-            lines = [f"{report['network']}: {report['weights']}\n{_figures(report['figures'])}" for report in self.finished]
-            say({"trained": self.finished}, "\n".join(lines), as_json=self.as_json)
-
-
-def _figures(figures: dict[str, float]) -> str:
-    return "\n".join(f"  {name}: {value:.4g}" for name, value in figures.items())

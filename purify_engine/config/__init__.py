@@ -52,10 +52,18 @@ from purify_engine.config.purification import (
     TimeLabels,
 )
 from purify_engine.config.timesteps import Spacing, check_timesteps, ddim_landings, respaced_timesteps, spaced_timesteps
-from purify_engine.config.training import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining, Training
+from purify_engine.config.training import (
+    Assembly,
+    ClassifierTraining,
+    DiffusionTraining,
+    Perturbation,
+    TradesTraining,
+    Training,
+)
 
 __all__ = [
     "Activation",
+    "Assembly",
     "AttackConfig",
     "AttackKind",
     "AttackLoss",

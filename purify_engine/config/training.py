@@ -140,3 +140,31 @@ class TradesTraining(Training):
         require(0 <= self.drop_at <= 1, "drop_at", "in [0, 1]", self.drop_at)
         require(0 <= self.t_star <= last, "t_star", f"in [0, {last}]", self.t_star)
         require(0 <= self.clean_share <= 1, "clean_share", "in [0, 1]", self.clean_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """How trained networks become a purifier. Ratio and weights are the embedded digits': tune them on training images."""
+
+    t_star: int | None = None
+    """Noising steps of the purifier; None: those that the guide was trained for, else 70, but no more than the U-Net was trained
+    on (t_max)."""
+    num_steps: int | None = None
+    """Reverse steps, evenly strided over t_star; None walks every timestep."""
+    ratio: float = 0.2
+    """How strongly the guide pulls: its length as a share of unit noise prediction's, to which the scale is calibrated."""
+    label_weight: float = 1.0
+    """Of the guidance by the class that the guide sees."""
+    latent_weight: float = 0.0
+    """Of the guidance by the distance between the guide's features."""
+    calibration_images: int = 256
+    """Training images that the scale is calibrated on: a fixed choice among all of them."""
+
+    def __post_init__(self) -> None:
+        for name in ("t_star", "num_steps"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1, or None", getattr(self, name))
+        for name in ("ratio", "label_weight", "latent_weight"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        pulls = self.label_weight + self.latent_weight > 0
+        require(pulls, "label_weight", "positive where latent_weight is 0", self.label_weight)
+        require(self.calibration_images >= 1, "calibration_images", "at least 1", self.calibration_images)

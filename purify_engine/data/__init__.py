@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from purify_engine.data.items import Source as Source
     from purify_engine.data.items import Written as Written
     from purify_engine.data.reading import read_all as read_all
+    from purify_engine.data.reading import read_rows as read_rows
     from purify_engine.data.run import ItemFailure as ItemFailure
     from purify_engine.data.run import PurificationSummary as PurificationSummary
     from purify_engine.data.run import Stop as Stop
@@ -45,6 +46,7 @@ _HOMES = {
     "open_source": "sources",
     "purify_dataset": "run",
     "read_all": "reading",
+    "read_rows": "reading",
 }
 
 __all__ = list(_HOMES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig
+from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig, require
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
 from purify_engine.images import refuse_other_ranges
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Ids, Images, Logits
 
-OURS, LATENT, GUIDE_ALONE = "ours", "ours, latent", "the guide alone"
-BASELINES = ("DiffPure", "GDMP", "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
+GDMP, OURS, LATENT, GUIDE_ALONE = "GDMP", "ours", "ours, latent", "the guide alone"
+CALIBRATED = (GDMP, LATENT)  # their scales are found on training images; that of ours is the purifier's own
+GUIDED = (OURS, LATENT, GUIDE_ALONE)  # the guide takes part: its answers are compared with labels
+BASELINES = ("DiffPure", GDMP, "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
 # A setting that is not here is left out of a fingerprint at its default: cells that were finished without it are still found.
 ALWAYS_NAMED = frozenset(
@@ -89,27 +92,40 @@ def _decisive(config: PurifierConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in ALWAYS_NAMED or value != default[name]}
 
 
-def standard_defences(purifier: GuidedPurifier, classifier: nn.Module, training_images: Images) -> tuple[Defence, ...]:
+def defence_names(purifier: GuidedPurifier) -> tuple[str, ...]:
+    """The rows of every comparison with `purifier`."""
+    unguided = ("undefended", "DiffPure", GDMP, OURS)
+    if purifier.guide is None:
+        return unguided
+    return (*unguided, *((LATENT,) if purifier.config.guidance.label_weight > 0 else ()), GUIDE_ALONE)
+
+
+def standard_defences(
+    purifier: GuidedPurifier, classifier: nn.Module, training_images: Images | None, names: Sequence[str] | None = None
+) -> tuple[Defence, ...]:
     """The rows of every comparison: undefended, DiffPure, GDMP, ours, ours by the latent term alone, the guide alone.
 
     All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The baselines'
-    scales are calibrated on `training_images`, to the ratios at which they did best on training digits. A purifier in 16 bits
-    is scored in them; its guide alone, and attacks on it, compute in float32.
+    scales are calibrated on `training_images`, to the ratios at which they did best on training digits; None will do where no
+    row of `CALIBRATED` is wanted. A purifier in 16 bits is scored in them; its guide alone, and attacks on it, compute in
+    float32. `names`: of the rows that are wanted; None: all.
     """
     guide = None if purifier.guide is None else in_float32(purifier.guide)
-    known = training_images[:CALIBRATION_IMAGES]
-    unguided = purifier.configured(guidance=GuidanceConfig(kind="none"))
-    rows = [
-        Defence("undefended", classifier),
-        Defence("DiffPure", classifier, unguided),
-        Defence("GDMP", classifier, _pixel(purifier, known)),
-        Defence(OURS, classifier, purifier, guide),
-    ]
-    if guide is None:
-        return tuple(rows)
-    if purifier.config.guidance.label_weight > 0:
-        rows.append(Defence(LATENT, classifier, calibrated(purifier, known, LATENT_RATIO, **LATENT_TERM), guide))
-    return (*rows, Defence(GUIDE_ALONE, guide, bare=classifier))
+    known = None if training_images is None else training_images[:CALIBRATION_IMAGES]
+    rows: dict[str, Callable[[], Defence]] = {
+        "undefended": lambda: Defence("undefended", classifier),
+        "DiffPure": lambda: Defence("DiffPure", classifier, purifier.configured(guidance=GuidanceConfig(kind="none"))),
+        GDMP: lambda: Defence(GDMP, classifier, _pixel(purifier, _required(known))),
+        OURS: lambda: Defence(OURS, classifier, purifier, guide),
+        LATENT: lambda: Defence(LATENT, classifier, calibrated(purifier, _required(known), LATENT_RATIO, **LATENT_TERM), guide),
+        GUIDE_ALONE: lambda: Defence(GUIDE_ALONE, cast(nn.Module, guide), bare=classifier),
+    }
+    return tuple(rows[name]() for name in defence_names(purifier) if not names or name in names)
+
+
+def _required(known: Images | None) -> Images:
+    require(known is not None, "training_images", f"given, as {' and '.join(CALIBRATED)} are calibrated on them", known)
+    return cast("Images", known)
 
 
 def _pixel(purifier: GuidedPurifier, images: Images) -> GuidedPurifier:

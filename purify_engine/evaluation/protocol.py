@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.suite import attack_suite, fitted
+from purify_engine.evaluation.workers import shared
 from purify_engine.files import append_json_line, read_json_lines
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Cell:
     fingerprint: str  # of everything that decides the scores: attack, purifier, weights, images, K
     config: dict[str, Any]
     computed: dict[str, Any] = dataclasses.field(default_factory=dict)  # device, precision and TF32; part of no fingerprint
+    ids: tuple[int, ...] | None = None  # of the images, where they are some of a larger set; None: 0, 1, ...
 
     @property
     def pooled(self) -> tuple[float, ...]:
@@ -62,13 +63,15 @@ class Cell:
 
     def as_record(self) -> dict[str, Any]:
         """What a line of a results file holds."""
-        return {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
+        record = {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
+        return record if self.ids is not None else {name: value for name, value in record.items() if name != "ids"}
 
     @staticmethod
     def from_record(record: dict[str, Any]) -> Cell:
         """The cell of a line; `accuracy` follows from the scores."""
         values = {name: value for name, value in record.items() if name != "accuracy"}
-        return Cell(**{**values, "scores": tuple(values["scores"]), "selection": tuple(values["selection"])})
+        lists = {name: tuple(values[name]) for name in ("scores", "selection", "ids") if values.get(name) is not None}
+        return Cell(**{**values, **lists})
 
 
 def evaluate(
@@ -78,21 +81,24 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     attacks: Sequence[AttackConfig] | None = None,
+    ids: Ids | None = None,
     results: Path | None = None,
     workers: int = 1,
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
     """Every attack that applies, on every defence; a `results` file keeps finished cells for the next call.
 
-    `images` [N, C, H, W] in [0, 1], `labels` int64 [N]. Running the same command again goes on where it stopped; a
-    changed attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one
-    thread each share the cells.
+    `images` [N, C, H, W] in [0, 1], `labels` int64 [N]; `ids` int64 [N] key their noise, so that some of a set's images meet the
+    noise that they meet among all of them. Running the same command again goes on where it stopped; a changed attack, weight or
+    image makes another fingerprint, so nothing stale is reused. `workers` processes of one thread each share the cells; where
+    this one is stopped, they stop, and what was finished is in `results`.
     """
     config = config or EvaluationConfig()
+    ids = None if ids is None or torch.equal(ids.cpu(), torch.arange(len(images), device="cpu")) else ids
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
-        key = fingerprint(defence, wanted, images, labels, config)
-        tasks[key] = (defence, wanted, images, labels, config, key)
+        key = fingerprint(defence, wanted, images, labels, config, ids)
+        tasks[key] = (defence, wanted, images, labels, config, key, *(() if ids is None else (ids,)))
     cells = {} if results is None else _finished(tasks, read_cells(results))
     for cell in cells.values():
         on_cell(cell)
@@ -114,11 +120,11 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> di
     by_fingerprint = {cell.fingerprint: cell for cell in cells}
     apart = [(*_without_scale(cell.config), cell) for cell in cells]
     finished = {}
-    for key, (defence, wanted, images, labels, config, _) in tasks.items():
+    for key, (defence, wanted, images, labels, config, _, *ids) in tasks.items():
         cell = by_fingerprint.get(key)
         if cell is None:
             settings, scale = _without_scale(_settings(defence, wanted, config))
-            tensors = _tensors(defence, images, labels)
+            tensors = _tensors(defence, images, labels, *ids)
             alike = (cell for rest, other, cell in apart if rest == settings and _same_scale(scale, other))
             cell = next((cell for cell in alike if cell.fingerprint == _hash(cell.config, tensors)), None)
         if cell is not None:
@@ -131,10 +137,7 @@ def _run(tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Cell]:
     if workers == 1:
         yield from (run_cell(*task) for task in tasks)
         return
-    context = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(run_cell, *task) for task in tasks]
-        yield from (future.result() for future in as_completed(futures))
+    yield from shared(run_cell, tasks, workers)
 
 
 def _pairs(defences: Iterable[Defence], attacks: Sequence[AttackConfig]) -> Iterator[tuple[Defence, AttackConfig]]:
@@ -145,11 +148,17 @@ def _pairs(defences: Iterable[Defence], attacks: Sequence[AttackConfig]) -> Iter
 
 
 def run_cell(
-    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig, key: str
+    defence: Defence,
+    wanted: AttackConfig,
+    images: Images,
+    labels: Labels,
+    config: EvaluationConfig,
+    key: str,
+    named: Ids | None = None,
 ) -> Cell:
-    """Attack once, then score the result on two disjoint sets of draws; `key` is the cell's fingerprint."""
+    """Attack once, then score the result on two disjoint sets of draws; `key` is the cell's fingerprint, `named` its ids."""
     started = time.perf_counter()
-    ids = torch.arange(len(images), device=images.device)
+    ids = torch.arange(len(images), device=images.device) if named is None else named
     adversarial = attack(defence, images, labels, wanted, ids=ids)
     first = FIRST_SCORING_DRAW + 2 * config.num_draws * config.seed
     scores = score(defence, adversarial, labels, ids, range(first, first + config.num_draws))
@@ -169,6 +178,7 @@ def run_cell(
         fingerprint=key,
         config=_settings(defence, wanted, config),
         computed=computed_by(defence),
+        ids=None if named is None else tuple(named.tolist()),
     )
 
 
@@ -191,10 +201,15 @@ def score(defence: Defence, images: Images, labels: Labels, ids: Ids, draws: ran
 
 
 def fingerprint(
-    defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, config: EvaluationConfig
+    defence: Defence,
+    wanted: AttackConfig,
+    images: Images,
+    labels: Labels,
+    config: EvaluationConfig,
+    ids: Ids | None = None,
 ) -> str:
     """Hash of everything that decides a cell's scores."""
-    return _hash(_settings(defence, wanted, config), _tensors(defence, images, labels))
+    return _hash(_settings(defence, wanted, config), _tensors(defence, images, labels, ids))
 
 
 def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:
@@ -204,11 +219,11 @@ def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tensors(defence: Defence, images: Images, labels: Labels) -> list[Tensor]:
-    """Images, labels and every weight of every network that takes part."""
+def _tensors(defence: Defence, images: Images, labels: Labels, ids: Ids | None = None) -> list[Tensor]:
+    """Images, labels, ids that are not 0, 1, ..., and every weight of every network that takes part."""
     networks = [defence.classifier, defence.bare, defence.guide, defence.purifier]
     weights = (value for network in networks if network is not None for value in network.state_dict().values())
-    return [images, labels, *weights]
+    return [images, labels, *(() if ids is None else (ids,)), *weights]
 
 
 def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDiffere
 from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMASKING
 
 HEADLINE, UNION = "minimum, linf", "minimum, all norms"
+NORMS = ("linf", "l2", "spatial")
 
 NOTES = (
     "A figure is the expected accuracy of a single noise draw; beside it its Wilson interval over images.",
@@ -43,13 +44,17 @@ class Comparison:
 
 
 def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
-    """A row a defence: standard accuracy, the headline over l_inf attacks, the minimum over all, then every attack."""
-    rows = []
-    for defence, own in by_defence(cells).items():
+    """A row a defence: standard accuracy, the headline over l_inf attacks, the minimum over all, then every attack.
+
+    A minimum needs two attacks to be taken over, one for all needs two norms: a single attack's figure is not called one.
+    """
+    rows, table = [], by_defence(cells)
+    minima = _minima([cell for own in table.values() for cell in own.values() if cell.attack != CLEAN.name])
+    for defence, own in table.items():
         columns = {CLEAN.name: wilson(own[CLEAN.name].pooled, confidence)} if CLEAN.name in own else {}
         attacked = [cell for cell in own.values() if cell.attack != CLEAN.name]
         masked = bool(unmasked_by(own, confidence))
-        for name, norms in ((HEADLINE, ("linf",)), (UNION, ("linf", "l2", "spatial"))):
+        for name, norms in minima:
             if minimum := minimum_scores([cell for cell in attacked if cell.norm in norms]):
                 columns[name] = wilson(minimum, confidence)
         for cell in attacked:
@@ -57,6 +62,13 @@ def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
             columns[cell.attack] = dataclasses.replace(estimate, masked=masked and cell.attack in BY_EXACT_GRADIENT)
         rows.append(Row(defence, columns))
     return rows
+
+
+def _minima(attacked: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:
+    """The columns of minima that the attacks are enough for, each with the norms that it is taken over."""
+    attacks_of = {norm: {cell.attack for cell in attacked if cell.norm == norm} for norm in NORMS}
+    headline = [(HEADLINE, ("linf",))] if len(attacks_of["linf"]) > 1 else []
+    return headline + ([(UNION, NORMS)] if sum(map(bool, attacks_of.values())) > 1 else [])
 
 
 def minimum_scores(cells: Sequence[Cell]) -> tuple[float, ...]:

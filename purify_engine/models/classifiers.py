@@ -120,6 +120,8 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    class_names: tuple[str, ...] | None = None
+    """Of the classes 0, 1, ..., where they are known: names of class folders become labels by it."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()

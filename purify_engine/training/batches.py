@@ -49,8 +49,11 @@ def _shifted(images: Images, shift: int) -> Images:
     return F.pad(images, (shift,) * 4)[image, channel, rows, columns]
 
 
-def check_training_set(images: Images, labels: Labels | None, in_channels: int) -> None:
-    """Refuse, in one line, images that are not float [N, C, H, W] in [0, 1], and labels that do not match them."""
+def check_training_set(images: Images, labels: Labels | None, in_channels: int, num_classes: int | None = None) -> None:
+    """Refuse, in one line, images that are not float [N, C, H, W] in [0, 1], and labels that do not match them.
+
+    num_classes: of the network, which labels must be below; the first row whose label is not is named.
+    """
     require(images.ndim == 4 and len(images) > 0, "images", "[N, C, H, W] with N at least 1", tuple(images.shape))
     require(images.shape[1] == in_channels, "images", f"of {in_channels} channels, as the network's", tuple(images.shape))
     require(images.is_floating_point(), "images", "float in [0, 1] (divide uint8 by 255)", images.dtype)
@@ -58,3 +61,6 @@ def check_training_set(images: Images, labels: Labels | None, in_channels: int) 
     require(low >= 0 and high <= 1, "images", "in [0, 1]", (low, high))
     if labels is not None:
         require(labels.shape == images.shape[:1], "labels", f"one per image, [{len(images)}]", tuple(labels.shape))
+        outside = (labels < 0) | (labels >= num_classes) if num_classes is not None else labels != labels
+        row = int(outside.nonzero()[0]) if bool(outside.any()) else 0
+        require(not bool(outside.any()), f"labels[{row}]", f"in [0, {num_classes}), the network's classes", float(labels[row]))

@@ -9,13 +9,14 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
-from purify_engine.config import ClassifierConfig, ClassifierTraining, Perturbation, TradesTraining
+from purify_engine.config import ClassifierConfig, ClassifierTraining, Perturbation, TradesTraining, require
 from purify_engine.models import Classifier
 from purify_engine.training.batches import check_training_set
 from purify_engine.training.loop import Loop, initialised, warmup_cosine
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.perturbation import accuracy, robust_accuracy
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images, Labels
 
 LabelledImages = tuple[Images, Labels]
@@ -30,15 +31,20 @@ def train_classifier(
     *,
     held_out: LabelledImages | None = None,
     data: str = "",
+    class_names: tuple[str, ...] | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Classifier:
     """Train on `images` (float [N, C, H, W] in [0, 1]) and `labels` (int64 [N]), on their device; return and write the result.
 
-    Writes `classifier.safetensors` and the card `classifier.md` to `out_dir`; until then `classifier.checkpoint`, which
-    `resume=True` continues from. `held_out` (images, labels) are only measured. ValueError: images or labels that do not fit.
+    Writes `classifier.safetensors` and the card `classifier.md` to `out_dir`, and what both say into its `config.json`;
+    until then `classifier.checkpoint`, which `resume=True` continues from. `held_out` (images, labels) are only measured. `data`
+    is the card's sentence about the images, `class_names` are those of the labels 0, 1, ... ValueError: what does not fit.
     """
-    check_training_set(images, labels, network.in_channels)
+    check_training_set(images, labels, network.in_channels, network.num_classes)
+    named = class_names is None or len(set(class_names)) == network.num_classes
+    require(named, "class_names", f"{network.num_classes} different names, one a class of the network", class_names)
+    learned = remembered(images, labels, data)
     model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
     loop = Loop(
         name="classifier",
@@ -49,11 +55,13 @@ def train_classifier(
         rate=partial(warmup_cosine, steps=config.steps),
         loss=lambda x, y: F.cross_entropy(model(x), y),
         out_dir=out_dir,
+        data=learned,
     )
     loop.run(images, labels, resume=resume, progress=progress)
     figures = classification_figures(model, {"training": (images, labels), "held-out": held_out}, config.attack)
-    publish(model, _card(model, images, network, config, figures, data), out_dir)
+    publish(model, _card(model, network, config, figures, learned, class_names), out_dir)
     progress({"network": "classifier", "figures": figures, "weights": str(out_dir / "classifier.safetensors")})
+    model.class_names = class_names
     return model
 
 
@@ -75,15 +83,19 @@ def classification_figures(model: Classifier, sets: dict[str, LabelledImages | N
 
 
 def _card(
-    model: Classifier, images: Images, network: ClassifierConfig, config: ClassifierTraining, figures: dict[str, float], data: str
+    model: Classifier,
+    network: ClassifierConfig,
+    config: ClassifierTraining,
+    figures: dict[str, float],
+    data: TrainingSet,
+    class_names: tuple[str, ...] | None,
 ) -> ModelCard:
     return ModelCard(
         name="classifier",
         title="Plain classifier",
         what="Classifies images; trained by cross-entropy alone, with nothing against attacks.",
         data=data,
-        image_shape=tuple(images.shape[1:]),
-        num_images=len(images),
+        class_names=class_names,
         parameters=count_parameters(model),
         network=network,
         config=config,

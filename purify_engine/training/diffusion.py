@@ -17,6 +17,7 @@ from purify_engine.training.batches import check_training_set
 from purify_engine.training.loop import Loop, MovingAverage, initialised, warmup_cosine
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images
 
 
@@ -33,10 +34,12 @@ def train_diffusion(
 ) -> UNet:
     """Train a U-Net on `images` (float [N, C, H, W] in [0, 1]), on their device; return it and write it to `out_dir`.
 
-    Writes `unet.safetensors` and the card `unet.md`; until then `unet.checkpoint`, which `resume=True` continues from.
+    Writes `unet.safetensors` and the card `unet.md`, and what both say into the folder's `config.json`; until then
+    `unet.checkpoint`, which `resume=True` continues from.
     `held_out` images are only measured. `data` is the card's sentence about the images. ValueError: images that do not fit.
     """
     check_training_set(images, None, network.in_channels)
+    learned = remembered(images, None, data)
     require(network.prediction == "eps", "prediction", "'eps' to be trained, as docs/math.md E20 says", network.prediction)
     schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
     model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
@@ -51,13 +54,14 @@ def train_diffusion(
         rate=partial(warmup_cosine, steps=config.steps, warmup_steps=config.warmup_steps),
         loss=lambda x, _: noise_prediction_loss(model, x, schedule, t_max),
         out_dir=out_dir,
+        data=learned,
         gradient_clip=config.gradient_clip,
         average=average,
     )
     loop.run(images, None, resume=resume, progress=progress)
     smoothed = cast(UNet, average.module)
     figures = _figures(smoothed, {"training": images, "held-out": held_out}, schedule, t_max)
-    publish(smoothed, _card(smoothed, images, network, config, figures, data), out_dir)
+    publish(smoothed, _card(smoothed, network, config, figures, learned), out_dir)
     progress({"network": "unet", "figures": figures, "weights": str(out_dir / "unet.safetensors")})
     return smoothed.requires_grad_(True)
 
@@ -100,7 +104,7 @@ def _figures(model: UNet, sets: dict[str, Images | None], schedule: NoiseSchedul
 
 
 def _card(
-    model: UNet, images: Images, network: UNetConfig, config: DiffusionTraining, figures: dict[str, float], data: str
+    model: UNet, network: UNetConfig, config: DiffusionTraining, figures: dict[str, float], data: TrainingSet
 ) -> ModelCard:
     t_max = config.t_max or config.schedule.num_timesteps
     return ModelCard(
@@ -108,8 +112,6 @@ def _card(
         title="Noise predictor (U-Net)",
         what="Predicts the noise in an image diffused to a timestep; the reverse process of the purifier is made of its calls.",
         data=data,
-        image_shape=tuple(images.shape[1:]),
-        num_images=len(images),
         parameters=count_parameters(model),
         network=network,
         config=config,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from purify_engine.config import (
+    Assembly,
     ClassifierConfig,
     ClassifierTraining,
     DiffusionTraining,
@@ -15,13 +16,15 @@ from purify_engine.config import (
     PurifierConfig,
     TradesTraining,
     UNetConfig,
+    to_dict,
 )
-from purify_engine.folders import write_config
+from purify_engine.folders import add_to_config
 from purify_engine.models import Classifier, Denoiser, UNet, load_safetensors
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.training.classifier import LabelledImages, train_classifier
 from purify_engine.training.diffusion import train_diffusion
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.record import remembered
 from purify_engine.training.trades import train_trades
 from purify_engine.types import Images, Labels
 
@@ -29,6 +32,7 @@ DATA = (
     "The handwritten digits bundled with scikit-learn (UCI ML, E. Alpaydin and C. Kaynak, 1998): 1797 real scans of 8x8 pixels, "
     "scaled to [0, 1]; 1437 to train on and 360 held out, stratified by class, a fixed split (`purify_engine.data.digits`)."
 )
+CLASSES = tuple("0123456789")
 MEAN, STD = (0.305,), (0.376,)  # of the training pixels
 ATTACK = Perturbation(epsilon=0.15, step_size=0.02, num_steps=20)  # 0.15: two to three of the sixteen grey levels
 
@@ -86,6 +90,7 @@ CLASSIFIER_TRAINING = ClassifierTraining(
 # term and as much as both, at either strength tried (bench/tuning/guidance.py, bench/results/digits-guidance.jsonl).
 PURIFIER = PurifierConfig(t_star=150, num_steps=5, guidance=GuidanceConfig(scale=1.0, latent_weight=0.0))
 RATIO, CALIBRATION_IMAGES = 0.2, 256  # the scale s is calibrated to this r, on the first so many training digits
+ASSEMBLY = Assembly(t_star=150, num_steps=5, ratio=RATIO, calibration_images=CALIBRATION_IMAGES)
 
 
 def train_embedded(
@@ -107,14 +112,17 @@ def train_embedded(
         return not (resume and (out_dir / f"{name}.safetensors").exists())
 
     options: dict[str, Any] = {"data": DATA, "resume": resume, "progress": progress}
+    classified = {**options, "held_out": held_out, "class_names": CLASSES}
     if missing("classifier"):
-        train_classifier(images, labels, CLASSIFIER, CLASSIFIER_TRAINING, out_dir, held_out=held_out, **options)
+        train_classifier(images, labels, CLASSIFIER, CLASSIFIER_TRAINING, out_dir, **classified)
     if missing("guide"):
-        train_trades(images, labels, GUIDE, GUIDE_TRAINING, out_dir, held_out=held_out, **options)
+        train_trades(images, labels, GUIDE, GUIDE_TRAINING, out_dir, **classified)
     if missing("unet"):
         train_diffusion(images, UNET, UNET_TRAINING, out_dir, held_out=held_out[0] if held_out else None, **options)
     purifier = replace(PURIFIER, guidance=replace(PURIFIER.guidance, scale=calibrated_scale(images, out_dir)))
-    write_config(out_dir, unet=UNET, guide=GUIDE, classifier=CLASSIFIER, purifier=purifier)
+    known = remembered(images[:CALIBRATION_IMAGES], None, DATA)
+    record = {"data": to_dict(known), **to_dict(ASSEMBLY)}
+    add_to_config(out_dir, unet=UNET, guide=GUIDE, classifier=CLASSIFIER, purifier=purifier, training={"purifier": record})
 
 
 def calibrated_scale(images: Images, folder: Path) -> float:

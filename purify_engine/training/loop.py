@@ -16,6 +16,7 @@ from purify_engine.config import Training, to_dict
 from purify_engine.training.batches import augment, batch_indices, seed_everything
 from purify_engine.training.checkpoint import load_checkpoint, save_checkpoint
 from purify_engine.training.progress import LossMeter, Progress
+from purify_engine.training.record import TrainingSet
 from purify_engine.types import Images, Labels
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -34,6 +35,7 @@ class Loop:
     rate: Callable[[int], float]  # step -> factor on the learning rate
     loss: Loss
     out_dir: Path
+    data: TrainingSet | None = None  # what it is trained on: another set does not resume it
     gradient_clip: float = math.inf
     average: MovingAverage | None = None
     step: int = 0
@@ -92,7 +94,8 @@ class Loop:
         }
 
     def _experiment(self) -> dict[str, Any]:
-        return {"name": self.name, **to_dict(self.network), **to_dict(self.config)}
+        data = {} if self.data is None else {"pixels": self.data.sha256, "labels": self.data.labels_sha256}
+        return {"name": self.name, **to_dict(self.network), **to_dict(self.config), **data}
 
     def _save(self) -> None:
         state = {"experiment": self._experiment(), "step": self.step, "model": self.model.state_dict()}

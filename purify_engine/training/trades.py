@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.config import ClassifierConfig, TradesTraining
+from purify_engine.config import ClassifierConfig, TradesTraining, require
 from purify_engine.models import Classifier
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
@@ -21,6 +21,7 @@ from purify_engine.training.loop import Loop, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.perturbation import accuracy, perturb
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images, Labels, Logits
 
 View = Callable[[Images], Images]  # images in [0, 1] -> what the guide is shown
@@ -35,15 +36,20 @@ def train_trades(
     *,
     held_out: LabelledImages | None = None,
     data: str = "",
+    class_names: tuple[str, ...] | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Classifier:
     """Train a guide on `images` (float [N, C, H, W] in [0, 1]) and `labels` (int64 [N]), on their device; return and write it.
 
-    Writes `guide.safetensors` and the card `guide.md` to `out_dir`; until then `guide.checkpoint`, which `resume=True`
-    continues from. `held_out` (images, labels) are only measured. ValueError: images or labels that do not fit.
+    Writes `guide.safetensors` and the card `guide.md` to `out_dir`, and what both say into its `config.json`; until then
+    `guide.checkpoint`, which `resume=True` continues from. `held_out` (images, labels) are only measured. `data` is the card's
+    sentence about the images, `class_names` are those of the labels 0, 1, ... ValueError: what does not fit.
     """
-    check_training_set(images, labels, network.in_channels)
+    check_training_set(images, labels, network.in_channels, network.num_classes)
+    named = class_names is None or len(set(class_names)) == network.num_classes
+    require(named, "class_names", f"{network.num_classes} different names, one a class of the network", class_names)
+    learned = remembered(images, labels, data)
     schedule = make_schedule(config.schedule)
     model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
     loop = Loop(
@@ -55,11 +61,13 @@ def train_trades(
         rate=lambda step: 1.0 if step < config.drop_at * config.steps else 0.1,
         loss=lambda x, y: trades_loss(model, x, y, config, schedule),
         out_dir=out_dir,
+        data=learned,
     )
     loop.run(images, labels, resume=resume, progress=progress)
     figures = _figures(model, {"training": (images, labels), "held-out": held_out}, config, schedule)
-    publish(model, _card(model, images, network, config, figures, data), out_dir)
+    publish(model, _card(model, network, config, figures, learned, class_names), out_dir)
     progress({"network": "guide", "figures": figures, "weights": str(out_dir / "guide.safetensors")})
+    model.class_names = class_names
     return model
 
 
@@ -112,7 +120,12 @@ def _figures(
 
 
 def _card(
-    model: Classifier, images: Images, network: ClassifierConfig, config: TradesTraining, figures: dict[str, float], data: str
+    model: Classifier,
+    network: ClassifierConfig,
+    config: TradesTraining,
+    figures: dict[str, float],
+    data: TrainingSet,
+    class_names: tuple[str, ...] | None,
 ) -> ModelCard:
     seen = f"images noised to timesteps below {config.t_star}" if config.t_star else "images without noise"
     return ModelCard(
@@ -120,8 +133,7 @@ def _card(
         title="Guide (TRADES)",
         what="Classifies images robustly; its gradient and its penultimate features steer the purifier.",
         data=data,
-        image_shape=tuple(images.shape[1:]),
-        num_images=len(images),
+        class_names=class_names,
         parameters=count_parameters(model),
         network=network,
         config=config,

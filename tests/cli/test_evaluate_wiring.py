@@ -29,8 +29,9 @@ def handed_on(monkeypatch):
     """What the command gave to the protocol and to the self-test, in place of both; `verdict` is the self-test's."""
     seen = {"verdict": True}
 
-    def evaluate(rows, images, labels, config, *, attacks, results, workers, on_cell):
+    def evaluate(rows, images, labels, config, *, attacks, ids, results, workers, on_cell):
         seen.update(rows=rows, images=images, labels=labels, config=config, attacks=attacks, results=results, workers=workers)
+        seen.update(ids=ids)
         for row in rows:
             for attack in attacks:
                 scores = LINF_SCORES.get(row.name, (1.0,) * 4) if attack.kind != "none" else (1.0,) * 4
@@ -74,7 +75,7 @@ def test_the_held_out_digits_are_evaluated_and_the_training_digits_calibrated_on
 
 
 def test_by_default_every_defence_meets_the_whole_protocol(handed_on, evaluated, small_purifier, labelled):
-    code, out, err = evaluated("--json")
+    code, out, err = evaluated("--json", "--epsilon-l2", 0.75, "--max-shift", 0.3)
     assert code == 0, err
     names = ["undefended", "DiffPure", "GDMP", "ours", "ours, latent", "the guide alone"]
     assert [row.name for row in handed_on["rows"]] == names
@@ -94,7 +95,7 @@ def test_a_revision_is_of_the_purifier_and_of_the_classifier_beside_it(
     words = ["--purifier", "owner/name", "--revision", "v1", "--calibration", labelled[0], "--output", tmp_path / "o"]
     code, _, err = command("evaluate", labelled[0], *words)
     assert code == 0, err
-    assert [asked[:2] for asked in hub.asked] == [("owner/name", "v1")] * 2
+    assert [asked[:2] for asked in hub.asked] == [("owner/name", "v1")] * 3  # purifier, its radius, classifier
 
 
 def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
@@ -189,7 +190,7 @@ def test_the_text_names_images_attacks_and_paired_comparisons(handed_on, evaluat
 
 
 def test_the_json_holds_rows_comparisons_and_the_confidence_asked_for(handed_on, evaluated):
-    words = ["--defences", "ours", "--defences", "undefended", "--defences", "GDMP", "--attacks", "exact"]
+    words = ["--defences", "ours", "--defences", "undefended", "--defences", "GDMP", "--attacks", "exact", "--attacks", "BPDA"]
     comparisons = {}
     for confidence in (0.5, 0.95):
         result = json.loads(evaluated(*words, "--confidence", confidence, "--json")[1])
@@ -254,7 +255,7 @@ def test_the_classifier_of_a_published_file_is_defended(handed_on, evaluated, tm
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((3, 1), "labels must be below 3, the classes of the classifier, got 3"),
+        ((3, 1), "labels[0] must be in [0, 3), the classes of the classifier, got 3"),
         ((10, 3), "classifier must be one for images of 1 channels, got 3"),
     ],
 )

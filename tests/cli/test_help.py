@@ -9,6 +9,7 @@ import pytest
 
 from purify_engine import config
 from purify_engine.config import (
+    Assembly,
     AttackConfig,
     ClassifierConfig,
     ClassifierTraining,
@@ -36,6 +37,16 @@ OFFERED = {  # verb -> the configurations that are its options, by prefix
         "classifier-network.": ClassifierConfig,
     },
     "train diffusion": {"": DiffusionTraining, "network.": UNetConfig},
+    "train purifier": {
+        "": Assembly,
+        "unet.": UNetConfig,
+        "guide-network.": ClassifierConfig,
+        "classifier-network.": ClassifierConfig,
+        "diffusion.": DiffusionTraining,
+        "trades.": TradesTraining,
+        "classifier.": ClassifierTraining,
+    },
+    "train assemble": {"": Assembly},
     "train trades": {"": TradesTraining, "network.": ClassifierConfig},
     "train classifier": {"": ClassifierTraining, "network.": ClassifierConfig},
 }

@@ -1,45 +1,15 @@
-"""From words on the command line to images and purifiers."""
+"""From words on the command line to purifiers."""
 
-import numpy as np
 import pytest
 import torch
 
 from purify_engine import GuidedPurifier
-from purify_engine.cli.loading import image_shape, labelled_images, load_purifier, training_images
+from purify_engine.cli.loading import image_shape, load_purifier
 from purify_engine.cli.options import options_of
 from purify_engine.config import GuidanceConfig, PurifierConfig
-from purify_engine.data import ImageShape, digits
+from purify_engine.data import ImageShape
 
 SHAPE = ImageShape(1, 8)
-
-
-@pytest.fixture
-def source(tmp_path):
-    images = np.random.RandomState(0).rand(5, 1, 8, 8).astype(np.float32)
-    np.savez(tmp_path / "in.npz", images=images, labels=np.arange(5))
-    return str(tmp_path / "in.npz"), torch.tensor(images)
-
-
-def test_digits_are_the_split_that_is_named_and_the_training_ones_by_default():
-    train, test = digits("train"), digits("test")
-    assert torch.equal(training_images("digits", SHAPE), train[0])
-    for got, wanted in ((labelled_images("digits", SHAPE), train), (labelled_images("digits", SHAPE, split="test"), test)):
-        assert torch.equal(got[0], wanted[0]) and torch.equal(got[1], wanted[1])
-
-
-def test_other_sources_are_read_whole(source):
-    path, images = source
-    assert torch.equal(training_images(path, SHAPE), images)
-    read, labels = labelled_images(path, SHAPE, split="test")
-    assert torch.equal(read, images) and labels.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_labels_are_asked_for(tmp_path):
-    np.savez(tmp_path / "bare.npz", images=np.zeros((2, 1, 8, 8), np.float32))
-    with pytest.raises(
-        ValueError, match=r"^source must have labels \(class folders, or an array `labels` in a .npz file\), got '"
-    ):
-        labelled_images(str(tmp_path / "bare.npz"), SHAPE)
 
 
 def test_a_purifier_is_loaded_with_the_options_in_place_and_no_others(small_purifier):

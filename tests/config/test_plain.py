@@ -189,3 +189,34 @@ def test_configurations_cannot_be_changed():
 def test_what_is_no_object_of_fields_is_refused_in_one_line(values):
     with pytest.raises(ValueError, match="^UNetConfig must be given as an object of its fields, got "):
         from_dict(UNetConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "wanted"),
+    [
+        (UNetConfig, "image_size", "8", "a whole number"),
+        (UNetConfig, "image_size", 8.0, "a whole number"),
+        (UNetConfig, "image_size", True, "a whole number"),
+        (UNetConfig, "channel_mult", 1, "a list, each a whole number"),
+        (UNetConfig, "channel_mult", [1, "2"], "a list, each a whole number"),
+        (UNetConfig, "norm_eps", "1e-6", "a number"),
+        (UNetConfig, "norm_eps", False, "a number"),
+        (UNetConfig, "middle_attention", 1, "true or false"),
+        (UNetConfig, "num_head_channels", "4", "a whole number or null"),
+        (UNetConfig, "resample", ["conv"], "one of conv, pool, residual"),
+        (PurifierConfig, "image_range", [0, 1, 2], "a list of 2, each a number"),
+        (PurifierConfig, "schedule", None, None),
+        (OwnGuideConfig, "mean", ["0.5"], "a list, each a number or null"),
+        (OwnGuideConfig, "network", {}, "a text"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_by_name(cls, name, value, wanted):
+    with pytest.raises(ValueError) as wrong:
+        from_dict(cls, {name: value})
+    said = f"{cls.__name__}.{name} must be {wanted}" if wanted else "ScheduleConfig must be given as an object of its fields"
+    assert str(wrong.value) == f"{said}, got {value!r}"
+
+
+def test_a_whole_number_will_do_for_any_number():
+    assert from_dict(GuidanceConfig, {"scale": 3}).scale == 3

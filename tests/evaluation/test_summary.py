@@ -49,14 +49,22 @@ def test_a_row_has_the_clean_images_the_two_minima_and_then_every_attack():
 
 def test_what_was_not_run_has_no_column():
     assert list(summarise([CLEAN])[0].columns) == ["standard"]
-    assert list(summarise([L2])[0].columns) == ["minimum, all norms", "exact, l2"]
-    assert list(summarise([LINF])[0].columns) == ["minimum, linf", "minimum, all norms", "exact"]
+    assert list(summarise([L2])[0].columns) == ["exact, l2"]
+    assert list(summarise([LINF, CLEAN])[0].columns) == ["standard", "exact"]
+
+
+def test_a_minimum_is_over_two_attacks_at_least_and_one_over_all_norms_over_two_norms():
+    assert list(summarise([LINF, OTHER])[0].columns) == ["minimum, linf", "exact", "BPDA"]
+    assert list(summarise([LINF, L2])[0].columns) == ["minimum, all norms", "exact", "exact, l2"]
+    bare = dataclasses.replace(LINF, defence="bare")  # which BPDA does not run on: there `exact` is the worst of what does
+    assert [list(row.columns) for row in summarise([LINF, OTHER, bare])][1] == ["minimum, linf", "exact"]
 
 
 def test_every_interval_is_at_the_confidence_asked_for():
-    (row,) = summarise([CLEAN, LINF], confidence=0.6)
+    (row,) = summarise([CLEAN, LINF, OTHER], confidence=0.6)
     assert row.columns["standard"] == wilson([1, 1, 1, 0.5], 0.6)
-    assert row.columns["minimum, linf"] == wilson([0.75, 0.5, 1, 0], 0.6) == row.columns["exact"]
+    assert row.columns["exact"] == wilson([0.75, 0.5, 1, 0], 0.6)
+    assert row.columns["minimum, linf"] == wilson([0.5, 0.5, 1, 0], 0.6)
 
 
 def test_defences_keep_the_order_they_came_in_and_their_own_cells():

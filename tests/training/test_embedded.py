@@ -14,6 +14,7 @@ from purify_engine.reference.schedules import make_schedule
 from purify_engine.training import embedded
 from purify_engine.training.diffusion import denoising_error
 from purify_engine.training.perturbation import accuracy, robust_accuracy
+from purify_engine.training.record import TrainingSet
 
 WEIGHTS = Path(purify_engine.__file__).parent / "weights" / "digits"
 NAMES = ["classifier", "guide", "unet"]
@@ -118,6 +119,7 @@ class Asked:
         for trainer, name in (("train_classifier", "classifier"), ("train_trades", "guide"), ("train_diffusion", "unet")):
             monkeypatch.setattr(embedded, trainer, self.trainer(name))
         monkeypatch.setattr(embedded, "calibrated_scale", lambda images, folder: 2.5)
+        monkeypatch.setattr(embedded, "remembered", lambda *data: TrainingSet(source="", images=1, shape=(1,), sha256="abc"))
 
     def trainer(self, name):
         def train(*arguments, **options):
@@ -130,10 +132,10 @@ class Asked:
 
 
 def test_each_network_is_trained_by_its_configuration_on_the_same_digits(monkeypatch, tmp_path):
-    asked, images, labels, held_out, progress = Asked(monkeypatch), object(), object(), (object(), object()), object()
+    asked, images, labels, held_out, progress = Asked(monkeypatch), range(9), object(), (object(), object()), object()
     embedded.train_embedded(images, labels, tmp_path, held_out=held_out, progress=progress)
     shared = {"data": embedded.DATA, "resume": False, "progress": progress}
-    classified = {**shared, "held_out": held_out}
+    classified = {**shared, "held_out": held_out, "class_names": embedded.CLASSES}
     assert asked.calls == {
         "classifier": ((images, labels, embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING, tmp_path), classified),
         "guide": ((images, labels, embedded.GUIDE, embedded.GUIDE_TRAINING, tmp_path), classified),
@@ -154,7 +156,7 @@ def test_finished_networks_are_kept_only_when_resuming(resume, there, monkeypatc
     asked = Asked(monkeypatch)
     for name in there:
         (tmp_path / f"{name}.safetensors").touch()
-    embedded.train_embedded(None, None, tmp_path, resume=resume)
+    embedded.train_embedded(range(9), None, tmp_path, resume=resume)
     assert sorted(asked.calls) == [name for name in NAMES if not (resume and name in there)]
     assert all(options["resume"] is resume for _, options in asked.calls.values())
     assert all(options["held_out"] is None for _, options in asked.calls.values())

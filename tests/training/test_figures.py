@@ -21,6 +21,7 @@ from purify_engine.training import classifier, diffusion, trades
 from purify_engine.training.classifier import classification_figures, momentum_sgd
 from purify_engine.training.diffusion import denoising_error, noise_prediction_loss
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
+from purify_engine.training.record import TrainingSet
 
 SCHEDULE = make_schedule(ScheduleConfig())
 
@@ -162,9 +163,7 @@ CARD = ModelCard(
     name="guide",
     title="A title",
     what="What it does.",
-    data="Where the images are from.",
-    image_shape=(3, 8, 9),
-    num_images=12345,
+    data=TrainingSet(source="Where the images are from.", images=12345, shape=(3, 8, 9), sha256="abc"),
     parameters=6789012,
     network=ClassifierConfig(depth=10, mean=(0.1, 0.2, 0.3)),
     config=ClassifierTraining(seed=11, learning_rate=0.123456, attack=Perturbation(norm="l2", epsilon=1 / 3)),
@@ -182,7 +181,10 @@ def test_a_card_in_full():
         "What it does. Weights: `guide.safetensors`, 6,789,012 parameters. "
         f"Written by `purify_engine.training` (PyTorch {torch.__version__})."
     )
-    assert "## Data\nWhere the images are from.\n\nTrained on 12,345 images of shape 3x8x9; seed 11.\n" in text
+    trained = "Trained on 12,345 images of shape 3x8x9; seed 11. SHA-256 of their pixels: `abc`."
+    assert f"## Data\nWhere the images are from.\n\n{trained}\n" in text
+    named = replace(CARD, class_names=("cat", "dog")).render()
+    assert f"{trained} Classes, from 0: cat, dog.\n" in named
     figures = "| figure | value |\n| --- | --- |\n| accuracy \\| of a kind | 0.6667 |\n| loss | 1.235e+06 |\n"
     assert f"## Figures, measured after training\n{figures}" in text
     assert (
@@ -214,7 +216,7 @@ def test_publishing_writes_weights_and_card_and_then_drops_the_checkpoint(tmp_pa
     assert checkpoint.exists(), "what could not be published can still be resumed"
     (tmp_path / "unet.checkpoint").touch()
     publish(nn.Linear(1, 1), CARD, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["guide.md", "guide.safetensors", "unet.checkpoint"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "guide.md", "guide.safetensors", "unet.checkpoint"]
     assert (tmp_path / "guide.md").read_text() == CARD.render()
     publish(nn.Linear(1, 1), CARD, tmp_path)  # no checkpoint to drop is fine
 

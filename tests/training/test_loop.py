@@ -57,9 +57,9 @@ def test_ten_steps_and_ten_resumed_equal_twenty_bit_for_bit(trainer, tmp_path):
     assert_same_weights(straight, resumed)
 
 
-def test_a_finished_run_leaves_weights_and_card_only(trainer, tmp_path):
+def test_a_finished_run_leaves_weights_card_and_configuration_only(trainer, tmp_path):
     trainer(tmp_path, 2)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".md", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
 
 
 def test_reports_are_json_and_count_up(trainer, tmp_path):

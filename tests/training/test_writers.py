@@ -6,6 +6,7 @@ import torch
 from purify_engine.config import ClassifierConfig, ClassifierTraining
 from purify_engine.training.checkpoint import save_checkpoint
 from purify_engine.training.model_card import ModelCard, publish
+from purify_engine.training.record import TrainingSet
 from tests.crash_safety import (
     assert_durable_in_the_end,
     assert_failure_leaves_what_was_there,
@@ -14,7 +15,7 @@ from tests.crash_safety import (
 )
 
 CARD = ModelCard(
-    name="a", title="", what="", data="", image_shape=(1,), num_images=1, parameters=1,
+    name="a", title="", what="", data=TrainingSet(source="", images=1, shape=(1,), sha256=""), parameters=1,
     network=ClassifierConfig(), config=ClassifierTraining(), figures={}, use="", limits="",
 )  # fmt: skip
 

@@ -1,0 +1,108 @@
+"""What an evaluation is held to: which images by which labels, and how large attacks may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from purify_engine.cli.labelled import DIGITS, Labelled
+from purify_engine.cli.options import given, with_options
+from purify_engine.config import AttackConfig, EvaluationConfig, Perturbation, from_dict, require, to_dict
+
+if TYPE_CHECKING:
+    from purify_engine.models import Classifier
+    from purify_engine.models.own import AnyGuide
+    from purify_engine.types import Labels
+
+RADII = {"linf": "epsilon", "l2": "epsilon_l2", "spatial": "max_shift"}  # of each norm, the field of `EvaluationConfig`
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The settings of an evaluation, and where its radii came from."""
+
+    config: EvaluationConfig
+    origin: dict[str, str]
+    """Of each radius that is known: its norm, and who says it."""
+    unknown: tuple[str, ...] = field(default=())
+    """Norms that nobody gave a radius for: their attacks are left out."""
+
+    def known(self, attacks: list[AttackConfig], named: list[str] | None) -> list[AttackConfig]:
+        """The attacks that there is a radius for. ValueError where one without was asked for by name."""
+        without = [attack for attack in attacks if attack.kind != "none" and attack.norm in self.unknown]
+        for attack in without:
+            asked = attack.name in (named or ()) or attack.norm == "linf"
+            wanted = f"given for these images ({_option(attack.norm)}, in [0, 1] units), as {attack.name} needs it"
+            require(not asked, RADII[attack.norm], wanted, None)
+        return [attack for attack in attacks if attack not in without]
+
+    def settings(self) -> dict[str, Any]:
+        """As a record holds them: without the radii that nobody gave."""
+        nobodys = {RADII[norm] for norm in self.unknown}
+        settings = {name: value for name, value in to_dict(self.config).items() if name not in nobodys}
+        return {**settings, "radii_from": self.origin, "left_out": list(self.unknown)}
+
+    def said(self) -> str:
+        """In a line: how large attacks are, and what was left out."""
+        radii = [f"{norm} {getattr(self.config, RADII[norm]):.4g} ({who})" for norm, who in self.origin.items()]
+        left = [f"{norm} attacks left out: no {_option(norm)} was given" for norm in self.unknown]
+        return "; ".join(["attacks of " + ", ".join(radii), *left])
+
+
+def budget(options: Any, source: str, guide: dict[str, Any] | None) -> Budget:
+    """Radii as they were given, else as the guide was trained for (`guide`: its training), else, for the digits, the digits'."""
+    config, asked = with_options(EvaluationConfig(), options), given(options)
+    trained = None if not guide or "attack" not in guide else from_dict(Perturbation, guide["attack"])
+    origin, radii = {}, {}
+    for norm, name in RADII.items():
+        if name in asked:
+            origin[norm], radii[name] = _option(norm), asked[name]
+        elif source == DIGITS:
+            origin[norm], radii[name] = "the digits'", getattr(config, name)
+        elif trained is not None and trained.norm == norm:
+            origin[norm], radii[name] = "as the guide was trained for", trained.epsilon
+    unknown = tuple(norm for norm in RADII if norm not in origin)
+    return Budget(replace(config, **radii), origin, unknown)
+
+
+def numbered(data: Labelled, classifier: Classifier) -> tuple[Labels, str]:
+    """The labels as `classifier` numbers its classes, and in words how that was found; ValueError where it cannot be told."""
+    import torch
+
+    from purify_engine.folders import differing_classes
+
+    labels, names, known = data.required_labels(), data.classes, classifier.class_names
+    count = classifier.config.num_classes
+    said = f"labels are the numbers in {data.name}"
+    if names is not None and known is not None:
+        strange = set(names) - set(known)
+        differ = differing_classes(known, names)
+        require(not strange, "source", f"of the classifier's classes: {differ}", data.name)
+        labels = torch.tensor([known.index(name) for name in names], device=labels.device)[labels]
+        said = f"labels by the classifier's names of its {count} classes"
+    elif names is not None:
+        wanted = f"{count} class folders, as many as the classifier's classes, whose names are not known"
+        require(len(names) == count, "source", wanted, f"{len(names)} in {data.name}")
+        said = f"the classifier names no classes: labels by sorted position, 0 {names[0]!r} to {count - 1} {names[-1]!r}"
+    outside = ((labels < 0) | (labels >= count)).nonzero().flatten().tolist()
+    row = outside[0] if outside else 0
+    require(not outside, f"labels[{row}]", f"in [0, {count}), the classes of the classifier", int(labels[row]))
+    several = len(labels) > 0 and int(labels.min()) != int(labels.max())
+    require(several, "labels", "of two classes at least", f"only {sorted(set(labels.tolist()))}")
+    return labels, said
+
+
+def require_same_classes(guide: AnyGuide | None, classifier: Classifier) -> None:
+    """Refuse a guide that numbers other classes than the classifier: attacks on it, and its own row, would mean nothing."""
+    from purify_engine.folders import differing_classes
+
+    count = getattr(guide.config, "num_classes", None) if guide is not None else None
+    mine = classifier.config.num_classes
+    require(count in (None, mine), "classifier", f"one of {count} classes, as the guide", mine)
+    names, known = getattr(guide, "class_names", None), classifier.class_names
+    same = None in (names, known) or names == known
+    require(same, "classifier", f"one of the guide's classes: {differing_classes(names or (), known or ())}", known)
+
+
+def _option(norm: str) -> str:
+    return f"--{RADII[norm]}".replace("_", "-")

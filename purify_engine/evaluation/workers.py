@@ -1,0 +1,58 @@
+"""Processes that share the cells of an evaluation, and end with it: on a signal within seconds, and where it is killed, too."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+
+import torch
+
+PATIENCE = 5.0  # seconds that a worker has to end in before it is killed
+
+Result = TypeVar("Result")
+
+
+def shared(work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """`work(*task)` of every task by so many processes of one thread each, as each is done.
+
+    Where the caller stops, by a signal or by itself, the workers are stopped, too: what they had not finished is lost.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn"), initializer=_begin)
+    try:
+        futures: list[Future[Result]] = [pool.submit(work, *task) for task in tasks]
+        yield from (future.result() for future in as_completed(futures))
+        pool.shutdown()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        _stop([child for child in multiprocessing.active_children() if child not in others])
+
+
+def _begin() -> None:
+    """In each worker: one thread; Ctrl-C, which a terminal sends to all processes, is the parent's to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _stop(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(PATIENCE)
+        if worker.is_alive():
+            worker.kill()
