@@ -18,10 +18,7 @@ LEVELS = np.float32(255)
 
 def read_all(source: Source, part_size: int = 256) -> Images:
     """Every image of a source, float32 [N, C, H, W]; ValueError names the first that is no good."""
-    import torch
-
-    images = [image for part in source.parts(part_size) for image in read_part(source, part)]
-    return torch.from_numpy(np.stack(images))
+    return read_rows(source, range(len(source)), part_size)
 
 
 def read_rows(source: Source, rows: Sequence[int], part_size: int = 256) -> Images:

@@ -9,12 +9,13 @@ import purify_engine
 from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, to_dict
 from purify_engine.data import digits
 from purify_engine.models import Classifier, UNet, load_safetensors
+from purify_engine.presets import load_classifier
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.reference.schedules import make_schedule
 from purify_engine.training import embedded
 from purify_engine.training.diffusion import denoising_error
 from purify_engine.training.perturbation import accuracy, robust_accuracy
-from purify_engine.training.record import TrainingSet
+from purify_engine.training.record import TrainingSet, remembered
 
 WEIGHTS = Path(purify_engine.__file__).parent / "weights" / "digits"
 NAMES = ["classifier", "guide", "unet"]
@@ -77,6 +78,22 @@ def test_the_cards_print_the_configurations_in_force():
         assert all(rows[field] == str(value) for field, value in vars(network).items() if isinstance(value, (int, str)))
         fields = dict(flattened({**to_dict(network), **to_dict(training)}))
         assert {field: rows.get(field) for field in fields} == fields
+
+
+def test_the_folder_says_what_its_networks_were_trained_on_and_which_classes_they_name():
+    images, labels = digits("train")
+    config, of_digits = json.loads((WEIGHTS / "config.json").read_text()), remembered(images, labels, embedded.DATA)
+    trainings = {"unet": embedded.UNET_TRAINING, "guide": embedded.GUIDE_TRAINING, "classifier": embedded.CLASSIFIER_TRAINING}
+    for name, training in trainings.items():
+        data = replace(of_digits, labels_sha256=None) if name == "unet" else of_digits
+        plain = json.loads(json.dumps({"data": to_dict(data), **to_dict(training)}))
+        assert config["training"][name] == plain
+        assert f"SHA-256 of their pixels: `{of_digits.sha256}`" in (WEIGHTS / f"{name}.md").read_text()
+    calibrated_on = remembered(images[: embedded.CALIBRATION_IMAGES], None, embedded.DATA)
+    plain = json.loads(json.dumps({"data": to_dict(calibrated_on), **to_dict(embedded.ASSEMBLY)}))
+    assert config["training"]["purifier"] == plain
+    purifier, classifier = GuidedPurifier.from_pretrained("digits"), load_classifier("digits")
+    assert classifier.class_names == purifier.guide.class_names == tuple("0123456789")
 
 
 def flattened(values, prefix=""):
