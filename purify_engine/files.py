@@ -31,9 +31,9 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
     Missing folders are made. The file may be read by whom the umask lets (0644 by default), even if `write` made it private.
     `durable` waits for the disk before and after the rename, so that a power failure leaves the old file or the new one, never an
     empty one; without it only a kill is survived (for many files at once: `make_durable` when all are written). Where `write`
-    raises, the old file is untouched and the temporary one removed.
+    raises, the old file is untouched and the temporary one removed; an OSError names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _part(path)
     try:
         with naming(path, temporary):
@@ -61,7 +61,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
 
     `path` must be a new or an empty folder: OSError where it holds something by then. `write` makes each file durable itself.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _part(path)
     temporary.mkdir()
     try:
@@ -88,6 +88,15 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Make `path` and what is missing above it; the disk has their names before this returns."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        with suppress(PermissionError):  # to write into a folder, one need not be allowed to list it
+            _wait_for_disk(path.parent)
+
+
 def parts_of(path: Path) -> list[Path]:
     """The temporary files and folders of `path` that are there: being written, or left by processes that were killed."""
     return sorted(path.parent.glob(f".{glob.escape(path.name[:NAMED])}.*.part"))
@@ -96,6 +105,11 @@ def parts_of(path: Path) -> list[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content`, whole or not at all; `durable` as for `write_whole`."""
+    write_whole(path, lambda temporary: temporary.write_bytes(content), durable=durable)
 
 
 def make_durable(paths: Iterable[Path]) -> None:
@@ -111,7 +125,7 @@ def append_json_line(path: Path, record: Any) -> None:
     Where a kill cut the last line short, the record begins a line of its own: nothing that is there is removed. Where the line
     cannot be written whole (OSError), nothing of it is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     line = json.dumps(record).encode() + b"\n"
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -150,9 +164,11 @@ def lock(path: Path) -> int | None:
 
 def unlock(path: Path, descriptor: int) -> None:
     """Give back what `lock` gave; the file is removed."""
-    with suppress(OSError):
-        path.unlink()
-    os.close(descriptor)
+    try:
+        with suppress(OSError):
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def read_json_lines(path: Path) -> list[Any]:

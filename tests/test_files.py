@@ -19,14 +19,16 @@ from purify_engine.files import append_json_line, lock, make_durable, read_json_
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, disk_calls):
     path = tmp_path / "folder" / "a.txt"
     write_whole(path, lambda temporary: (disk_calls.append(("write", temporary)), temporary.write_text("whole")))
-    temporary = disk_calls[0][1]
-    assert disk_calls == [("write", temporary), ("fsync", temporary), ("rename", temporary, path), ("fsync", path.parent)]
+    folder, (_, temporary), *rest = disk_calls
+    assert folder == ("fsync", tmp_path), "where the folder's name is"
+    assert rest == [("fsync", temporary), ("rename", temporary, path), ("fsync", path.parent)]
     assert path.read_text() == "whole" and temporary.parent == path.parent and temporary.name.startswith(".")
 
 
 def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_path, disk_calls):
     paths = [tmp_path / name for name in ("a/1", "a/2", "b/1")]
     for path in paths:
+        path.parent.mkdir(exist_ok=True)
         write_whole(path, Path.touch, durable=False)
     assert [name for name, *_ in disk_calls] == ["rename"] * 3
     disk_calls.clear()

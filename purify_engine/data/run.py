@@ -14,6 +14,7 @@ from purify_engine.data.items import Compute, Part, Sink, Skipped, Source, Writt
 from purify_engine.data.manifest import Manifest, Record, digest
 from purify_engine.data.pipeline import Pipeline, Told
 from purify_engine.data.pixels import POLICIES
+from purify_engine.data.retrying import NeverWorse, failures_of, is_worse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,22 +110,25 @@ def run(
 ) -> PurificationSummary:
     """`purify_dataset` by a `Compute`; `engine` does the parts elsewhere, through the same sink, and yields their records."""
     config, stop, started = config or OfflineConfig(), stop or Stop(), time.perf_counter()
-    manifest, parts = Manifest(sink), source.parts(config.part_size)
-    identity = identity_of(compute, source, config)
-    pinned = manifest.begin(identity, {"batch_size": config.batch_size or BATCH_SIZE}, source.skipped)
-    todo = parts_to_do(parts, manifest.done(), config.retry_failed)
-    told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
-    work = engine or Pipeline(
-        source, sink, compute, batch_size=pinned["batch_size"], part_size=config.part_size, decoders=config.decoders, told=told
-    ).run
-    mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
-    for record in work(part for part in todo if not stop.requested):
-        manifest.commit({**record, **mark})
-        ok_now += record["ok"]
-        told("part", **record)
-    files = assembled(sink, parts, manifest)
-    summary = summarise(source, manifest.records(), time.perf_counter() - started, ok_now)
-    manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
+    with Manifest(sink) as manifest:
+        parts, identity = source.parts(config.part_size), identity_of(compute, source, config)
+        pinned = manifest.begin(identity, {"batch_size": config.batch_size or BATCH_SIZE}, source.skipped)
+        before = failures_of(manifest.records()) if config.retry_failed else {}
+        todo = parts_to_do(parts, manifest.done(), config.retry_failed)
+        told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
+        sizes = {"batch_size": pinned["batch_size"], "part_size": config.part_size, "decoders": config.decoders}
+        work = engine or Pipeline(source, NeverWorse(sink, before), compute, told=told, **sizes).run
+        mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
+        for record in work(part for part in todo if not stop.requested):
+            if is_worse(record, before):
+                told("kept", part=record["part"], failed=record["failed"])
+                continue
+            manifest.commit({**record, **mark})
+            ok_now += record["ok"]
+            told("part", **record)
+        files = assembled(sink, parts, manifest)
+        summary = summarise(source, manifest.records(), time.perf_counter() - started, ok_now)
+        manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
     told("end", **summary.as_record())
     return summary
 

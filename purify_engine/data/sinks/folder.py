@@ -13,9 +13,9 @@ import numpy as np
 from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Source, Written
 from purify_engine.data.pixels import encode
-from purify_engine.files import make_durable, write_whole
+from purify_engine.files import make_durable, write_bytes
 
-DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)  # what concerns every file, not this one alone
+DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what concerns every file, not this one alone
 
 
 class FolderSink:
@@ -67,7 +67,7 @@ def as_png(name: str) -> str:
 def write_png(path: Path, name: str, encoded: bytes) -> Written:
     """Write the file, whole or not at all; ItemError where it cannot be, for a reason that concerns this file alone."""
     try:
-        write_whole(path, lambda temporary: temporary.write_bytes(encoded), durable=False)
+        write_bytes(path, encoded, durable=False)
     except OSError as error:
         if error.errno in DISK:
             raise

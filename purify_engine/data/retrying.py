@@ -1,0 +1,42 @@
+"""Parts with failed images, done again: what was purified once is never taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from purify_engine.data.items import Item, ItemError, Outcome, Part, Sink, Written
+from purify_engine.data.manifest import Record
+
+Failures = Mapping[int, frozenset[int]]  # part -> ids of its images that failed
+
+
+def failures_of(records: Iterable[Record]) -> Failures:
+    """Of the parts that hold any."""
+    return {record["part"]: frozenset(id for id, *_ in record["failed"]) for record in records if record["failed"]}
+
+
+def is_worse(record: Record, before: Failures) -> bool:
+    """Whether an image failed that was purified before: the part's old record is kept, and its files are."""
+    return bool(record["part"] in before and {id for id, *_ in record["failed"]} - before[record["part"]])
+
+
+class NeverWorse:
+    """`sink`, but a part is left as it lies there where an image fails now that was purified before."""
+
+    def __init__(self, sink: Sink, before: Failures) -> None:
+        self.sink, self.before = sink, before
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copies and pickles ask before there is a sink
+            raise AttributeError(name)
+        return getattr(self.sink, name)
+
+    def write(self, part: Part, outcomes: Iterable[Outcome]) -> tuple[list[Written], list[tuple[Item, ItemError]]]:
+        """`Sink.write`; where it would be worse than before nothing is written, and what failed is said."""
+        if part.index in self.before:
+            outcomes = list(outcomes)
+            failed = [(item, encoded) for item, encoded in outcomes if isinstance(encoded, ItemError)]
+            if {item.id for item, _ in failed} - self.before[part.index]:
+                return [], failed
+        return self.sink.write(part, outcomes)
