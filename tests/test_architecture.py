@@ -16,7 +16,7 @@ PACKAGE = ROOT / "purify_engine"
 
 # Imports only point down. One floor holds several parts where they may know each other, or where they are siblings that may not.
 FLOOR = {
-    "types": 0, "config": 0, "reference": 0, "files": 0, "foreign": 0, "markdown": 0, "devices": 0, "pages": 0,
+    "types": 0, "config": 0, "reference": 0, "files": 0, "foreign": 0, "markdown": 0, "devices": 0, "pages": 0, "pace": 0,
     "ops": 1, "testing": 1,
     "models": 2,
     "engine": 3,

@@ -64,6 +64,7 @@ def purify(
         Print the result as one JSON line.
     """
     from purify_engine.data import Stop, open_sink, open_source, purify_dataset
+    from purify_engine.data.events import Events, tell_all
     from purify_engine.data.manifest import Manifest
     from purify_engine.data.sources import require_source
 
@@ -80,8 +81,11 @@ def purify(
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision}
     about = {**asked, **computing, "config": to_dict(model.config), **_circumstances(model)}
     stop = Stop()
-    with stopping(stop) as signals, Progress("purify") as told:
+    with stopping(stop) as signals, Progress("purify") as progress, Events(images_out.record("events.jsonl")) as events:
+        told = tell_all(progress, events)
         summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about)
+        for number in signals.received:
+            events("signal", signal=number.name)
     where = devices.described(model.denoiser)
     text = _text(summary, output, images_out.record("failed.jsonl"), where)
     say({**summary.as_record(), **computing, "output": str(output)}, text, as_json=json)
@@ -92,14 +96,15 @@ def purify(
 class Progress(Meter):
     """A meter that understands what an offline run tells."""
 
-    total = done = failed = 0
+    failed = 0
 
     def __call__(self, event: str, **facts: Any) -> None:
         if event == "start":
-            self.total, self.done = facts["total"], facts["total"] - facts["images_left"]
+            self.done, self.failed = facts["total"] - facts["images_left"], 0
+            self.begin(self.done, facts["total"])
         elif event == "item":
-            self.done, self.failed = self.done + 1, self.failed + (not facts["ok"])
-            self.update(self.done, self.total, failed=self.failed)
+            self.failed += not facts["ok"]
+            self.update(self.done + 1, self.total, failed=self.failed)
 
 
 def exit_code(summary: PurificationSummary, max_failed: float = 1.0) -> int:

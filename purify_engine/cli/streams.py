@@ -14,13 +14,15 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, TextIO
 
+from purify_engine.pages import visible
+
 
 def printable(text: str) -> str:
     """`text` with escapes in place of what is no character to see, since a file's name may hold a terminal's commands.
 
     Lines stay lines; right-to-left marks and other characters that change how a line is read are escaped too.
     """
-    return "".join(one if one == "\n" or one.isprintable() else _escaped(one) for one in text)
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def quoted(word: str) -> str:
@@ -123,10 +125,6 @@ def _to_null(descriptor: int) -> None:
     if null != descriptor:
         os.dup2(null, descriptor)
         os.close(null)
-
-
-def _escaped(character: str) -> str:
-    return repr(character)[1:-1]
 
 
 def _octal(character: str) -> str:
