@@ -36,6 +36,59 @@ def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_pat
     assert disk_calls == [("fsync", path) for path in [*paths, tmp_path / "a", tmp_path / "b"]]
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_bytes_are_written_whole_too(durable, tmp_path, disk_calls):
+    path = tmp_path / "new" / "a.png"
+    files.write_bytes(path, b"whole", durable=durable)
+    renamed = next(call for call in disk_calls if call[0] == "rename")
+    before, after = [("fsync", renamed[1])] * durable, [("fsync", path.parent)] * durable
+    assert disk_calls == [*before, renamed, *after] and renamed[2] == path and renamed[1].parent == path.parent
+    assert path.read_bytes() == b"whole" and list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+
+
+def test_bytes_that_cannot_be_written_leave_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_text("old")
+    monkeypatch.setattr(files, "_write_all", lambda file, content: file.write(content[:3]) and half(tmp_path / "other"))
+    with pytest.raises(OSError, match="disk full"):
+        files.write_bytes(path, b"new and longer")
+    (tmp_path / "other").unlink()
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def _umask():
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def test_many_files_are_waited_for_at_once_and_before_their_folders(tmp_path, disk_calls):
+    paths = [tmp_path / f"{number % 3}" / f"{number}" for number in range(40)]
+    for path in paths:
+        write_whole(path, Path.touch, durable=False)
+    disk_calls.clear()
+    make_durable(paths)
+    assert sorted(disk_calls[:40]) == sorted(("fsync", path) for path in paths)
+    assert disk_calls[40:] == [("fsync", tmp_path / name) for name in "012"]
+
+
+def test_of_many_files_one_that_does_not_reach_the_disk_is_told(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}" for number in range(40)]
+    for path in paths:
+        path.touch()
+    wait = files._wait_for_disk
+
+    def failing(path):
+        if path.name == "17":
+            raise OSError(5, "Input/output error", str(path))
+        wait(path)
+
+    monkeypatch.setattr(files, "_wait_for_disk", failing)
+    with pytest.raises(OSError, match="Input/output error.*17"):
+        make_durable(paths)
+
+
 def half(temporary):
     temporary.write_text("half of the n")
     raise OSError("disk full")
