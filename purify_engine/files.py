@@ -126,11 +126,6 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write `content`, whole or not at all; `durable` as for `write_whole`."""
-    write_whole(path, lambda temporary: temporary.write_bytes(content), durable=durable)
-
-
 def make_durable(paths: Iterable[Path]) -> None:
     """Wait until the files `paths`, and the folders that name them, are on the disk.
 
@@ -231,7 +226,7 @@ def _created(path: Path) -> int:
     try:
         return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
 
 

@@ -39,6 +39,8 @@ def test_what_need_not_be_durable_waits_for_no_disk_until_it_is_asked_to(tmp_pat
 @pytest.mark.parametrize("durable", [True, False])
 def test_bytes_are_written_whole_too(durable, tmp_path, disk_calls):
     path = tmp_path / "new" / "a.png"
+    files.make_folder(path.parent)
+    disk_calls.clear()
     files.write_bytes(path, b"whole", durable=durable)
     renamed = next(call for call in disk_calls if call[0] == "rename")
     before, after = [("fsync", renamed[1])] * durable, [("fsync", path.parent)] * durable
