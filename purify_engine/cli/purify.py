@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +20,13 @@ from purify_engine.cli.loading import (
     RevisionName,
 )
 from purify_engine.cli.options import options_of, with_options
+from purify_engine.cli.report import write_purification
 from purify_engine.cli.stopping import stopping
+from purify_engine.cli.streams import printable
 from purify_engine.config import OfflineConfig, PurifierConfig, to_dict
 
 if TYPE_CHECKING:
-    from purify_engine.data import PurificationSummary
+    from purify_engine.data import PurificationSummary, Source
     from purify_engine.purifier import GuidedPurifier
 
 SOME_FAILED, TOO_MANY_FAILED = 3, 4
@@ -86,6 +89,7 @@ def purify(
         summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about)
         for number in signals.received:
             events("signal", signal=number.name)
+    _report(images_out.output, images_in)
     where = devices.described(model.denoiser)
     text = _text(summary, output, images_out.record("failed.jsonl"), where)
     say({**summary.as_record(), **computing, "output": str(output)}, text, as_json=json)
@@ -105,6 +109,14 @@ class Progress(Meter):
         elif event == "item":
             self.failed += not facts["ok"]
             self.update(self.done + 1, self.total, failed=self.failed)
+
+
+def _report(output: Path, source: Source) -> None:
+    """The page to look at, which costs no run its end: `purify-engine report` makes it again."""
+    try:
+        write_purification(output, source=source)
+    except (OSError, ValueError) as reason:
+        print(f"purify-engine: report.html could not be written: {printable(str(reason))}", file=sys.stderr)
 
 
 def exit_code(summary: PurificationSummary, max_failed: float = 1.0) -> int:

@@ -13,6 +13,10 @@ from purify_engine.cli.console import say
 from purify_engine.config import EvaluationConfig, require
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from purify_engine.data import Source
+    from purify_engine.data.contact_sheet import Classify
     from purify_engine.evaluation.protocol import Cell
 
 
@@ -22,21 +26,54 @@ def report(
     report: Path | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Write the report of an evaluation again, from the cells of RESULTS.
+    """Write the report of RESULTS again: what `purify` wrote, or the cells of `evaluate`.
+
+    The contact sheet of a purification is read again from its source and its output, where both are still there.
 
     Parameters
     ----------
     results:
-        The .jsonl file of `evaluate`.
+        The output of `purify`, or the .jsonl file of `evaluate`.
     report:
-        Where to write it, one HTML file; by default beside RESULTS.
+        Where to write it, one HTML file; by default report.html among the records of the output, or beside the .jsonl file.
     json:
         Print where it is as one JSON line.
     """
-    require(results.suffix == ".jsonl", "results", "the .jsonl file of an evaluation", str(results))
-    written = _of_evaluation(results, report or results.with_suffix(".html"))
+    if results.suffix == ".jsonl" and results.is_file():
+        written = _of_evaluation(results, report or results.with_suffix(".html"))
+    else:
+        written = write_purification(results, path=report)
     say({"report": str(written)}, f"The report is {written}", as_json=json)
     return 0
+
+
+def write_purification(output: Path, *, source: Source | None = None, path: Path | None = None) -> Path:
+    """The report of a purification, with the verdicts of the classifier beside its purifier where there is one."""
+    from purify_engine.data.report import purifier_of, write_report
+
+    return write_report(output, source=source, classify=_classifier_of(*purifier_of(output)), path=path)
+
+
+def _classifier_of(purifier: str | None, revision: str | None) -> Classify | None:
+    import torch
+
+    from purify_engine.presets import load_classifier
+
+    try:
+        classifier = load_classifier(purifier, revision=revision) if purifier else None
+    except (ValueError, OSError, ImportError):  # a purifier alone, or one that is gone
+        return None
+    if classifier is None:
+        return None
+
+    def classify(image: np.ndarray) -> str:
+        try:
+            with torch.no_grad():
+                return str(int(classifier(torch.from_numpy(image)[None]).argmax()))
+        except (ValueError, RuntimeError):  # of another size or number of channels than its own
+            return ""
+
+    return classify
 
 
 def write_evaluation(

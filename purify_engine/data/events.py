@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from purify_engine.pace import Pace, memory
 
 HEARTBEAT = 10.0  # seconds between two lines of progress
+STARTS_OF_A_RUN = ("start", "resumed")
 MOST_FAILURES = 100  # that get a line of their own; failed.jsonl has all of them
 Told = Callable[..., None]
 

@@ -12,7 +12,7 @@ from purify_engine.evaluation.suite import CLEAN
 from purify_engine.evaluation.summary import HEADLINE, UNION, Comparison, Row
 
 ADAPTIVE = "adaptive"
-HEADLINES = {HEADLINE: "its worst l∞ attack", ADAPTIVE: "the adaptive attack"}
+HEADLINES = {HEADLINE: "its worst l∞ attack", ADAPTIVE: "the adaptive attack", UNION: "its worst attack"}
 UNDEFENDED = "undefended"
 WHOLE_POINTS = 0.005  # half an interval as wide as this or wider: decimals would tell nothing
 
@@ -41,7 +41,7 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), self_te
     bare = next((row for row in rows if row.defence == UNDEFENDED), None)
     said.append(_under_attack(ours, bare, headline))
     said += [_beside_the_guide(item, rows, headline) for item in comparisons if (item.a, item.b) == (OURS, GUIDE_ALONE)]
-    said += _over_all_norms(ours, rows)
+    said += _over_all_norms(ours, rows, headline)
     said += _without_an_attack(ours, bare)
     masked = [row.defence for row in rows if any(estimate.masked for estimate in row.columns.values())]
     if masked:
@@ -50,8 +50,9 @@ def verdict(rows: Sequence[Row], comparisons: Sequence[Comparison] = (), self_te
 
 
 def headline_of(rows: Sequence[Row]) -> str | None:
-    """The column that a defence is judged by; None where no such attack was run."""
-    return next((name for name in HEADLINES if any(name in row.columns for row in rows)), None)
+    """The column that a defence is judged by: a minimum over attacks, or the only attack; None where neither was run."""
+    known = dict.fromkeys(name for row in rows for name in row.columns if name != CLEAN.name)
+    return next((name for name in HEADLINES if name in known), next(iter(known)) if len(known) == 1 else None)
 
 
 def attacks_in_order(rows: Sequence[Row]) -> list[str]:
@@ -120,7 +121,7 @@ def points(gap: PairedDifference) -> Points:
 def _under_attack(ours: Row, bare: Row | None, headline: str) -> str:
     estimate = ours.columns[headline]
     value, low, high = rounded(estimate)
-    kept = f"Under {HEADLINES[headline]}, ours classifies {value}\u00a0% of {estimate.n:,} images correctly ({low} to {high})"
+    kept = f"Under {_in_words(headline)}, ours classifies {value}\u00a0% of {estimate.n:,} images correctly ({low} to {high})"
     if bare is None or headline not in bare.columns:
         return f"{kept}."
     return f"{kept}; the undefended classifier {_percent(bare.columns[headline])}."
@@ -140,10 +141,14 @@ def _beside_the_guide(item: Comparison, rows: Sequence[Row], headline: str) -> s
     return f"The guide alone, the robust classifier that guides,{reaches}; {outcome}."
 
 
-def _over_all_norms(ours: Row, rows: Sequence[Row]) -> list[str]:
+def _in_words(headline: str) -> str:
+    return HEADLINES.get(headline, f"the attack “{headline}”")
+
+
+def _over_all_norms(ours: Row, rows: Sequence[Row], headline: str) -> list[str]:
     """Other norms are other threats than the one that guides are trained for."""
     alone = next((row.columns.get(UNION) for row in rows if row.defence == GUIDE_ALONE), None)
-    if alone is None or UNION not in ours.columns:
+    if alone is None or UNION not in ours.columns or headline == UNION:
         return []
     both = f"ours classifies {_percent(ours.columns[UNION])}, the guide alone {_percent(alone)}"
     return [f"Under the worst of all attacks, l2 and spatial ones among them, {both}."]

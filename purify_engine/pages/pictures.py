@@ -38,14 +38,24 @@ def scale_of(differences: Iterable[np.ndarray]) -> float:
 
 
 def thumbnail(image: np.ndarray, most: int = 128) -> np.ndarray:
-    """`image` [C, H, W], made smaller by whole pixels' means until its longer side is at most `most`: a page stays small."""
-    by = -(-max(image.shape[1:]) // most)
-    if by == 1:
-        return image
-    channels, height, width = image.shape[0], max(1, image.shape[1] // by), max(1, image.shape[2] // by)
-    tall, wide = min(image.shape[1], height * by), min(image.shape[2], width * by)
-    blocks = image[:, :tall, :wide].reshape(channels, height, tall // height, width, wide // width)
-    return blocks.mean(axis=(2, 4))
+    """`image` [C, H, W], made smaller by the means of square blocks until its longer side is at most `most` pixels."""
+    return _blocks(image, most).mean(axis=(2, 4))
+
+
+def strongest(difference: np.ndarray, most: int = 128) -> np.ndarray:
+    """The same for what changed, by the largest change of each block: the mean would cancel what has both signs."""
+    blocks = _blocks(difference, most)
+    highest, lowest = blocks.max(axis=(2, 4)), blocks.min(axis=(2, 4))
+    return np.where(highest >= -lowest, highest, lowest)
+
+
+def _blocks(image: np.ndarray, most: int) -> np.ndarray:
+    """[C, rows, h, columns, w]: the blocks of an image; a remainder of rows or columns is left out."""
+    channels, *sides = image.shape
+    by = -(-max(sides) // most)
+    rows, columns = (max(1, side // by) for side in sides)
+    height, width = (min(by, side) for side in sides)
+    return image[:, : rows * height, : columns * width].reshape(channels, rows, height, columns, width)
 
 
 def _uri(pixels: np.ndarray) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference, wilson
 from purify_engine.evaluation.summary import Comparison, Row
-from purify_engine.evaluation.verdict import attacks_in_order, budget, defences_in_order, points, rounded, verdict
+from purify_engine.evaluation.verdict import attacks_in_order, budget, defences_in_order, headline_of, points, rounded, verdict
 
 
 def row(defence, **columns):
@@ -39,6 +39,12 @@ def test_the_first_sentence_is_the_accuracy_under_the_attack_to_judge_by():
 )
 def test_the_guide_alone_is_remarked_on_by_the_paired_interval(difference, words):
     assert words in said(difference) and "The guide alone, the robust classifier that guides, classifies 75" in said(difference)
+
+
+def test_a_single_attack_is_the_one_to_judge_by_and_of_several_without_a_minimum_none_is():
+    single = row("ours", standard=97, square=60)
+    assert headline_of([single]) == "square" and "Under the attack “square”, ours classifies 60" in verdict([single])[0]
+    assert headline_of([row("ours", standard=97, square=60, exact=50)]) is None and headline_of([row("ours", standard=97)]) is None
 
 
 def test_without_a_comparison_nothing_is_said_of_the_guide_and_without_ours_nothing_at_all():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from purify_engine.pages.pictures import NEGATIVE, POSITIVE, ZERO, data_uri, scale_of, signed_uri, thumbnail
+from purify_engine.pages.pictures import NEGATIVE, POSITIVE, ZERO, data_uri, scale_of, signed_uri, strongest, thumbnail
 
 
 def pixels(uri):
@@ -50,9 +50,11 @@ def test_large_images_become_small_ones_of_the_same_brightness(shape):
     image = np.full(shape, 0.25)
     small = thumbnail(image)
     assert max(small.shape[1:]) <= 128 and min(small.shape[1:]) >= 1 and np.allclose(small, 0.25)
-    assert (small is image) == (max(shape) <= 128)
+    assert (small.shape == shape) == (max(shape) <= 128)
 
 
 def test_a_small_one_is_the_mean_of_whole_blocks():
     image = np.arange(16.0).reshape(1, 4, 4)
     assert thumbnail(image, 2).tolist() == [[[2.5, 4.5], [10.5, 12.5]]]
+    change = np.array([[[0.1, -0.3, 0.0, 0.0], [0.2, 0.1, 0.0, 0.4]]])
+    assert strongest(change, 2).tolist() == [[[-0.3, 0.4]]] and np.array_equal(strongest(change, 4), change)
