@@ -44,7 +44,7 @@ def test_the_guide_alone_is_remarked_on_by_the_paired_interval(difference, words
 def test_a_single_attack_is_the_one_to_judge_by_and_of_several_without_a_minimum_none_is():
     single = row("ours", standard=97, square=60)
     assert headline_of([single]) == "square" and "Under the attack “square”, ours classifies 60" in verdict([single])[0]
-    assert headline_of([row("ours", standard=97, square=60, exact=50)]) is None and headline_of([row("ours", standard=97)]) is None
+    assert headline_of([row("ours", standard=97, square=60, exact=50)]) is None is headline_of([row("ours", standard=97)])
 
 
 def test_without_a_comparison_nothing_is_said_of_the_guide_and_without_ours_nothing_at_all():
