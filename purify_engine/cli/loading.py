@@ -97,7 +97,7 @@ class PurifierToLoad:
             return image_shape(self.load())
         network, how = saved
         size = network.image_size if how.sizes == "exact" else None
-        return ImageShape(network.in_channels, size, lambda h, w: self.load().bridge.refusal(h, w), clip=how.clip_input)
+        return ImageShape(network.in_channels, size, Refusal(self), clip=how.clip_input)
 
     def _saved(self) -> tuple[UNetConfig, PurifierConfig] | None:
         embedded = EMBEDDED / self.name_or_path / "config.json"
@@ -118,6 +118,19 @@ def stored_training(name_or_path: str, layout: str | None = None, revision: str 
     said = read_config(resolve(name_or_path, Stated(layout=layout), revision), needed=()).get("training", {})
     require(isinstance(said, dict), "training of config.json", "an object of networks", said)
     return said
+
+
+class Refusal:
+    """Why images of (height, width) are not taken, as the purifier says once it is loaded; its own method in other processes."""
+
+    def __init__(self, to_load: PurifierToLoad) -> None:
+        self.to_load = to_load
+
+    def __call__(self, height: int, width: int) -> str | None:
+        return self.to_load.load().bridge.refusal(height, width)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.to_load.load().bridge, "refusal")
 
 
 def image_shape(purifier: GuidedPurifier) -> ImageShape:

@@ -67,6 +67,7 @@ def purify(
         Print the result as one JSON line.
     """
     from purify_engine.data import Stop, open_sink, open_source, purify_dataset
+    from purify_engine.data.engines import ByName
     from purify_engine.data.events import Events, tell_all
     from purify_engine.data.manifest import Manifest
     from purify_engine.data.sources import require_source
@@ -83,10 +84,11 @@ def purify(
     computing = devices.computing(model.denoiser)
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision}
     about = {**asked, **computing, "config": to_dict(model.config), **_circumstances(model)}
-    stop = Stop()
+    place = model.device.type if device == "auto" else device
+    stop, load = Stop(), ByName(purifier, model.config, place, precision, preset, layout, revision)
     with stopping(stop) as signals, Progress("purify") as progress, Events(images_out.record("events.jsonl")) as events:
         told = tell_all(progress, events)
-        summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about)
+        summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about, load=load)
         for number in signals.received:
             events("signal", signal=number.name)
     _report(images_out.output, images_in)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-from purify_engine.config.checks import require, require_count
+from purify_engine.config.checks import one_of, require, require_count
+
+Engine: TypeAlias = Literal["local", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +26,25 @@ class OfflineConfig:
     max_failed: float = 1.0
     """The share of images that may fail: where more do, or all, the run counts as failed (exit code 4)."""
 
+    workers: int = 1
+    """Processes that purify, each with a purifier of its own; with the engine ray its actors, one a GPU where there are GPUs."""
+    threads: int | None = None
+    """Threads of each process's computations, pinned for the whole run; None is PyTorch's number, shared by the workers."""
+    engine: Engine = "local"
+    """Where the processes are: on this machine, or wherever Ray puts them (pip install "purify-engine[ray]")."""
+    ray_address: str | None = None
+    """Of a Ray cluster; "auto" is the one that this machine is part of. None starts Ray on this machine."""
+
     def __post_init__(self) -> None:
         if self.batch_size is not None:
             require_count("batch_size", self.batch_size)
         require_count("part_size", self.part_size)
         if self.decoders is not None:
             require_count("decoders", self.decoders)
+        require_count("workers", self.workers)
+        if self.threads is not None:
+            require_count("threads", self.threads)
+        one_of("engine", self.engine, Engine)
+        is_for_ray = self.engine == "ray" or self.ray_address is None
+        require(is_for_ray, "ray_address", "left out where engine is not ray", self.ray_address)
         require(0 <= self.max_failed <= 1, "max_failed", "in [0, 1]", self.max_failed)

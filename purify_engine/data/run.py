@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from purify_engine import __version__
 from purify_engine.config.offline import OfflineConfig
+from purify_engine.data.engines import Engine, Load, engine_of, usual_threads
 from purify_engine.data.items import Compute, Part, Sink, Skipped, Source, Written
 from purify_engine.data.manifest import Manifest, Record, digest
-from purify_engine.data.pipeline import Pipeline, Told
+from purify_engine.data.pipeline import Told
 from purify_engine.data.pixels import POLICIES
 from purify_engine.data.retrying import NeverWorse, failures_of, is_worse
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 BATCH_SIZE = 64
-Engine = Callable[[Iterable[Part]], Iterator[Record]]
 
 
 def silent(event: str, **facts: Any) -> None:
@@ -84,17 +84,19 @@ def purify_dataset(
     told: Told = silent,
     stop: Stop | None = None,
     about: Mapping[str, Any] | None = None,
+    load: Load | None = None,
 ) -> PurificationSummary:
     """Purify every image of `source` into `sink`; called again after an interruption, it does what is left.
 
     `purifier(images, ids=...)` takes float32 [B, C, H, W] in [0, 1]; noise is keyed by the ids. What is written is cut to [0, 1].
     An image that cannot be read, purified (NaN, memory) or written is listed in failed.jsonl, with the reason.
-    told(event, **facts) is called as the run goes on. about: further facts for run.json.
+    told(event, **facts) is called as the run goes on. about: further facts for run.json. load: how other processes get the
+    purifier (config.workers, config.engine), in place of a pickled copy.
     ValueError where the output holds something else, or a run of another configuration; OSError where the disk is full or broken.
     """
     from purify_engine.data.compute import PurifierCompute
 
-    return run(PurifierCompute(purifier), source, sink, config=config, told=told, stop=stop, about=about)
+    return run(PurifierCompute(purifier), source, sink, config=config, told=told, stop=stop, about=about, load=load)
 
 
 def run(
@@ -107,17 +109,19 @@ def run(
     stop: Stop | None = None,
     about: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
+    load: Load | None = None,
 ) -> PurificationSummary:
     """`purify_dataset` by a `Compute`; `engine` does the parts elsewhere, through the same sink, and yields their records."""
     config, stop, started = config or OfflineConfig(), stop or Stop(), time.perf_counter()
     with Manifest(sink) as manifest:
         parts, identity = source.parts(config.part_size), identity_of(compute, source, config)
-        pinned = manifest.begin(identity, {"batch_size": config.batch_size or BATCH_SIZE}, source.skipped)
+        usual = {"batch_size": config.batch_size or BATCH_SIZE, "threads": usual_threads(config)}
+        pinned = manifest.begin(identity, usual, source.skipped)
         before = failures_of(manifest.records()) if config.retry_failed else {}
         todo = parts_to_do(parts, manifest.done(), config.retry_failed)
         told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
-        sizes = {"batch_size": pinned["batch_size"], "part_size": config.part_size, "decoders": config.decoders}
-        work = engine or Pipeline(source, NeverWorse(sink, before), compute, told=told, **sizes).run
+        asked: dict[str, Any] = {"load": load, "told": told, "stopped": lambda: stop.requested}
+        work = engine or engine_of(compute, source, NeverWorse(sink, before), config, pinned, **asked)
         mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
         for record in work(part for part in todo if not stop.requested):
             if is_worse(record, before):

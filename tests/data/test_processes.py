@@ -50,7 +50,7 @@ def test_a_death_costs_the_image_that_ends_every_process_and_the_bytes_are_those
     assert many == {name: digest for name, digest in one.items() if name != "b/021.png"}
     died = [facts for event, facts in events if event == "worker_died"]
     redone = [facts["part"] for event, facts in events if event == "redo"]
-    assert {facts["how"] for facts in died} == {"(SIGKILL)", "(SIGSEGV)"}
+    assert "(SIGKILL)" in {facts["how"] for facts in died} <= {"(SIGKILL)", "(SIGSEGV)"}  # one worker may have had both parts
     assert {2, 5} <= set(redone) and sorted(redone) == sorted(part for facts in died for part in facts["parts"])  # each once
     assert sum(event == "item" for event, _ in events) >= 26 - 4 * len(redone)  # what the workers told of the others
     assert not multiprocessing.active_children()
@@ -96,7 +96,9 @@ list(run_in_processes(Work(images, sink, Loaded(Slow()), 3, 4, 1), images.parts(
 """
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT], ids=["a kill", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "ended_by", [pytest.param(signal.SIGKILL, id="a kill"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow)]
+)
 def test_workers_end_with_the_process_that_started_them(tmp_path, ended_by):
     source = image_folder(tmp_path / "in", 60)
     arguments = [sys.executable, "-c", RUN, source, tmp_path / "out"]
