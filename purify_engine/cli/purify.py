@@ -20,6 +20,7 @@ from purify_engine.cli.loading import (
     RevisionName,
 )
 from purify_engine.cli.options import options_of, with_options
+from purify_engine.cli.planned import say_plan
 from purify_engine.cli.report import write_purification
 from purify_engine.cli.stopping import stopping
 from purify_engine.cli.streams import printable
@@ -46,6 +47,7 @@ def purify(
     revision: RevisionName = None,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
+    plan: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
     offline: Annotated[OfflineOptions | None, Parameter(name="*")] = None,
     options: Annotated[PurifierOptions | None, Parameter(name="*")] = None,
@@ -63,6 +65,8 @@ def purify(
     output:
         A new or empty folder for a folder; for an image a new .png file, or a folder to put it in; for an array a new file of
         its kind. Images are written as PNG, lossless, at the size that they had.
+    plan:
+        Write nothing: say how many images there are, and by a sample what disk and time they will take.
     json:
         Print the result as one JSON line.
     """
@@ -81,6 +85,11 @@ def purify(
     from purify_engine import devices  # PyTorch, which takes a second, once all else is well
 
     model = to_load.load()
+    if plan:
+        from purify_engine.data.compute import PurifierCompute
+        from purify_engine.data.planning import plan as planned
+
+        return say_plan(planned(PurifierCompute(model), images_in, images_out, config), as_json=json)
     computing = devices.computing(model.denoiser)
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision}
     about = {**asked, **computing, "config": to_dict(model.config), **_circumstances(model)}

@@ -27,6 +27,7 @@ from purify_engine.cli.report import report
 from purify_engine.cli.stopping import Stopped, stop_at_once
 from purify_engine.cli.streams import print_escaped_errors, printable, robust_streams
 from purify_engine.cli.threads import wait_without_spinning
+from purify_engine.cli.verify import verify
 
 USAGE, INPUT_OUTPUT, INTERRUPTED = 2, 5, 130
 
@@ -41,7 +42,7 @@ def application() -> App:
     training = App(name="train", help="Train a purifier: diffusion model, guide and a classifier to protect.")
     for job in (train.purifier, train.diffusion, train.trades, train.classifier, train.assemble, train.digits):
         training.command(job)
-    for verb in (demo, purify, evaluate, report, convert, training, bench, doctor):
+    for verb in (demo, purify, verify, evaluate, report, convert, training, bench, doctor):
         app.command(verb)
 
     @app.meta.default

@@ -129,7 +129,7 @@ class Manifest:
 def refuse_what_is_there(sink: Sink, lock_name: str) -> None:
     """ValueError where the output holds something, though no run of ours began it."""
     output = sink.output
-    ours = {lock_name, sink.record("skipped.jsonl").name}  # what a run writes before run.json
+    ours = {lock_name, *(sink.record(name).name for name in ("skipped.jsonl", "events.jsonl"))}  # which may come before run.json
     if output.is_dir() and any(path.name not in ours and not TEMPORARY.fullmatch(path.name) for path in output.iterdir()):
         raise ValueError(f"output must be a new or an empty folder, or one that this command began, got {str(output)!r}")
     if output.exists() and not output.is_dir():
