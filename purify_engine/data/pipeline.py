@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +15,12 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from purify_engine.data.batches import MOST_NUMBERS, Batcher, Held, stacked
 from purify_engine.data.flow import Ended, Flow, Line
 from purify_engine.data.items import Compute, Item, ItemError, Outcome, Part, Sink, Source
 from purify_engine.data.manifest import Record
+from purify_engine.data.pixels import quiet
 
 MOST_DECODERS = 16
 Told = Callable[..., None]  # told("item", ok=True): from the writing thread; told("out_of_memory", ...): from the purifying one
@@ -70,8 +69,7 @@ class Pipeline:
 
     def run(self, parts: Iterable[Part]) -> Iterator[Record]:
         """Work on `parts`. Once only; closing the generator, or a fault in one thread, ends all of them."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode() refuses what that warns of
+        with quiet():
             yield from self._run(parts)
         if self.flow.fault is not None:
             raise self.flow.fault

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from purify_engine.data import pixels
+from purify_engine.data import encoded
 from purify_engine.data.items import ItemError
 from purify_engine.data.pixels import encode
 from tests.data.access import decode
@@ -59,7 +59,7 @@ def test_floating_point_pixels_are_refused(tmp_path):
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "MAX_PIXELS", 15)
+    monkeypatch.setattr(encoded, "MAX_PIXELS", 15)
     with pytest.raises(ItemError, match="4x4 pixels exceed the cap of 15"):
         decode(saved(Image.new("L", (4, 4)), tmp_path / "bomb.png"), 1)
 

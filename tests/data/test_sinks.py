@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from purify_engine.data import ImageShape, open_sink, open_source, purify_dataset
+from purify_engine.data import ImageShape, ItemError, open_sink, open_source, purify_dataset
 from purify_engine.data.manifest import write_record
 from purify_engine.data.pixels import decode
-from tests.data.access import write
+from tests.data.access import item_of, write
 
 GREY = ImageShape(1, 8)
 
@@ -33,10 +33,12 @@ def test_images_that_share_a_stem_do_not_meet(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 3
 
 
-def test_two_images_for_one_file_are_refused(tmp_path):
+def test_a_second_image_for_one_file_fails_alone(tmp_path):
     source = folder_of(tmp_path / "in", "a.jpg", "a.jpg.png")
-    with pytest.raises(ValueError, match="free of two images that would be written to one file, got 'a.jpg.png'"):
-        open_sink(source, tmp_path / "out")
+    sink = open_sink(source, tmp_path / "out")
+    with pytest.raises(ItemError, match="would be written to a.jpg.png, where another image or folder goes: rename one of them"):
+        sink.encode(item_of(source, 0), np.zeros((1, 8, 8), np.float32))
+    assert sink.encode(item_of(source, 1), np.zeros((1, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize("where", ["in", "in/out"])

@@ -81,7 +81,12 @@ def empty_folder(folder):
 
 
 def other_suffix(folder):
-    (folder / "x.txt").write_text("")
+    (folder / "x.csv").write_text("")
+    return folder / "x.csv"
+
+
+def empty_list(folder):
+    (folder / "x.txt").write_text("\n")
     return folder / "x.txt"
 
 
@@ -132,6 +137,7 @@ def bad_labels(folder):
         (missing, "source must be an existing image folder, .npy or .npz file"),
         (empty_folder, "source must be a folder with images in it"),
         (other_suffix, "source must be an image folder, a .npy or a .npz file"),
+        (empty_list, "source must be a list with the path of an image a line"),
         (truncated, "source must be a readable .npy or .npz file without pickles"),
         (pickled, "source must be a readable .npy or .npz file without pickles"),
         (object_array, "source must be a readable .npy or .npz file without pickles"),

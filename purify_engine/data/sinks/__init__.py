@@ -9,14 +9,14 @@ from purify_engine.data.sinks.array import ArraySink
 from purify_engine.data.sinks.folder import FolderSink
 from purify_engine.data.sinks.image import FileSink
 from purify_engine.data.sinks.webdataset import WebDatasetSink
-from purify_engine.data.sources import ArraySource, FileSource, FolderSource, WebDatasetSource
+from purify_engine.data.sources import ArraySource, FileSource, FolderSource, ListSource, WebDatasetSource
 
 __all__ = ["ArraySink", "FileSink", "FolderSink", "WebDatasetSink", "open_sink"]
 
 
 def open_sink(source: Source, output: Path) -> Sink:
     """The sink of the source's own kind at `output`; ValueError where something of another kind is in the way."""
-    if isinstance(source, FolderSource):
+    if isinstance(source, FolderSource | ListSource):
         return FolderSink(source, output)
     if isinstance(source, WebDatasetSource):
         return WebDatasetSink(source, output)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,13 @@ from purify_engine.data.items import Item, ItemError, Outcome, Part, Source, Wri
 from purify_engine.data.pixels import encode
 from purify_engine.files import make_durable, write_bytes
 
-DISK = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # what concerns every file, not this one alone
+# Of a name, which costs one image; any other error concerns them all: a full or broken disk, a folder that none may write to.
+OF_ONE_NAME = frozenset(
+    {
+        errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EINVAL, errno.EILSEQ, errno.ELOOP,
+    }
+)  # fmt: skip
+RECORDS = (".json", ".jsonl", ".html", ".csv")  # how names of records end, which lie beside the images
 
 
 class FolderSink:
@@ -25,14 +31,13 @@ class FolderSink:
         inside = source.root.resolve() in (output.resolve(), *output.resolve().parents)
         require(not inside, "output", "a folder outside the source", str(output))
         require(not output.exists() or output.is_dir(), "output", "a folder, as the source is one", str(output))
-        clash = _clashes(source)
-        require(not clash, "source", "free of two images that would be written to one file", ", ".join(clash))
-        self.output = output
+        self.output, self.taken = output, _taken(source)
 
     def prepare(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
 
     def encode(self, item: Item, image: np.ndarray) -> bytes:
+        self._require_a_place(item.name)
         return encode(image)
 
     def write(self, part: Part, outcomes: Iterable[Outcome]) -> tuple[list[Written], list[tuple[Item, ItemError]]]:
@@ -41,6 +46,7 @@ class FolderSink:
         for item, encoded in outcomes:
             try:
                 if isinstance(encoded, ItemError):
+                    self._remove(item.name)
                     raise encoded
                 written.append(write_png(self.output / as_png(item.name), as_png(item.name), encoded))
             except ItemError as reason:
@@ -58,6 +64,22 @@ class FolderSink:
     def holds(self, written: Written) -> Path:
         return self.output / written.file
 
+    def _require_a_place(self, name: str) -> None:
+        """ItemError where the image's name belongs to another image, to a record, or to a place that is not below the output."""
+        if name in self.taken:
+            raise ItemError(f"would be written to {as_png(name)}, where another image or folder goes: rename one of them")
+        folders = name.split("/")[:-1]
+        if folders and folders[0].lower().endswith(RECORDS):
+            raise ItemError(f"lies in a folder that is called as records of a run are ({', '.join(RECORDS)}): rename it")
+        if not all(folder not in ("", ".", "..") for folder in folders):
+            raise ItemError("would not be written below the output")
+
+    def _remove(self, name: str) -> None:
+        """What an earlier try at this part may have written."""
+        with contextlib.suppress(ItemError, OSError, ValueError):
+            self._require_a_place(name)
+            (self.output / as_png(name)).unlink()
+
 
 def as_png(name: str) -> str:
     """The name of the PNG file that is made of an image file; other suffixes are kept in front, so that two stay two."""
@@ -69,12 +91,24 @@ def write_png(path: Path, name: str, encoded: bytes) -> Written:
     try:
         write_bytes(path, encoded, durable=False)
     except OSError as error:
-        if error.errno in DISK:
+        if error.errno not in OF_ONE_NAME:
             raise
         raise ItemError(f"cannot be written: {error.strerror}") from error
     return Written(name, len(encoded), hashlib.sha256(encoded).hexdigest())
 
 
-def _clashes(source: Source) -> list[str]:
-    names = (as_png(source.name(id)) for id in range(len(source)))
-    return [name for name, count in Counter(names).items() if count > 1]
+def _taken(source: Source) -> frozenset[str]:
+    """Names of images that would be written where another image, or a folder, goes: `a.jpg` beside `a.jpg.png`."""
+    appended = {path.removesuffix(".png") for path in _paths(source) if path.endswith(".png") and "." in path[1:-4]}
+    return frozenset(name for name in map(source.name, range(len(source))) if name in appended and as_png(name) != name)
+
+
+def _paths(source: Source) -> Iterator[str]:
+    """Names of images, and of the folders among theirs that end as a PNG does."""
+    for id in range(len(source)):
+        name = source.name(id)
+        yield name
+        while ".png/" in name:
+            name = name[: name.rindex(".png/") + 4]
+            yield name
+            name = name[:-4]

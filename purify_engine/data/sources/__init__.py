@@ -13,10 +13,11 @@ from purify_engine.data.pixels import SUFFIXES
 from purify_engine.data.sources.array import ArraySource
 from purify_engine.data.sources.folder import FolderSource
 from purify_engine.data.sources.image import FileSource
+from purify_engine.data.sources.listing import ListSource
 from purify_engine.data.sources.shards import is_pattern, is_shards
 from purify_engine.data.sources.webdataset import WebDatasetSource
 
-__all__ = ["ArraySource", "FileSource", "FolderSource", "WebDatasetSource", "open_source"]
+__all__ = ["ArraySource", "FileSource", "FolderSource", "ListSource", "WebDatasetSource", "open_source"]
 
 
 def require_source(path: Path) -> None:
@@ -34,6 +35,8 @@ def open_source(path: Path, shape: ImageShape) -> Source:
         return FolderSource(path, shape)
     if path.suffix.lower() in SUFFIXES:
         return FileSource(path, shape)
-    files = f"a .npy or a .npz file, a .tar file, or an image ({', '.join(sorted(SUFFIXES))})"
-    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, {files}", str(path))
+    if path.suffix.lower() == ".txt":
+        return ListSource(path, shape)
+    images = f"a .txt file with the path of an image a line, or an image ({', '.join(sorted(SUFFIXES))})"
+    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, a .npy or a .npz file, a .tar file, {images}", str(path))
     return ArraySource(path, shape)

@@ -1,73 +1,102 @@
-"""A folder of images with its class folders."""
+"""A folder of images: every file below it whose name ends as images' do, in the order of the relative paths.
+
+Nothing that lies there is passed over without a word. Hidden files and folders, and what is neither a file nor a folder, are
+skipped; links to files are followed, links to folders are not, so that nothing is read twice and no circle is walked. A folder
+that cannot be read counts as one item that fails, since images may be in it; so does an image's link that leads nowhere.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import operator
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from purify_engine.config import require
-from purify_engine.data.items import ImageShape, Item, Part, Skipped, parts_of
-from purify_engine.data.pixels import SUFFIXES, decode
+from purify_engine.data.encoded import kind_of
+from purify_engine.data.items import ImageShape
+from purify_engine.data.pixels import SUFFIXES
+from purify_engine.data.sources.files import Files
+from purify_engine.data.sources.names import Names, Skips
+
+RESOURCE_FORKS = "__MACOSX"
+NO_IMAGE = "its name does not end as an image's does"
+POLICY = {
+    "hidden": "files and folders whose names begin with a dot, and __MACOSX, are skipped",
+    "links": "to files are followed, to folders are not",
+    "special_files": "FIFOs, sockets and devices are skipped and never opened",
+}
+
+Found: TypeAlias = "tuple[str, str | None]"  # a relative path, and why it is skipped; None for an item
 
 
-class FolderSource:
-    """Every image below a folder, in the sorted order of its relative path."""
+class FolderSource(Files):
+    """Every image below a folder."""
 
-    kind = "folder"
+    kind, called = "folder", "an image folder"
 
     def __init__(self, root: Path, shape: ImageShape) -> None:
-        require(shape.channels in (1, 3), "channels", "1 or 3 for an image folder", shape.channels)
-        files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-        self.root, self.shape = root, shape
-        self.names = tuple(name for name in files if _is_image(Path(name)))
-        self.skipped: Sequence[Skipped] = tuple(Skipped(name, "no image") for name in files if not _is_image(Path(name)))
-        require(bool(self.names), "source", f"a folder with images in it ({', '.join(sorted(SUFFIXES))})", str(root))
-        self.classes, self.labels = class_folders(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, id: int) -> str:
-        return self.names[id]
-
-    def parts(self, size: int) -> Sequence[Part]:
-        return parts_of(len(self), size)
-
-    def items(self, part: Part) -> Iterator[Item]:
-        for id in part.ids:
-            yield Item(id, self.names[id], self.root / self.names[id])
-
-    def decode(self, item: Item) -> np.ndarray:
-        if isinstance(item.content, Exception):
-            raise item.content
-        assert not isinstance(item.content, np.ndarray)
-        return self.shape.require_size(decode(item.content, self.shape.channels))
+        super().__init__(root, shape)
+        self.bytes, names, skips = 0, Names(), Skips()
+        for name, reason in self._walk():
+            if reason is None:
+                names.append(name)
+            else:
+                skips.append(name, reason)
+        self.names, self.skipped = names, skips
+        there = (
+            f"{root} with {len(skips)} other things in it, such as {skips[0].name!r}: {skips[0].reason}" if skips else str(root)
+        )
+        require(len(names) > 0, "source", "a folder with images in it (.png, .jpg, .tif, .webp, ...)", there)
+        self._number_classes()
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"kind": self.kind, "items": len(self), "names": names_digest(self.names)}
+        assert isinstance(self.names, Names)
+        return {**super().fingerprint(), "names": self.names.sha256(), "bytes": self.bytes}
 
+    def _walk(self) -> Iterator[Found]:
+        """Items and what is skipped, in the order of whole paths.
 
-def names_digest(names: Sequence[str]) -> str:
-    """One hash of the names in their order."""
-    digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
+        A folder is sorted with the slash behind its name: then what is in it comes in its place among all paths. Folders are kept
+        on a stack, since they may lie deeper than calls can.
+        """
+        stack = [iter(self._entries(""))]
+        while stack:
+            name, skipped = next(stack[-1], ("", None))
+            if not name:
+                stack.pop()
+            elif skipped is not None or not name.endswith("/"):
+                yield name, skipped
+            else:
+                try:
+                    inside = self._entries(name)
+                except OSError as broken:
+                    self.unreadable[name] = f"the folder cannot be read: {broken.strerror}"
+                    yield name, None
+                else:
+                    stack.append(iter(inside or [(name, "an empty folder")]))
 
+    def _entries(self, folder: str) -> list[Found]:
+        """What lies in a folder, sorted; names of folders end in a slash. OSError where it cannot be read."""
+        with os.scandir(self.root / folder) as found:
+            return sorted((self._sorted_out(folder + entry.name, entry) for entry in found), key=operator.itemgetter(0))
 
-def class_folders(names: Sequence[str]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """The sorted names of the first folders are the classes 0, 1, ...; None where an image lies in no folder."""
-    folders = [name.split("/")[0] for name in names if "/" in name]
-    if len(folders) < len(names):
-        return None, None
-    classes = tuple(sorted(set(folders)))
-    number = {folder: index for index, folder in enumerate(classes)}
-    return classes, np.array([number[folder] for folder in folders], dtype=np.int64)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    def _sorted_out(self, name: str, entry: os.DirEntry[str]) -> Found:
+        is_folder, is_image = entry.is_dir(follow_symlinks=False), entry.name[entry.name.rfind(".") :].lower() in SUFFIXES
+        if entry.name.startswith("."):
+            return (f"{name}/", "a hidden folder") if is_folder else (name, "a hidden file")
+        if is_folder:
+            return f"{name}/", "resource forks of macOS, which have images' names" if entry.name == RESOURCE_FORKS else None
+        try:
+            there = entry.stat()
+        except OSError:  # a link that leads nowhere, or back to itself: where it has an image's name, an image is missing
+            return name, None if is_image else "a link that leads nowhere"
+        if stat.S_ISDIR(there.st_mode):
+            return name, "a link to a folder, which is not followed"
+        kind = kind_of(there.st_mode)
+        if kind is not None:
+            return name, f"is {kind}"
+        self.bytes += there.st_size if is_image else 0
+        return name, None if is_image else NO_IMAGE
