@@ -37,6 +37,7 @@ def open_source(path: Path, shape: ImageShape) -> Source:
         return FileSource(path, shape)
     if path.suffix.lower() == ".txt":
         return ListSource(path, shape)
-    images = f"a .txt file with the path of an image a line, or an image ({', '.join(sorted(SUFFIXES))})"
-    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, a .npy or a .npz file, a .tar file, {images}", str(path))
+    files = "a .npy or a .npz file, a .tar file, a .txt file with the path of an image a line"
+    images = f"or an image ({', '.join(sorted(SUFFIXES))})"
+    require(path.suffix in (".npy", ".npz"), "source", f"an image folder, {files}, {images}", str(path))
     return ArraySource(path, shape)
