@@ -39,7 +39,7 @@ class FolderSource(Files):
 
     def __init__(self, root: Path, shape: ImageShape) -> None:
         super().__init__(root, shape)
-        self.bytes, names, skips = 0, Names(), Skips()
+        names, skips = Names(), Skips()
         for name, reason in self._walk():
             if reason is None:
                 names.append(name)
@@ -54,7 +54,7 @@ class FolderSource(Files):
 
     def fingerprint(self) -> dict[str, Any]:
         assert isinstance(self.names, Names)
-        return {**super().fingerprint(), "names": self.names.sha256(), "bytes": self.bytes}
+        return {**super().fingerprint(), "names": self.names.sha256()}
 
     def _walk(self) -> Iterator[Found]:
         """Items and what is skipped, in the order of whole paths.
@@ -89,6 +89,8 @@ class FolderSource(Files):
             return (f"{name}/", "a hidden folder") if is_folder else (name, "a hidden file")
         if is_folder:
             return f"{name}/", "resource forks of macOS, which have images' names" if entry.name == RESOURCE_FORKS else None
+        if entry.is_file(follow_symlinks=False):  # as the folder says: nothing asks for the file itself
+            return name, None if is_image else NO_IMAGE
         try:
             there = entry.stat()
         except OSError:  # a link that leads nowhere, or back to itself: where it has an image's name, an image is missing
@@ -98,5 +100,4 @@ class FolderSource(Files):
         kind = kind_of(there.st_mode)
         if kind is not None:
             return name, f"is {kind}"
-        self.bytes += there.st_size if is_image else 0
         return name, None if is_image else NO_IMAGE
