@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = 512
 CLOSING = bytes(2 * BLOCK)
+EMPTY = tarfile.TarInfo().tobuf(tarfile.PAX_FORMAT)  # the header of a file without a name and a content
 MAX_EXTENSION = 2**20  # bytes of a pax header or a long name; those of real archives are a few hundred
 MAX_NAME = 4096  # bytes, as Linux has it for paths
 MAX_TAIL = 2**20  # zero bytes behind the closing blocks that are looked at; writers fill up to 10 KiB
@@ -105,10 +106,13 @@ def read(file: BinaryIO, member: Member) -> bytes:
 
 
 def header(name: str, size: int) -> bytes:
-    """The header blocks of a plain file, the same for every user, machine and time."""
-    info = tarfile.TarInfo(name)  # the rest stands as it is by default: mode 0644, no owner, time 0
-    info.size = size
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    """The header blocks of a plain file, the same for every user, machine and time: mode 0644, no owner, time 0."""
+    if not name.isascii() or len(name) > 100 or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    block = name.encode().ljust(100, b"\0") + EMPTY[100:124] + b"%011o\0" % size + EMPTY[136:]  # the same in a tenth of the time
+    return block[:148] + b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * ord(" ")) + block[156:]
 
 
 def padding(size: int) -> bytes:

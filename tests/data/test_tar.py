@@ -73,6 +73,14 @@ def test_an_archive_of_ours_is_read_by_python_and_by_us(tmp_path):
         assert [member.name for member in members(opened, end)] == names
 
 
+@pytest.mark.parametrize("name", ["a.png", "x" * 100, "x" * 101, "d/" * 49 + "x", "d/" * 90 + "x", "\x7f", "\x80", "a/"])
+@pytest.mark.parametrize("size", [0, 1, 511, 8**11 - 1, 8**11])
+def test_headers_are_those_of_python(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
 def test_a_fifo_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises(ValueError, match="no regular file"):

@@ -113,6 +113,16 @@ def test_what_is_no_shard_is_skipped_by_name(two):
     assert dict(source.skipped) == {**names, "d.tar": "no regular file", "link": "a link to a folder"}
 
 
+def test_a_folder_with_an_image_anywhere_is_a_folder_of_images(two):
+    (two / ".hidden").mkdir()
+    (two / ".hidden" / "x.png").write_bytes(png())
+    assert open_source(two, SHAPE).kind == "webdataset"
+    (two / "class").mkdir()
+    (two / "class" / "x.png").write_bytes(png())
+    source = open_source(two, SHAPE)
+    assert source.kind == "folder" and {"a.tar", "b.tar"} <= {entry.name for entry in source.skipped}
+
+
 def test_labels_are_integers_or_missing(tmp_path):
     labels = [b"-1", b"x", b" 7\n", b"9" * 30]
     odd = [file(b"%d.png" % number, png()) + file(b"%d.cls" % number, label) for number, label in enumerate(labels)]

@@ -36,11 +36,17 @@ def find_shards(root: Path) -> tuple[Path, list[str], list[Skipped]]:
 
 
 def is_shards(path: Path) -> bool:
-    """Whether `path` is a .tar file, or a folder that has one and no image right below it."""
+    """Whether `path` is a .tar file, or a folder that has some and no image anywhere below it."""
     if not path.is_dir():
         return path.suffix.lower() == ".tar"
-    suffixes = {entry.suffix.lower() for entry in path.iterdir() if not entry.name.startswith(".")}
-    return ".tar" in suffixes and not suffixes & SUFFIXES
+    has_shard = False
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        suffixes = {os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}  # noqa: PTH122, of millions
+        if suffixes & SUFFIXES:
+            return False
+        has_shard |= ".tar" in suffixes
+    return has_shard
 
 
 def is_pattern(path: Path) -> bool:
