@@ -279,7 +279,7 @@ def _require_ending(file: BinaryIO, end: int, offset: int) -> None:
     if rest.strip(b"\0") or tail > BLOCK + MAX_TAIL:
         said = f"{tail} bytes follow the end of the archive at byte {offset} and are not read"
         raise TarError(offset, f"{said}: archives joined with cat must be split, others written anew", is_ended=True)
-    if tail < BLOCK:
+    if tail < BLOCK or tail % BLOCK:
         raise TarError(offset, f"the archive is cut short at byte {end}, within its closing blocks", is_ended=True, lost=False)
 
 

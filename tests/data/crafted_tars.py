@@ -110,6 +110,7 @@ CRAFTED: dict[str, Crafted] = {
     "a hole of zeros": Crafted(A + bytes(512) + B + C + END, ("a.png",), ("follow the end",)),
     "two archives in one": Crafted(A + END + B + C + END, ("a.png",), ("follow the end",)),
     "an end of 2 MiB": Crafted(A + B + C + bytes(2**21), ALL, ("follow the end",)),
+    "an end of 1500 bytes": Crafted(A + B + C + bytes(1500), ALL, ("closing blocks",)),
     "one closing block": Crafted(A + B + C + bytes(512), ALL, ("closing blocks",)),
     "no closing blocks": Crafted(A + B + C, ("a.png", "b.png"), ("append 1024 zero bytes",)),
     "compressed": Crafted(gzip.compress(A + END), (), ("decompress it first",)),

@@ -77,11 +77,11 @@ class Mutated:
             self.archive[to:to] = self.draw.choice((piece, bytes(512), self.draw.randbytes(512)))
 
     def _cut(self) -> bool:
-        """Whether more is lost than zeros, of which nobody can tell how many there were."""
+        """Whether it shows: more is gone than zeros, and what is left does not end in two blocks of them."""
         at = self.draw.choice((self._block(), self.draw.randrange(len(self.archive) + 1)))
         lost = self.archive[at:]
         del self.archive[at:]
-        return any(lost)
+        return any(lost) and any(self.archive[-1024:])
 
     def _put(self, at: int, value: bytes) -> None:
         self.archive[at : at + len(value)] = value[: max(0, len(self.archive) - at)]
