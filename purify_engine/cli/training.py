@@ -91,7 +91,8 @@ class Job:
         self._check("unet", net, how)
         images = self._read(net.in_channels, net.image_size).images
         if not self._is_kept("unet", net, how, images, None):
-            train_diffusion(images, net, how, self.output, data=self.source, resume=self.resume, progress=self.told)
+            there = images.to(self._where())
+            train_diffusion(there, net, how, self.output, data=self.source, resume=self.resume, progress=self.told)
 
     def trades(self, network: Any, options: Any, unet: UNetConfig | None = None, schedule: ScheduleConfig | None = None) -> None:
         """Train the guide; `unet`, `schedule`: of the diffusion model that comes after it."""
@@ -131,7 +132,7 @@ class Job:
             return
         how, net = with_options(assembly.settled(self.output), options), assembly.network_of(there, "unet")
         images = self._read(net.in_channels, net.image_size).images
-        chosen = images[spread(len(images), how.calibration_images)]
+        chosen = images[spread(len(images), how.calibration_images)].to(self._where())
         config = assembly.assemble(self.output, chosen, how, self.source)
         assert config is not None  # as there is a U-Net
         self.told.about["purifier"] = {"folder": str(self.output), "config": to_dict(config)}
@@ -153,7 +154,7 @@ class Job:
         self._check(part, net, how, data.classes)
         if not self._is_kept(part, net, how, data.images, labels):
             train(
-                data.images, labels, net, how, self.output,
+                data.images.to(self._where()), labels.to(self._where()), net, how, self.output,
                 data=self.source, class_names=data.classes, resume=self.resume, progress=self.told,
             )  # fmt: skip
 
@@ -188,13 +189,17 @@ class Job:
 
     def _read(self, channels: int, size: int | None) -> Labelled:
         from purify_engine.data import ImageShape
-        from purify_engine.devices import torch_device
 
+        self._where()  # a device that is refused is refused before anything is read
         key = channels, size
         if key not in self.read:
-            where = torch_device(self.device)
-            self.read = {key: labelled(self.source, ImageShape(channels, size)).to(where)}
+            self.read = {key: labelled(self.source, ImageShape(channels, size))}
         return self.read[key]
+
+    def _where(self) -> Any:
+        from purify_engine.devices import torch_device
+
+        return torch_device(self.device)
 
 
 def _measured(images: Images, labels: Labels, names: tuple[str, ...] | None) -> dict[str, Any]:

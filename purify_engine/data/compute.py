@@ -23,7 +23,7 @@ class PurifierCompute:
         refuse_other_ranges(purifier)
         self.purifier = purifier
         self.device = next((buffer.device for buffer in purifier.buffers()), torch.device("cpu"))
-        self.way: Here | SideStreams = SideStreams(self.device) if self.device.type == "cuda" else Here()
+        self.way: Here | SideStreams = SideStreams(self.device) if self.device.type == "cuda" else Here(self.device)
 
     def start(self, images: np.ndarray, ids: np.ndarray) -> Any:
         """Begin with a batch: uint8, or float32 in [0, 1], [B, C, H, W]. On a GPU this returns before it is done."""
@@ -57,10 +57,13 @@ class PurifierCompute:
 
 
 class Here:
-    """Where images lie in the memory that the purifier reads."""
+    """The way to a CPU, where images lie in memory that it reads, and to every other device that has no streams of ours."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
 
     def there(self, images: np.ndarray, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(images), torch.from_numpy(ids)
+        return torch.from_numpy(images).to(self.device), torch.from_numpy(ids).to(self.device)
 
     def back(self, purified: Tensor) -> Tensor:
         return purified.float().cpu()

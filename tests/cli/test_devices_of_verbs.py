@@ -16,7 +16,7 @@ from purify_engine.cli.run import main
 
 VERBS = (purify, evaluate, bench, demo, doctor, train.diffusion, train.trades, train.classifier)
 COMMANDS = {  # verb -> the words that bring it as far as its device
-    "purify": ["purify", "in", "out"],
+    "purify": ["purify", "in.npy", "out.npy"],
     "evaluate": ["evaluate"],
     "bench": ["bench"],
     "bench of a published architecture": ["bench", "--purifier", "ddpm-cifar10"],
@@ -34,7 +34,9 @@ def test_the_device_is_auto_unless_given(verb):
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_every_verb_asks_what_its_device_is(words, command, monkeypatch):
+def test_every_verb_asks_what_its_device_is(words, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", np.zeros((2, 1, 8, 8), np.float32))  # a source that is not there is refused earlier
     asked = []
 
     def found(device="auto"):
