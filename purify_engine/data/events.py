@@ -30,8 +30,8 @@ class Events:
 
     told("item", ok=True) is counted, and every ten seconds written as "progress": done, failed, images a second, memory; also
     while nothing is finished. told("part", ...) is written without its files, its failures as "failure". Everything else is
-    written as it is told; a "start" of a run of which some is done already as "resumed". From any thread; no error of the file
-    is raised.
+    written as it is told, lists as their lengths; a "start" of a run of which some is done already as "resumed". From any
+    thread; no error of the file is raised.
     """
 
     def __init__(self, path: Path, heartbeat: float = HEARTBEAT) -> None:
@@ -68,7 +68,7 @@ class Events:
         else:
             if event == "end":
                 self.progress()
-            self.write(event, **facts)
+            self.write(event, **{name: len(value) if isinstance(value, list) else value for name, value in facts.items()})
 
     def progress(self) -> None:
         """A line of how far the run is."""

@@ -20,6 +20,7 @@ from purify_engine.pages import render
 TEMPLATE = "data/report.html.j2"
 LISTED = 100  # failures by name
 EXAMPLES = 3  # of each reason
+USUAL = ("start", "resumed", "progress", "part", "failure", "end")  # events that are no trouble
 REASONS = 20  # the most frequent
 
 
@@ -88,8 +89,8 @@ def write_report(
         counts=counts,
         skipped=skipped,
         left=left,
-        curve=curve(sessions(events)),
-        troubles=[event for event in events if event["event"] in ("out_of_memory", "signal", "stopped")][:LISTED],
+        curve=shown if (shown := curve(sessions(events))) is not None and shown.seconds >= 1 else None,
+        troubles=[event for event in events if event["event"] not in USUAL][:LISTED],
         drawn=drawn,
         clock=clock,
         sheet=pictures,
@@ -113,11 +114,13 @@ def record_of(output: Path, name: str) -> Path:
 
 
 def records(output: Path) -> Iterator[dict[str, Any]]:
-    """The records of the committed parts, the last one of each, in the order of their first lines; in the memory of one."""
-    path = record_of(output, "manifest.jsonl")
-    last = {entry["part"]: number for number, entry in enumerate(_lines(path)) if _is_record(entry)}
-    wanted = set(last.values())
-    return (entry for number, entry in enumerate(_lines(path)) if number in wanted)
+    """The records of the committed parts, the last one of each, of all shares of the run; in the memory of one."""
+
+    def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
+        return enumerate(entry for path in _manifests(output) for entry in _lines(path) if _is_record(entry))
+
+    wanted = set({entry["part"]: number for number, entry in numbered()}.values())
+    return (entry for number, entry in numbered() if number in wanted)
 
 
 def count(found: Iterable[Mapping[str, Any]]) -> Counts:
@@ -216,6 +219,13 @@ def _pictures(
         return sheet(source, output, found, classify), ""
     except (OSError, ValueError, LookupError, TypeError) as reason:
         return None, str(reason)
+
+
+def _manifests(output: Path) -> list[Path]:
+    """manifest.jsonl, or those of shares, such as manifest.0-of-16.jsonl."""
+    whole = record_of(output, "manifest.jsonl")
+    named = re.compile(re.escape(whole.name.removesuffix(".jsonl")) + r"(\.\d+-of-\d+)?\.jsonl")
+    return sorted(path for path in whole.parent.iterdir() if named.fullmatch(path.name)) if whole.parent.is_dir() else []
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from PIL import Image
 
 from purify_engine.data import ImageShape, open_source
 from purify_engine.data.contact_sheet import SHOWN, chosen
-from purify_engine.data.events import Events
 from purify_engine.data.report import LISTED, REASONS, record_of, write_report
 
 NASTY = "3/\u202egnp.<script>\n\x1b[2J.png"
@@ -44,14 +43,16 @@ def output(tmp_path):
     identity = {"source": {"items": 8}, "images": {"channels": 3, "size": None}, "part_size": 4}
     run |= {"identity": identity, "pinned": {"batch_size": 64}, "config": {"guidance": {"scale": 3.5}}, "policies": {"exif": "x"}}
     (out / "run.json").write_text(json.dumps(run))
-    with Events(out / "events.jsonl") as told:
-        told("start", total=8, images_left=8, parts=2, parts_left=2)
-        told("part", **records[0])
-        told("out_of_memory", images=4, batch_size=2)
-    with Events(out / "events.jsonl") as told:
-        told("start", total=8, images_left=4, parts=2, parts_left=1)
-        told("part", **records[1])
-        told("end", ok=7)
+    diary = [
+        (0, {"event": "start", "total": 8, "images_left": 8}),
+        (2, {"event": "part", "part": 1, "count": 4}),
+        (3, {"event": "out_of_memory", "images": 4, "batch_size": 2}),
+        (60, {"event": "resumed", "total": 8, "images_left": 4}),
+        (62, {"event": "progress", "done": 8, "failed": 1, "rss_bytes": 2**31}),
+        (62, {"event": "end", "ok": 7}),
+    ]
+    lines = (json.dumps({"time": f"2030-01-01T00:{at // 60:02}:{at % 60:02}.000+00:00", **event}) for at, event in diary)
+    (out / "events.jsonl").write_text("\n".join(lines) + "\n")
     return out
 
 
@@ -65,7 +66,9 @@ def test_the_report_counts_every_image_and_says_so_in_a_sentence(output):
     assert re.findall(r"<div><b>([\d,]+)</b><span>(\w+)", html) == [
         ("7", "purified"), ("1", "failed"), ("1", "skipped"), ("0", "left"),
     ]  # fmt: skip
-    for text in ("<dd>once</dd>", "on cpu in float32", "<dd>700 bytes</dd>", "8x8: 7", "out_of_memory", "<polygon"):
+    for text in ("<dd>once</dd>", "on cpu in float32", "700 bytes", "8x8: 7", "2.00 GiB", "2.0 images a second over 4.0 sec"):
+        assert text in html, text
+    for text in ("out_of_memory</b>, images 4, batch_size 2", "<polygon", '<line class="mark" x1="50.00"'):
         assert text in html, text
     for text in ("config.guidance.scale", "3.5", "pinned.batch_size", "64", "policies.exif"):
         assert text in html, text
@@ -116,6 +119,15 @@ def test_a_run_that_was_stopped_says_what_is_left(output):
     (output / "manifest.jsonl").write_text(lines[1] + '{"part": 1, "fir')
     html = read(output)
     assert "4 of 8 images are purified; 4 are left: the same command goes on." in html
+
+
+def test_the_shares_of_a_run_are_counted_together(output):
+    lines = (output / "manifest.jsonl").read_text().splitlines(keepends=True)
+    (output / "manifest.jsonl").unlink()
+    for index, line in enumerate(lines[1:]):
+        (output / f"manifest.{index}-of-2.jsonl").write_text(line)
+    (output / "manifest.backup.jsonl").write_text(lines[0])
+    assert "7 of 8 images are purified; 1 failed." in read(output)
 
 
 def test_a_report_of_very_many_failures_stays_small(output):
