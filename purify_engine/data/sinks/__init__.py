@@ -6,12 +6,22 @@ from pathlib import Path
 
 from purify_engine.data.items import Sink, Source
 from purify_engine.data.sinks.array import ArraySink
+from purify_engine.data.sinks.arrow import ArrowSink
 from purify_engine.data.sinks.folder import FolderSink
 from purify_engine.data.sinks.image import FileSink
+from purify_engine.data.sinks.parquet import ParquetSink
 from purify_engine.data.sinks.webdataset import WebDatasetSink
-from purify_engine.data.sources import ArraySource, FileSource, FolderSource, ListSource, WebDatasetSource
+from purify_engine.data.sources import (
+    ArraySource,
+    ArrowSource,
+    FileSource,
+    FolderSource,
+    ListSource,
+    ParquetSource,
+    WebDatasetSource,
+)
 
-__all__ = ["ArraySink", "FileSink", "FolderSink", "WebDatasetSink", "open_sink"]
+__all__ = ["ArraySink", "ArrowSink", "FileSink", "FolderSink", "ParquetSink", "WebDatasetSink", "open_sink"]
 
 
 def open_sink(source: Source, output: Path) -> Sink:
@@ -22,5 +32,9 @@ def open_sink(source: Source, output: Path) -> Sink:
         return WebDatasetSink(source, output)
     if isinstance(source, FileSource):
         return FileSink(source, output)
+    if isinstance(source, ParquetSource):
+        return ParquetSink(source, output)
+    if isinstance(source, ArrowSource):
+        return ArrowSink(source, output)
     assert isinstance(source, ArraySource)
     return ArraySink(source, output)
