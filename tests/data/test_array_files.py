@@ -10,6 +10,7 @@ import torch
 
 from purify_engine.config import RANGE_ROUNDING, PurifierConfig
 from purify_engine.data import ImageShape, ItemError, Part, open_source
+from purify_engine.data.sources.npy import open_rows
 from purify_engine.images import check_images
 from tests.data.access import item_of, read
 
@@ -167,6 +168,16 @@ def test_names_of_classes_are_read(name, tmp_path):
 def test_classes_that_are_no_names_are_none(tmp_path):
     np.savez(tmp_path / "in.npz", images=LEVELS, classes=np.arange(3))
     assert open_source(tmp_path / "in.npz", GREY).classes is None
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+def test_an_archive_is_read_through_once_until_it_changes(save, tmp_path):
+    save(tmp_path / "a.npz", images=LEVELS)
+    first = open_rows(tmp_path / "a.npz", "images")
+    assert open_rows(tmp_path / "a.npz", "images") is first
+    save(tmp_path / "b.npz", images=LEVELS + 1)
+    (tmp_path / "b.npz").replace(tmp_path / "a.npz")
+    assert (open_rows(tmp_path / "a.npz", "images").read(0, 3) == LEVELS + 1).all()
 
 
 def test_other_content_has_another_fingerprint(tmp_path):

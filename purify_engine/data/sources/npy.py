@@ -10,10 +10,12 @@ import os
 import re
 import struct
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -25,6 +27,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip file: where the l
 ROWS = re.compile(r"(?P<file>[^/]+\.np[yz])(\[(?P<key>.*)\])?\[(?P<first>\d{1,18}):(?P<end>\d{1,18})\]", re.DOTALL)
 ENCRYPTED = 0x1
 CHUNK = 2**20  # bytes that are read at once
+_OPENING = threading.Lock()
 MOST_AT_ONCE = 2**30  # bytes of one call: Linux reads 2 GiB at most
 
 
@@ -145,8 +148,12 @@ def open_npy(path: Path) -> Rows:
 
 
 def open_rows(path: Path, key: str) -> Rows:
-    """The array of a .npy file, or the one called `key` of a .npz file."""
-    return Archive(path).rows(key) if path.suffix == ".npz" else open_npy(path)
+    """The array of a .npy file, or the one called `key` of a .npz file, which is read through once while it stays as it is."""
+    if path.suffix != ".npz":
+        return open_npy(path)
+    there = path.stat()
+    with _OPENING:
+        return _archived_rows(path, key, (there.st_ino, there.st_size, there.st_mtime_ns))
 
 
 def rows_name(file: str, key: str | None, first: int, count: int) -> str:
@@ -161,6 +168,11 @@ def recorded_rows(name: str) -> tuple[str, str, int, int] | None:
         return None
     first, end = int(match["first"]), int(match["end"])
     return match["file"], match["key"] or "", first, end - first
+
+
+@lru_cache(maxsize=1)
+def _archived_rows(path: Path, key: str, as_of: tuple[int, ...]) -> Rows:
+    return Archive(path).rows(key)
 
 
 def read_header(file: IO[bytes]) -> Header:
