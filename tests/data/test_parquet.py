@@ -1,7 +1,9 @@
 """Parquet files: which column holds the images, what of a file that is damaged can still be read, and what is written."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.data.darkened import Darkened
 from tests.data.tables import IMAGE, SCHEMA, Killed, level, pa, png, pq, purified, table, tree, write_parquet
 
 GREY = ImageShape(1)
+PAGE = Path(__file__).parents[2] / "docs" / "offline.md"
 SENSELESS = ["{", "[]", '{"info": 1}', '{"info": {"features": [1]}}', '{"info": {"features": {"label": 3}}}', "[" * 9999]
 
 
@@ -296,3 +299,16 @@ def test_without_pyarrow_one_line_says_how_to_install_it(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=r"^pyarrow is not installed: pip install 'purify-engine\[parquet\]'$"):
         open_source(tmp_path / "in.parquet", GREY)
+
+
+def test_the_example_of_the_page_runs_as_it_stands(tmp_path, monkeypatch):
+    section = PAGE.read_text(encoding="utf-8").split("## Parquet, ", 1)[1].split("\n## ", 1)[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    images = [{"bytes": png(level, (8, 8)), "path": f"{level}.jpg"} for level in (10, 90)]
+    rows = pa.table([pa.array(images, IMAGE), pa.array([0, 1]), pa.array(["a", "b"])], SCHEMA)
+    write_parquet(tmp_path / "digits" / "data" / "train-00000-of-00001.parquet", [rows])
+    said = {}
+    exec(compile(example, str(PAGE), "exec"), said)
+    assert said["summary"].ok == 2
+    assert pq.read_table(tmp_path / "clean" / "data" / "train-00000-of-00001.parquet").num_rows == 2
