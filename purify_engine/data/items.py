@@ -9,6 +9,7 @@ Nothing here needs torch: images are NumPy arrays until they are purified.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,16 @@ import numpy as np
 
 class ItemError(ValueError):
     """One image that cannot be purified, and why, in a line; the rest of the data set goes on."""
+
+
+# Of the machine or its disk rather than of one file: while a source is listed they end the run, since what cannot be listed now
+# may be there the next time, and every id behind it would be another.
+PASSING = {errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether `error` may be another next time, though nobody changes the source."""
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ Some of the calls, in this process; `tests/soak/test_crash_points.py` takes ever
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.accidents import KINDS, Accident, Killed, every_call
 from tests.output_trees import damage, identical
-from tests.soak.torchless_run import make_folder, purify
+from tests.soak.torchless_run import make_folder, make_shards, purify
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -92,3 +94,20 @@ def found_out(source, whole, output, accident, sink):
     shutil.rmtree(output)
     output.mkdir()
     return after(source, whole, output, accident, sink=sink)
+
+
+@pytest.mark.parametrize("make, called", [(make_folder, "a folder"), (make_shards, "shards")])
+def test_a_source_that_cannot_be_listed_for_now_is_not_taken_for_another_one(make, called, tmp_path, monkeypatch):
+    source, scandir = make(tmp_path / "in"), os.scandir
+    output = tmp_path / "clean"
+
+    def failing(path):
+        if Path(os.fsdecode(path)).name == failing.at:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    for failing.at in ("in", "class1") if called == "a folder" else ("in",):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", failing)
+            assert run(source, output) == 5 and not output.exists()
+    assert run(source, output) == 0

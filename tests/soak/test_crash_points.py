@@ -41,7 +41,7 @@ class World:
 
     def tree(self, place):
         """The folder that the files of an output at `place` lie in."""
-        return place / self.name if self.source.is_dir() else place
+        return place / self.name if "." not in self.name else place
 
     def run(self, place, **options):
         return self.parent.run("purify", source=self.source, output=place / self.name, **options)

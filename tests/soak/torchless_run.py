@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +49,15 @@ def make_folder(root: Path, count: int = COUNT, classes: int = 2, side: int = SI
     for id in range(count):
         path = root / f"class{id * classes // count}" / f"{id:06}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.random.default_rng(id).integers(0, 256, (side, side), np.uint8)).save(path)
+        path.write_bytes(png(id, side))
     return root
+
+
+def png(id: int, side: int) -> bytes:
+    """Noise, drawn by `id`."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(id).integers(0, 256, (side, side), np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def make_array(root: Path, count: int = COUNT, side: int = SIDE) -> Path:
@@ -58,9 +67,23 @@ def make_array(root: Path, count: int = COUNT, side: int = SIDE) -> Path:
     return root / "in.npy"
 
 
+def make_shards(root: Path, count: int = COUNT, shards: int = 3, side: int = SIDE) -> Path:
+    """WebDataset's tar shards: an image and its class each."""
+    root.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        with tarfile.open(root / f"{shard:06}.tar", "w") as archive:
+            for id in range(shard * count // shards, (shard + 1) * count // shards):
+                for suffix, content in (("cls", b"%d" % (id % 3)), ("png", png(id, side))):
+                    member = tarfile.TarInfo(f"{id:06}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return root
+
+
 SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {  # how one is made, and its output's name
     "folder": (make_folder, "clean"),
     "array": (make_array, "clean.npy"),
+    "webdataset": (make_shards, "clean"),
 }
 
 

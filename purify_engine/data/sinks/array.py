@@ -21,7 +21,7 @@ from purify_engine.data.items import Item, ItemError, Outcome, Part, Written
 from purify_engine.data.pixels import to_levels
 from purify_engine.data.sinks.archive import PURIFIED, most_bytes, pack
 from purify_engine.data.sources.array import ArraySource
-from purify_engine.data.sources.npy import CHUNK, open_rows, rows_name
+from purify_engine.data.sources.npy import CHUNK, Rows, open_rows, rows_name
 from purify_engine.files import make_durable, publish, write_whole
 
 
@@ -122,7 +122,7 @@ class ArraySink:
         rows = open_rows(self.partial, "") if self.partial.exists() else None
         for part in parts:
             name = self._named(part)
-            is_there = rows is not None and rows.sha256(part.first, part.count) == known.get(name)
+            is_there = rows is not None and _sha256_of(rows, part) == known.get(name)
             mend = f"remove {self.record('run.json').name} and {self.record('manifest.jsonl').name} to begin anew"
             require(is_there, "output", f"made of the rows that were recorded ({mend})", f"other rows at {name}")
 
@@ -135,6 +135,15 @@ class ArraySink:
         with self.partial.open("rb") as rows, _opened(self.packed) as file:
             pack(file, self.source.archive, self.source.key, rows, None if purified.all() else purified)
         return self.packed
+
+
+def _sha256_of(rows: Rows, part: Part) -> str:
+    try:
+        return rows.sha256(part.first, part.count)
+    except ItemError as unreadable:  # no image's fault: these are our own
+        if isinstance(unreadable.__cause__, OSError):
+            raise unreadable.__cause__ from None
+        raise
 
 
 def _refuse_other_masks(source: ArraySource) -> None:
