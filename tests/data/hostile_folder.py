@@ -1,5 +1,6 @@
 """A folder of good images among fifty things that fight back, for tests of one process and of the command line."""
 
+import errno
 import io
 import os
 import socket
@@ -100,7 +101,19 @@ def _others(root: Path) -> None:
     (root / "forbidden.png").write_bytes(b"for other eyes")
 
 
-FORBIDDEN = ("secret", "forbidden.png")  # which the test must make unreadable: root reads everything
+FORBIDDEN = ("secret", "forbidden.png")
+
+
+def forbid(monkeypatch, *names: str) -> None:
+    """Make names unreadable, also for root, who may read everything."""
+    opened, listed = os.open, os.scandir
+
+    def refuse(path):
+        if Path(path).name in names:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: (refuse(path), opened(path, *rest, **more))[1])
+    monkeypatch.setattr(os, "scandir", lambda path=".": (refuse(path), listed(path))[1])
 
 
 def hostile(root: Path) -> int:

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from purify_engine.data import ImageShape, ItemError, open_sink, open_source
 from purify_engine.data.run import run
 from purify_engine.data.sources.folder import FolderSource
 from tests.data.access import item_of
-from tests.data.hostile_folder import FORBIDDEN, SIDE, good, hostile
+from tests.data.hostile_folder import FORBIDDEN, SIDE, forbid, good, hostile
 
 GREY = ImageShape(1, SIDE)
 
@@ -35,28 +34,14 @@ class Invert:
         return {"purifier": "invert"}
 
 
-@pytest.fixture
-def forbid(monkeypatch):
-    """Make names unreadable, also for root."""
-    names, opened, listed = set(), os.open, os.scandir
-
-    def refuse(path):
-        if Path(path).name in names:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    monkeypatch.setattr(os, "open", lambda path, *rest, **more: (refuse(path), opened(path, *rest, **more))[1])
-    monkeypatch.setattr(os, "scandir", lambda path=".": (refuse(path), listed(path))[1])
-    return names.update
-
-
 def records(path):
     return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
 
 
-def test_every_good_image_is_purified_and_every_other_thing_is_explained(tmp_path, forbid):
+def test_every_good_image_is_purified_and_every_other_thing_is_explained(tmp_path, monkeypatch):
     levels = good(tmp_path / "in", 60)
     hostiles = hostile(tmp_path / "in")
-    forbid(FORBIDDEN)
+    forbid(monkeypatch, *FORBIDDEN)
     source = open_source(tmp_path / "in", GREY)
     summary = run(Invert(), source, open_sink(source, tmp_path / "out"))
     assert hostiles == 50 and summary.ok == 60 + 1  # the image whose name another one would have had
@@ -85,10 +70,10 @@ def test_names_of_any_bytes_survive_records_and_are_found_again(tmp_path):
     assert not list((tmp_path / "out").rglob("*.png"))
 
 
-def test_a_folder_that_cannot_be_read_is_one_item_that_fails(tmp_path, forbid):
+def test_a_folder_that_cannot_be_read_is_one_item_that_fails(tmp_path, monkeypatch):
     good(tmp_path / "in", 3)
     (tmp_path / "in" / "class 1" / "secret").mkdir()
-    forbid(["secret"])
+    forbid(monkeypatch, "secret")
     source = FolderSource(tmp_path / "in", GREY)
     (name,) = [source.name(id) for id in range(len(source)) if source.name(id).endswith("/")]
     assert name == "class 1/secret/" and source.labels.tolist() == [0, 1, 1, 2]
@@ -96,9 +81,9 @@ def test_a_folder_that_cannot_be_read_is_one_item_that_fails(tmp_path, forbid):
         source.decode(item_of(source, list(source.names).index(name)))
 
 
-def test_a_root_that_cannot_be_read_is_the_users_to_mend(tmp_path, forbid):
+def test_a_root_that_cannot_be_read_is_the_users_to_mend(tmp_path, monkeypatch):
     good(tmp_path / "in", 1)
-    forbid(["in"])
+    forbid(monkeypatch, "in")
     with pytest.raises(PermissionError):
         FolderSource(tmp_path / "in", GREY)
 
