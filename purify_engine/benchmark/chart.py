@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from purify_engine.benchmark.throughput import Benchmark, Point
 from purify_engine.files import write_text
+from purify_engine.pages import render
 
-_TEMPLATE = "chart.html.j2"
+TEMPLATE = "benchmark/chart.html.j2"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 340, 64, 176, 16, 44  # the line chart, in its own units
 ROW = 40  # height of a bar's row
 
@@ -53,14 +53,10 @@ class Bar:
 
 def write_chart(path: Path, benchmark: Benchmark) -> Path:
     """Write the drawings and the table of `benchmark` to `path`; every text is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"time": duration, "rate": rate}
-    template = environment.from_string(files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
     drawings = {"lines": lines(benchmark), "bars": bars(benchmark), "x_ticks": x_ticks(benchmark), "y_ticks": y_ticks(benchmark)}
     frame = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM, "row": ROW}
-    write_text(path, template.render(benchmark=benchmark, frame=frame, **drawings))
+    title, words = f"Speed of {benchmark.purifier}", {"duration": duration, "rate": rate}
+    write_text(path, render(TEMPLATE, title=title, benchmark=benchmark, frame=frame, **drawings, **words))
     return path
 
 

@@ -141,7 +141,7 @@ def evaluate(
              "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
         settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
-        top = _about(source, ours, images)
+        top = {**_about(source, ours, images), "labels": told, "radii": held_to.said()}
         write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
     _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=[told, held_to.said()])
     return 0 if self_test["passed"] else CHECK_FAILED
