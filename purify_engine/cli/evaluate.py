@@ -109,6 +109,8 @@ def evaluate(
     attack:
         One attack of your own instead of the protocol's, such as --attack.norm l2 --attack.gradient bpda.
     """
+    require(workers >= 1, "workers", "at least 1", workers)
+    require(limit is None or limit >= 1, "limit", "at least 1", limit)
     import torch
 
     from purify_engine.devices import computing
@@ -116,8 +118,7 @@ def evaluate(
     from purify_engine.evaluation.self_test import gradient_self_test
     from purify_engine.evaluation.suite import fitted
 
-    require(workers >= 1, "workers", "at least 1", workers)
-    require(limit is None or limit >= 1, "limit", "at least 1", limit)
+    calibration = calibration or (DIGITS if source == DIGITS else None)
     ours = load_purifier(purifier, sizes, device, precision, preset=preset, layout=layout, revision=revision)
     held_to = budget(options, source, stored_training(purifier, layout, revision).get("guide"))
     config, wanted = held_to.config, _attacks(held_to, attacks, given(attack))
@@ -125,7 +126,7 @@ def evaluate(
     data = labelled(source, image_shape(ours), split="test").to(ours.device)
     everyone, told = numbered(data, defended)
     chosen = stratified(everyone, limit)
-    rows = _defences(ours, defended, calibration or (DIGITS if source == DIGITS else None), defences)
+    rows = _defences(ours, defended, calibration, defences)
     images, ids = data.rows(chosen), torch.tensor(chosen, device=ours.device)
     labels = everyone[ids]
     self_test = gradient_self_test(ours, images[:8], seed=config.seed)

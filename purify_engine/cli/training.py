@@ -16,10 +16,12 @@ from purify_engine.config import (
     ClassifierConfig,
     ClassifierTraining,
     DiffusionTraining,
+    Perturbation,
     PurifierConfig,
     ScheduleConfig,
     TradesTraining,
     UNetConfig,
+    from_dict,
     require,
     to_dict,
 )
@@ -136,7 +138,7 @@ class Job:
         config = assembly.assemble(self.output, chosen, how, self.source)
         assert config is not None  # as there is a U-Net
         self.told.about["purifier"] = {"folder": str(self.output), "config": to_dict(config)}
-        guided = _guided(config, how, len(chosen), self.source)
+        guided = _guided(config, how, len(chosen), self.source) + (_resists(there) if "guide" in there else "")
         self.told.notes.append(f"{self.output} is a purifier: t_star {config.t_star}, {guided}")
 
     def _classifying(
@@ -217,6 +219,13 @@ def _guided(config: PurifierConfig, how: Assembly, count: int, source: str) -> s
     if config.guidance.kind == "none":
         return "not guided (`train trades` adds a guide)"
     return f"guidance scale {config.guidance.scale:.4g}, calibrated to the ratio {how.ratio:g} on {count} images of {source}"
+
+
+def _resists(there: dict[str, Any]) -> str:
+    """What the guide was trained against, in a line of its own."""
+    attack = from_dict(Perturbation, there["training"]["guide"]["attack"])
+    radius = f"{attack.norm} up to {attack.epsilon:.4g}"
+    return f"\n  its guide was trained against perturbations in {radius}, which `evaluate` takes for its radius"
 
 
 def _figures(figures: dict[str, float]) -> str:

@@ -61,6 +61,7 @@ def check_training_set(images: Images, labels: Labels | None, in_channels: int, 
     require(low >= 0 and high <= 1, "images", "in [0, 1]", (low, high))
     if labels is not None:
         require(labels.shape == images.shape[:1], "labels", f"one per image, [{len(images)}]", tuple(labels.shape))
-        outside = (labels < 0) | (labels >= num_classes) if num_classes is not None else labels != labels
-        row = int(outside.nonzero()[0]) if bool(outside.any()) else 0
-        require(not bool(outside.any()), f"labels[{row}]", f"in [0, {num_classes}), the network's classes", float(labels[row]))
+    if labels is not None and num_classes is not None:
+        outside = ((labels < 0) | (labels >= num_classes)).nonzero().flatten().tolist()
+        row = outside[0] if outside else 0
+        require(not outside, f"labels[{row}]", f"in [0, {num_classes}), the network's classes", labels[row].item())

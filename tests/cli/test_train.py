@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from purify_engine import GuidedPurifier
 from purify_engine.config import ClassifierConfig, ScheduleConfig, UNetConfig
 from purify_engine.models import Classifier, UNet
 from purify_engine.models.checkpoints import load_safetensors
@@ -121,3 +123,85 @@ def test_a_training_that_fails_reports_nothing_finished(tmp_path, command, monke
     monkeypatch.setattr(embedded, "train_embedded", fail)
     code, out, err = command("train", "digits", "--output", tmp_path / "out")
     assert (code, out, err) == (5, "", "purify-engine: No space left on device: /full\n")
+
+
+def quick(verb):
+    small = {"diffusion": [*network(SMALL_UNET), "--warmup-steps", 0]}.get(verb, [*network(SMALL_CLASSIFIER), "--no-flip"])
+    return [*small, "--steps", 1, "--batch-size", 4, *([] if verb == "diffusion" else ["--attack.num-steps", 1])]
+
+
+def test_finished_weights_are_kept_unless_replaced_and_resuming_finds_them(labelled, tmp_path, command):
+    words = ["train", "classifier", labelled, tmp_path / "out", *quick("classifier")]
+    weights = tmp_path / "out/classifier.safetensors"
+    assert command(*words)[0] == 0
+    first = weights.read_bytes()
+    code, out, err = command(*words, "--seed", 3)
+    assert code == 2 and not out and "--replace trains it again" in err and err.count("\n") == 1
+    assert weights.read_bytes() == first
+    code, out, _ = command(*words, "--resume")
+    assert code == 0 and out == f"classifier: {weights} was finished before, and is kept\n"
+    code, _, err = command(*words, "--resume", "--seed", 3)
+    assert code == 2 and "resume must be of the training that made classifier.safetensors" in err and "'seed': (0, 3)" in err
+    assert command(*words, "--replace", "--seed", 3)[0] == 0 and weights.read_bytes() != first
+    (tmp_path / "out/unet.safetensors").touch()
+    code, _, err = command("train", "digits", "--output", tmp_path / "out")
+    assert code == 2 and "a folder without unet.safetensors" in err
+
+
+@pytest.mark.parametrize("label", [-100, -1, 2])
+def test_a_label_that_the_network_does_not_have_is_named_by_its_row(label, tmp_path, command):
+    labels = np.array([0, 1, 1, label, 0])
+    np.savez(tmp_path / "in.npz", images=np.full((5, 1, 8, 8), 0.5, np.float32), labels=labels)
+    code, _, err = command("train", "classifier", tmp_path / "in.npz", tmp_path / "out", *quick("classifier"))
+    assert code == 2 and err == f"purify-engine: labels[3] must be in [0, 2), the network's classes, got {label}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_is_of_the_classes_and_of_the_colours_that_its_images_have(tmp_path, command, monkeypatch):
+    from purify_engine.training import trades
+
+    trained = []
+    monkeypatch.setattr(trades, "train_trades", lambda images, labels, net, *words, **named: trained.append((labels, net, named)))
+    for name, level in (("dark", 51), ("grey", 102), ("light", 153)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("L", (8, 8), level).save(tmp_path / "in" / name / f"{number}.png")
+    words = ["train", "trades", tmp_path / "in", tmp_path / "out", "--network.in-channels", 1]
+    code, _, err = command(*words, "--network.num-classes", 10)
+    assert code == 2 and f"num_classes must be 3, the classes of {tmp_path / 'in'}, got 10" in err and not trained
+    code, out, err = command(*words)
+    assert code == 0, err
+    assert f"{tmp_path / 'out'} is no purifier yet: `train diffusion` adds its diffusion model" in out
+    ((labels, net, named),) = trained
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2] and named["class_names"] == ("dark", "grey", "light")
+    assert net.num_classes == 3 and net.mean == (0.4,)
+    assert net.std == (0.1635,)  # the root of 2 / 3 * 384 / 383, times a fifth
+
+
+def test_networks_trained_one_by_one_become_a_purifier_and_are_assembled_anew(labelled, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(GuidedPurifier, "calibrate", lambda self, images, ratio: 100 * ratio)
+    made = tmp_path / "out"
+    code, out, err = command("train", "assemble", made, labelled)
+    assert code == 2 and "output must be a folder with a diffusion model (`train diffusion`)" in err
+    code, out, err = command("train", "diffusion", labelled, made, *quick("diffusion"), "--t-max", 20)
+    assert code == 0 and f"{made} is a purifier: t_star 20, not guided (`train trades` adds a guide)" in out, err
+    code, out, err = command("train", "trades", labelled, made, *quick("trades"), "--attack.epsilon", 0.25)
+    assert code == 0, err
+    assert f"{made} is a purifier: t_star 20, guidance scale 20, calibrated to the ratio 0.2 on 16 images" in out
+    assert "linf up to 0.25" in out
+    code, out, err = command("train", "assemble", made, labelled, "--t-star", 10, "--num-steps", 2, "--ratio", 0.4, "--json")
+    assert code == 0, err
+    assert json.loads(out)["purifier"]["config"]["t_star"] == 10
+    assert json.loads(out)["purifier"]["config"]["guidance"]["scale"] == 40
+    config = json.loads((made / "config.json").read_text())
+    assert config["purifier"]["num_steps"] == 2 and config["training"]["purifier"]["ratio"] == 0.4
+    code, _, err = command("train", "assemble", made, labelled, "--t-star", 21)
+    assert code == 2 and "t_star must be at most 20, the timesteps that the U-Net is trained on, got 21" in err
+    code, _, err = command("purify", labelled, tmp_path / "clean.npz", "--purifier", made, "--t-star", 21)
+    assert code == 2 and "t_star must be at most 20, the timesteps that the diffusion model was trained on, got 21" in err
+
+
+def test_what_cannot_fit_is_refused_before_the_first_network_is_trained(labelled, tmp_path, command):
+    words = [*(f"--unet.{setting}" for setting in SMALL_UNET), "--diffusion.t-max", 20, "--t-star", 30]
+    code, _, err = command("train", "purifier", labelled, tmp_path / "out", *words)
+    assert code == 2 and "t_star must be at most 20" in err and not (tmp_path / "out").exists()
