@@ -215,7 +215,7 @@ def test_the_report_holds_the_settings_the_figures_and_the_self_test(handed_on, 
     assert code == 0
     for text in ("Evaluation", "evaluation.num_draws", "purifier.guidance.scale", "undefended", "62.5", "passed", "exact_error"):
         assert text in html, text
-    for name in ("data", "labels", "radii", "date", "attacks may change"):
+    for name in ("data", "labels", "radii", "date", "images"):
         assert f"<dt>{name}</dt>" in html, name
 
 
