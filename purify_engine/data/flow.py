@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -24,6 +26,7 @@ class Flow:
         self.items = self.numbers = 0
         self.room = threading.Condition()
         self.ended = False
+        self.moved = time.monotonic()  # when an item last went a step further
         self.fault: BaseException | None = None
 
     def end(self, fault: BaseException | None = None) -> None:
@@ -40,27 +43,35 @@ class Flow:
             if self.ended:
                 raise Ended
             self.items += 1
+            self.moved = time.monotonic()
 
     def grow(self, numbers: int) -> None:
         """An item turned out to be so many numbers."""
         with self.room:
             self.numbers += numbers
+            self.moved = time.monotonic()
 
     def leave(self, numbers: int) -> None:
         """An item of so many numbers was written."""
         with self.room:
             self.items -= 1
+            self.moved = time.monotonic()
             self.numbers -= numbers
             self.room.notify()
 
-    def wait(self, future: Future[T]) -> T:
-        """The result of `future`; its fault, or Ended, is raised."""
+    def wait(self, future: Future[T], patience: float = math.inf) -> T:
+        """The result of `future`; its fault, or Ended, is raised. TimeoutError where it runs for more than `patience` seconds."""
+        since = time.monotonic()
         while True:
             try:
                 return future.result(LOOK_EVERY)
             except TimeoutError:  # of the wait: what is awaited never raises one of its own
                 if self.ended:
                     raise Ended from None
+                if not future.running():
+                    since = time.monotonic()
+                elif time.monotonic() - since > patience:
+                    raise
 
 
 class Line(Generic[T]):

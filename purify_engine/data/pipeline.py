@@ -21,8 +21,10 @@ from purify_engine.data.flow import Ended, Flow, Line
 from purify_engine.data.items import Compute, Item, ItemError, Outcome, Part, Sink, Source
 from purify_engine.data.manifest import Record
 from purify_engine.data.pixels import quiet
+from purify_engine.data.watchdog import Watchdog
 
 MOST_DECODERS = 16
+DECODES_WITHIN = 60.0  # seconds, a hundred times what the largest image takes
 Told = Callable[..., None]  # told("item", ok=True): from the writing thread; told("out_of_memory", ...): from the purifying one
 
 
@@ -55,6 +57,7 @@ class Pipeline:
         batch_size: int,
         part_size: int,
         decoders: int | None = None,
+        stall_seconds: float = 600.0,
         told: Told = lambda event, **facts: None,
     ) -> None:
         self.source, self.sink, self.compute, self.told = source, sink, compute, told
@@ -62,6 +65,8 @@ class Pipeline:
         # A part waits for its last item at most, and what waits within one for others of its shape is MOST_NUMBERS at most.
         self.flow = Flow(most_items=2 * part_size + batch_size, most_numbers=2 * MOST_NUMBERS)
         self.pool = ThreadPoolExecutor(decoders or min(MOST_DECODERS, os.cpu_count() or 1), "decode")
+        self.watchdog = Watchdog(stall_seconds, lambda: self.flow.moved, told)
+        self.is_any_hung = False  # of the threads of the pool
         self.read: Line[tuple[PartInWork, Item | None, Future[np.ndarray]]] = Line(self.flow)  # None: the part has ended
         self.to_write: Line[PartInWork] = Line(self.flow)
         self.written: SimpleQueue[Record] = SimpleQueue()
@@ -69,7 +74,7 @@ class Pipeline:
 
     def run(self, parts: Iterable[Part]) -> Iterator[Record]:
         """Work on `parts`. Once only; closing the generator, or a fault in one thread, ends all of them."""
-        with quiet():
+        with quiet(), self.watchdog:
             yield from self._run(parts)
         if self.flow.fault is not None:
             raise self.flow.fault
@@ -90,7 +95,7 @@ class Pipeline:
             self.flow.end()
             for thread in threads:
                 thread.join()
-            self.pool.shutdown(cancel_futures=True)
+            self.pool.shutdown(wait=not self.is_any_hung, cancel_futures=True)
 
     def _records(self) -> Iterator[Record]:
         while not self.written.empty():
@@ -140,16 +145,26 @@ class Pipeline:
         result: Future[Finished] = Future()
         work.line.put((item, result))
         try:
-            image = self.flow.wait(decoded)
+            image = self.flow.wait(decoded, DECODES_WITHIN)
         except ItemError as reason:
             result.set_result(Finished(reason))
+        except TimeoutError:
+            self._give_up(decoded)
+            result.set_result(Finished(ItemError(f"takes longer than {DECODES_WITHIN:g} s to decode")))
         else:
             yield from batcher.add(Held(item, image, result), self.batch_size)
+
+    def _give_up(self, decoded: Future[np.ndarray]) -> None:
+        """Leave the thread to what it hangs at, and let another take its place."""
+        self.is_any_hung = True
+        self.pool._max_workers += 1
+        self.pool.submit(int)  # which is when threads are started
+        decoded.add_done_callback(lambda late: None if late.exception() else self.flow.grow(-late.result().size))
 
     def _start(self, batch: list[Held]) -> None:
         """Begin with `batch`, then finish the one before."""
         ids = np.array([held.item.id for held in batch], dtype=np.int64)
-        started = self._unless_memory_is_out(lambda: self.compute.start(stacked(batch), ids))
+        started = self._unless_memory_is_out(batch, lambda: self.compute.start(stacked(batch), ids))
         self._finish_started()
         if started is None:
             self._halve(batch)
@@ -160,17 +175,18 @@ class Pipeline:
         if self.started is None:
             return
         (batch, started), self.started = self.started, None
-        images = self._unless_memory_is_out(lambda: self.compute.finish(started))
+        images = self._unless_memory_is_out(batch, lambda: self.compute.finish(started))
         if images is None:
             self._halve(batch)
             return
         for held, image in zip(batch, images, strict=True):
             self.pool.submit(self._encode, held, image)
 
-    def _unless_memory_is_out(self, call: Callable[[], Any]) -> Any:
+    def _unless_memory_is_out(self, batch: list[Held], call: Callable[[], Any]) -> Any:
         """What `call` returns; None where memory ran out, once its traceback, which holds on to memory, is gone."""
         try:
-            return call()
+            with self.watchdog.purifying(len(batch)):
+                return call()
         except BaseException as error:
             if not self.compute.is_out_of_memory(error):
                 raise
