@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -68,10 +66,7 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         print_escaped_errors()
         wait_without_spinning()
     with robust_streams():
-        code = _ended(sys.argv[1:] if words is None else words)
-    if words is None and is_any_hung():
-        os._exit(code)  # Python would wait for the thread
-    sys.exit(code)
+        sys.exit(_ended(sys.argv[1:] if words is None else words))
 
 
 def _ended(words: Sequence[str]) -> int:
@@ -94,11 +89,6 @@ def _ended(words: Sequence[str]) -> int:
         return _failed(f"{failed.strerror}: {failed.filename}" if named else str(failed), INPUT_OUTPUT)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def is_any_hung() -> bool:
-    """Whether a thread that decodes images was given up (data/pipeline.py); all others have ended by now."""
-    return any(thread.name.startswith("decode") for thread in threading.enumerate())
 
 
 def call(target: App, words: Sequence[str]) -> Any:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYetError  # Python's own only from 3.11 on
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +18,10 @@ LOOK_EVERY = 0.5  # seconds between two looks at whether the run was ended
 
 class Ended(Exception):  # noqa: N818 - no error: how the other threads learn of one
     """The run was ended while a thread waited."""
+
+
+class HungError(Exception):
+    """What is waited for takes too long."""
 
 
 class Flow:
@@ -60,18 +66,68 @@ class Flow:
             self.room.notify()
 
     def wait(self, future: Future[T], patience: float = math.inf) -> T:
-        """The result of `future`; its fault, or Ended, is raised. TimeoutError where it runs for more than `patience` seconds."""
+        """The result of `future`; its fault, or Ended, is raised. HungError where it runs for over `patience` seconds."""
         since = time.monotonic()
         while True:
             try:
                 return future.result(LOOK_EVERY)
-            except TimeoutError:  # of the wait: what is awaited never raises one of its own
+            except NotYetError:  # of the wait: what is awaited never raises one of its own
                 if self.ended:
                     raise Ended from None
                 if not future.running():
                     since = time.monotonic()
                 elif time.monotonic() - since > patience:
-                    raise
+                    raise HungError from None
+
+
+class Pool:
+    """Threads that do calls in the order in which they were submitted. One that hangs can be left alone, and replaced."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.name = name
+        self.calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.hung = 0
+        for _ in range(threads):
+            self._add()
+
+    def submit(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
+        future: Future[T] = Future()
+        self.calls.put((future, function, arguments))
+        return future
+
+    def replace_one(self) -> None:
+        """One of the threads is not to be waited for."""
+        self.hung += 1
+        self._add()
+
+    def end(self) -> None:
+        """What was begun is finished, but for what hangs; what was not begun is cancelled."""
+        with suppress(Empty):
+            while True:
+                call = self.calls.get_nowait()
+                if call is not None:
+                    call[0].cancel()
+        for _ in self.threads:
+            self.calls.put(None)
+        while sum(thread.is_alive() for thread in self.threads) > self.hung:
+            for thread in self.threads:
+                thread.join(LOOK_EVERY / len(self.threads))
+
+    def _add(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self.name}-{len(self.threads)}", daemon=True)
+        thread.start()  # daemon: the process ends without waiting for one that hangs
+        self.threads.append(thread)
+
+    def _work(self) -> None:
+        while (call := self.calls.get()) is not None:
+            future, function, arguments = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as fault:
+                    future.set_exception(fault)
+            del call, future, function, arguments  # or an image would live until the next one comes
 
 
 class Line(Generic[T]):

@@ -10,14 +10,14 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from purify_engine.data.batches import MOST_NUMBERS, Batcher, Held, stacked
-from purify_engine.data.flow import Ended, Flow, Line
+from purify_engine.data.flow import Ended, Flow, HungError, Line, Pool
 from purify_engine.data.items import Compute, Item, ItemError, Outcome, Part, Sink, Source
 from purify_engine.data.manifest import Record
 from purify_engine.data.pixels import quiet
@@ -64,9 +64,8 @@ class Pipeline:
         self.batch_size = batch_size
         # A part waits for its last item at most, and what waits within one for others of its shape is MOST_NUMBERS at most.
         self.flow = Flow(most_items=2 * part_size + batch_size, most_numbers=2 * MOST_NUMBERS)
-        self.pool = ThreadPoolExecutor(decoders or min(MOST_DECODERS, os.cpu_count() or 1), "decode")
+        self.pool = Pool(decoders or min(MOST_DECODERS, os.cpu_count() or 1), "decode")
         self.watchdog = Watchdog(stall_seconds, lambda: self.flow.moved, told)
-        self.is_any_hung = False  # of the threads of the pool
         self.read: Line[tuple[PartInWork, Item | None, Future[np.ndarray]]] = Line(self.flow)  # None: the part has ended
         self.to_write: Line[PartInWork] = Line(self.flow)
         self.written: SimpleQueue[Record] = SimpleQueue()
@@ -95,7 +94,7 @@ class Pipeline:
             self.flow.end()
             for thread in threads:
                 thread.join()
-            self.pool.shutdown(wait=not self.is_any_hung, cancel_futures=True)
+            self.pool.end()
 
     def _records(self) -> Iterator[Record]:
         while not self.written.empty():
@@ -148,7 +147,7 @@ class Pipeline:
             image = self.flow.wait(decoded, DECODES_WITHIN)
         except ItemError as reason:
             result.set_result(Finished(reason))
-        except TimeoutError:
+        except HungError:
             self._give_up(decoded)
             result.set_result(Finished(ItemError(f"takes longer than {DECODES_WITHIN:g} s to decode")))
         else:
@@ -156,9 +155,7 @@ class Pipeline:
 
     def _give_up(self, decoded: Future[np.ndarray]) -> None:
         """Leave the thread to what it hangs at, and let another take its place."""
-        self.is_any_hung = True
-        self.pool._max_workers += 1
-        self.pool.submit(int)  # which is when threads are started
+        self.pool.replace_one()
         decoded.add_done_callback(lambda late: None if late.exception() else self.flow.grow(-late.result().size))
 
     def _start(self, batch: list[Held]) -> None:

@@ -122,4 +122,4 @@ def test_a_run_that_is_closed_ends_its_threads():
     records = line.run(parts_of(len(source), 3))
     next(records)
     records.close()
-    assert line.flow.ended and all(not thread.is_alive() for thread in line.pool._threads)
+    assert line.flow.ended and all(not thread.is_alive() for thread in line.pool.threads)
