@@ -13,7 +13,9 @@ from purify_engine.config import to_dict
 from purify_engine.images import refuse_other_ranges
 
 # What libraries say that have no kind of error for it: CUDA itself, PyTorch on Apple's GPUs and on CPUs, cuBLAS and cuDNN.
-OUT_OF_MEMORY = ("CUDA error: out of memory", "backend out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory", "backend out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
+)  # fmt: skip
 
 
 class PurifierCompute:
