@@ -24,6 +24,7 @@ COMMANDS = {
     "profile": Command("bench.runs.profile", "a guided step's time and launches by groups of kernels"),
     "compiled": Command("bench.runs.compiled", "guided steps under each of torch.compile's modes, compiled side by side"),
     "whole": Command("bench.runs.whole", "whole purifications: DiffPure's loop beside the engine, at as many steps and at few"),
+    "offline": Command("bench.runs.offline", "what an offline run costs beside its purifier, and threads beside other work"),
     "cold-start": Command("bench.runs.cold_start", "from a cold process to the first purified batch"),
     "fp8": Command("bench.runs.fp8", "cuDNN's fp8 convolutions beside those in bf16"),
     "host": Command("bench.runs.host", "the host's time for a step of the loop without graphs, beside eager PyTorch's"),
