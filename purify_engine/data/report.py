@@ -213,6 +213,8 @@ def _pictures(
         if source is None:
             from purify_engine.data.sources import open_source
 
+            if "source" not in run:
+                return None, "run.json does not say where the images are from, as of a run that has not ended"
             channels = run["identity"]["images"]["channels"]
             source = open_source(Path(run["source"]), ImageShape(channels, clip=True))
         found: Iterable[Chosen] = chosen(records(output), parts)
