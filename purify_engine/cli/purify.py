@@ -45,6 +45,7 @@ def purify(
     preset: PresetName = None,
     layout: LayoutName = None,
     revision: RevisionName = None,
+    column: str | None = None,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
     plan: Annotated[bool, Parameter(negative="")] = False,
@@ -61,10 +62,13 @@ def purify(
     Parameters
     ----------
     source:
-        An image folder (class folders are kept), one image file, or a .npy or .npz file of images.
+        An image folder (class folders are kept), one image file, a .txt list of them, a .npy or .npz file of images, tar shards,
+        .parquet files, or what Hugging Face's `save_to_disk` wrote.
     output:
         A new or empty folder for a folder; for an image a new .png file, or a folder to put it in; for an array a new file of
-        its kind. Images are written as PNG, lossless, at the size that they had.
+        its kind; for tables a folder. Images are written as PNG, lossless, at the size that they had.
+    column:
+        Of tables, the one that holds the images; needed where several do.
     plan:
         Write nothing: say how many images there are, and by a sample what disk and time they will take.
     json:
@@ -79,7 +83,7 @@ def purify(
     config = with_options(OfflineConfig(), offline)
     require_source(source)
     to_load = PurifierToLoad(purifier, options, device, precision, preset=preset, layout=layout, revision=revision)
-    images_in = open_source(source, to_load.image_shape())
+    images_in = open_source(source, to_load.image_shape(), column)
     images_out = open_sink(images_in, output)
     Manifest(images_out).refuse_what_is_in_the_way()
     from purify_engine import devices  # PyTorch, which takes a second, once all else is well

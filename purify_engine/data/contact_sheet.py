@@ -107,7 +107,7 @@ def _purified(source: Source, output: Path, one: Chosen) -> np.ndarray:
     shape = ImageShape(source.shape.channels, clip=True)
     if source.kind in ("folder", "file", "list"):
         return decode(_inside(output, one.record["files"][one.place][0]), shape.channels)
-    result = open_source(output, shape)
+    result = open_source(output, shape, getattr(source, "column", None))
     if source.kind == "array":
         return result.decode(_item(result, result.parts(2**62), one.id))
     files = [file[0] for file in one.record["files"]]

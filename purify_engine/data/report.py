@@ -216,7 +216,8 @@ def _pictures(
             if "source" not in run:
                 return None, "run.json does not say where the images are from, as of a run that has not ended"
             channels = run["identity"]["images"]["channels"]
-            source = open_source(Path(run["source"]), ImageShape(channels, clip=True))
+            column = run["identity"]["source"].get("column")
+            source = open_source(Path(run["source"]), ImageShape(channels, clip=True), column)
         found: Iterable[Chosen] = chosen(records(output), parts)
         return sheet(source, output, found, classify), ""
     except (OSError, ValueError, LookupError, TypeError) as reason:

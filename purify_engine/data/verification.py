@@ -229,5 +229,6 @@ def _other_source(found: Output, source: Path) -> list[str]:
     """How the source at hand differs from the one that was purified."""
     images = found.identity.get("images", {})
     shape = ImageShape(images.get("channels", 3), images.get("size"), clip=images.get("clip", False))
-    now = open_source(source, shape).fingerprint()
-    return [f"source: {said}" for said in changed(found.identity.get("source", {}), now)]
+    before = found.identity.get("source", {})
+    now = open_source(source, shape, before.get("column")).fingerprint()
+    return [f"source: {said}" for said in changed(before, now)]

@@ -1,6 +1,7 @@
 """NumPy's files as they come: larger than memory, damaged, hostile; labels and names of classes beside the images."""
 
 import io
+import pickle
 import zipfile
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from purify_engine.config import RANGE_ROUNDING, PurifierConfig
-from purify_engine.data import ImageShape, ItemError, Part, open_source
+from purify_engine.data import ImageShape, ItemError, Part, open_sink, open_source
 from purify_engine.data.sources.npy import open_rows
 from purify_engine.images import check_images
 from tests.data.access import item_of, read
@@ -178,6 +179,14 @@ def test_an_archive_is_read_through_once_until_it_changes(save, tmp_path):
     save(tmp_path / "b.npz", images=LEVELS + 1)
     (tmp_path / "b.npz").replace(tmp_path / "a.npz")
     assert (open_rows(tmp_path / "a.npz", "images").read(0, 3) == LEVELS + 1).all()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+def test_other_processes_read_the_same(save, tmp_path):
+    save(tmp_path / "in.npz", images=LEVELS)
+    source = open_source(tmp_path / "in.npz", GREY)
+    sink = pickle.loads(pickle.dumps(open_sink(source, tmp_path / "out.npz")))
+    assert all((read(sink.source, id)[0].numpy() * 255 == LEVELS[id]).all() for id in range(3))
 
 
 def test_other_content_has_another_fingerprint(tmp_path):

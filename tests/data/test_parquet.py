@@ -1,13 +1,16 @@
 """Parquet files: which column holds the images, what of a file that is damaged can still be read, and what is written."""
 
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from purify_engine import GuidedPurifier
 from purify_engine.data import ImageShape, ItemError, Part, open_sink, open_source, read_all
 from tests.data.access import names
 from tests.data.darkened import Darkened
@@ -16,6 +19,11 @@ from tests.data.tables import IMAGE, SCHEMA, Killed, level, pa, png, pq, purifie
 GREY = ImageShape(1)
 PAGE = Path(__file__).parents[2] / "docs" / "offline.md"
 SENSELESS = ["{", "[]", '{"info": 1}', '{"info": {"features": [1]}}', '{"info": {"features": {"label": 3}}}', "[" * 9999]
+
+
+class Halved(torch.nn.Module):
+    def forward(self, images, ids):
+        return images / 2
 
 
 def items(source, size=256):
@@ -60,6 +68,16 @@ def test_parts_are_read_in_any_order(order, tmp_path):
     parts = source.parts(2)
     for place in order:
         assert [decoded(source, item) for item in source.items(parts[place])] == list(parts[place].ids)
+
+
+def test_other_processes_read_on_their_own(tmp_path):
+    write_parquet(tmp_path / "in.parquet", [table(5)])
+    source = open_source(tmp_path / "in.parquet", GREY)
+    parts = source.parts(2)
+    list(source.items(parts[0]))
+    copy = pickle.loads(pickle.dumps(open_sink(source, tmp_path / "out"))).source
+    assert [decoded(copy, item) for item in copy.items(parts[2])] == [4]
+    assert [decoded(source, item) for item in source.items(parts[1])] == [2, 3]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.binary())]), IMAGE], ids=str)
@@ -305,6 +323,7 @@ def test_the_example_of_the_page_runs_as_it_stands(tmp_path, monkeypatch):
     section = PAGE.read_text(encoding="utf-8").split("## Parquet, ", 1)[1].split("\n## ", 1)[0]
     (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(GuidedPurifier, "from_pretrained", lambda name: Halved())  # the real one takes seconds to load
     images = [{"bytes": png(level, (8, 8)), "path": f"{level}.jpg"} for level in (10, 90)]
     rows = pa.table([pa.array(images, IMAGE), pa.array([0, 1]), pa.array(["a", "b"])], SCHEMA)
     write_parquet(tmp_path / "digits" / "data" / "train-00000-of-00001.parquet", [rows])

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -55,7 +55,15 @@ class Rows:
     path: Path
     header: Header
     offset: int
+    member: zipfile.ZipInfo | None = None
+    """What `inflated` is made of."""
     inflated: IO[bytes] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies in other processes have a temporary file of their own."""
+        if self.member is not None:
+            return _inflated_rows, (self.path, self.header, self.member)
+        return Rows, (self.path, self.header, self.offset)
 
     def read(self, first: int, count: int) -> np.ndarray:
         """`count` rows from row `first` on. ItemError where the file holds fewer or cannot be read."""
@@ -122,7 +130,7 @@ class Archive:
         member, header = self.members[name], self.headers[name]
         if member.compress_type == zipfile.ZIP_STORED:
             return Rows(self.path, header, _data_offset(self.path, member) + header.size)
-        return Rows(self.path, header, header.size, _inflated(self.path, member))
+        return _inflated_rows(self.path, header, member)
 
     def array(self, name: str) -> np.ndarray:
         """A whole array, which must be small."""
@@ -210,6 +218,10 @@ def _data_offset(path: Path, member: zipfile.ZipInfo) -> int:
     with path.open("rb") as file:
         file.seek(member.header_offset)
         return member.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+
+
+def _inflated_rows(path: Path, header: Header, member: zipfile.ZipInfo) -> Rows:
+    return Rows(path, header, header.size, member, _inflated(path, member))
 
 
 def _inflated(path: Path, member: zipfile.ZipInfo) -> IO[bytes]:

@@ -93,6 +93,10 @@ class TableSource:
         self.label, self.classes = _labelled(self.tables.values())
         self._open: tuple[str, int, Iterator[tuple[bytes | ItemError, Row | None]]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies in other processes read on their own."""
+        return {**vars(self), "_open": None}
+
     def __len__(self) -> int:
         return self.count
 
