@@ -28,6 +28,7 @@ from purify_engine.config import OfflineConfig, PurifierConfig, to_dict
 
 if TYPE_CHECKING:
     from purify_engine.data import PurificationSummary, Source
+    from purify_engine.data.shares import Share
     from purify_engine.purifier import GuidedPurifier
 
 SOME_FAILED, TOO_MANY_FAILED = 3, 4
@@ -81,11 +82,12 @@ def purify(
     from purify_engine.data.sources import require_source
 
     config = with_options(OfflineConfig(), offline)
+    share = _share(config)
     require_source(source)
     to_load = PurifierToLoad(purifier, options, device, precision, preset=preset, layout=layout, revision=revision)
     images_in = open_source(source, to_load.image_shape(), column)
     images_out = open_sink(images_in, output)
-    Manifest(images_out).refuse_what_is_in_the_way()
+    Manifest(images_out, share).refuse_what_is_in_the_way()
     from purify_engine import devices  # PyTorch, which takes a second, once all else is well
 
     model = to_load.load()
@@ -98,18 +100,30 @@ def purify(
     asked = {"source": str(source), "output": str(output), "purifier": purifier, "revision": revision}
     about = {**asked, **computing, "config": to_dict(model.config), **_circumstances(model)}
     place = model.device.type if device == "auto" else device
+    diary = images_out.record(share.record("events.jsonl"))
     stop, load = Stop(), ByName(purifier, model.config, place, precision, preset, layout, revision)
-    with stopping(stop) as signals, Progress("purify") as progress, Events(images_out.record("events.jsonl")) as events:
+    with stopping(stop) as signals, Progress("purify") as progress, Events(diary) as events:
         told = tell_all(progress, events)
         summary = purify_dataset(model, images_in, images_out, config=config, told=told, stop=stop, about=about, load=load)
         for number in signals.received:
             events("signal", signal=number.name)
-    _report(images_out.output, images_in)
-    where = devices.described(model.denoiser)
-    text = _text(summary, output, images_out.record("failed.jsonl"), where)
+    if not summary.elsewhere:
+        _report(images_out.output, images_in)
+    failures = images_out.record(share.record("manifest.jsonl") if summary.elsewhere else "failed.jsonl")
+    text = _text(summary, output, failures, devices.described(model.denoiser))
     say({**summary.as_record(), **computing, "output": str(output)}, text, as_json=json)
     signals.raise_if_stopped(summary.left)
     return exit_code(summary, config.max_failed)
+
+
+def _share(config: OfflineConfig) -> Share:
+    """Which share of the run is asked for, and a line about it: a fraction is never taken for all."""
+    from purify_engine.data.shares import share_of
+
+    share = share_of(config.shard_index, config.num_shards)
+    if not share.is_whole:
+        print(f"purify-engine: {share.described()}", file=sys.stderr)
+    return share
 
 
 class Progress(Meter):
@@ -153,6 +167,8 @@ def _circumstances(model: GuidedPurifier) -> dict[str, Any]:
 
 def _text(summary: PurificationSummary, output: Path, failures: Path, where: str) -> str:
     lines = [f"{summary.ok} images purified into {output}, {summary.images_per_second:.1f} images/s, {where}"]
+    if summary.elsewhere:
+        lines.append(f"{summary.elsewhere} images are left to other shares; the last of them ends the run")
     if summary.skipped:
         named = ", ".join(entry.name for entry in summary.skipped[:5]) + (", ..." if len(summary.skipped) > 5 else "")
         lines.append(f"{len(summary.skipped)} files are no images and were skipped: {named}")

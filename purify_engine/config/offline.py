@@ -35,6 +35,12 @@ class OfflineConfig:
     ray_address: str | None = None
     """Of a Ray cluster; "auto" is the one that this machine is part of. None starts Ray on this machine."""
 
+    shard_index: int | Literal["auto"] | None = None
+    """Which share of the parts this run does, counted from 0; "auto" takes it and num_shards from the environment of torchrun or
+    Slurm (srun, or a job array). Without it all is done."""
+    num_shards: int | None = None
+    """How many shares there are; each is a run of its own, into the same output."""
+
     def __post_init__(self) -> None:
         if self.batch_size is not None:
             require_count("batch_size", self.batch_size)

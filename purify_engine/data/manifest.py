@@ -4,6 +4,9 @@ A run is resumed by the same command: what decides its bytes, its identity, must
 the micro-batch, is taken from run.json. A part is committed by one line of manifest.jsonl, on the disk before the next one is;
 the files that it names were on the disk before it. While a run goes on the lines stand in the order of their commits; in the end
 they are sorted by part, so that the finished file is the same whatever the order was.
+
+Each of several shares of a run (shares.py) commits to a manifest of its own, manifest.I-of-N.jsonl, and all read all of them. The
+share that finds every part committed ends the run: it writes them into manifest.jsonl.
 """
 
 from __future__ import annotations
@@ -11,18 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-import warnings
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from purify_engine.data.items import Sink, Skipped
+from purify_engine.data.manifest_files import PAUSE, is_locked, latest_records, lock_of, manifests_of, shares_of
+from purify_engine.data.shares import WHOLE, Share
 from purify_engine.files import (
     NAMED,
     TEMPORARY,
     append_json_line,
-    located_json_lines,
     lock,
     parts_of,
     unlock,
@@ -33,26 +39,28 @@ from purify_engine.files import (
 Record: TypeAlias = dict[str, Any]  # of a part: part, first, count, ok, failed, files, sizes, micro_batch, identity, versions
 
 RECORDS = ("run.json", "manifest.jsonl", "failed.jsonl", "skipped.jsonl", "events.jsonl", "report.html")
+BEFORE_RUN = re.compile(rf"\.(run|manifest)\..*\.lock|(skipped|events)\..*|{TEMPORARY.pattern}")  # made before run.json is
 FAILURE = ("id", "name", "reason")  # of a record's failed images
 
 
 class Manifest:
-    """`with Manifest(sink) as manifest:` the records beside an output, which no other run touches from `begin` on."""
+    """`with Manifest(sink) as manifest:` the records beside an output, which no other run touches from `begin` on.
 
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
-        self.path = sink.record("manifest.jsonl")
-        self.run_path = sink.record("run.json")
-        self.lock_path = self.path.with_name(f".{self.path.name}.lock")
-        self._held: int | None = None
+    share: other shares of the same run may, each in a manifest of its own.
+    """
+
+    def __init__(self, sink: Sink, share: Share = WHOLE) -> None:
+        self.sink, self.share = sink, share
+        self.path, self.whole_path = sink.record(share.record("manifest.jsonl")), sink.record("manifest.jsonl")
+        self.run_path, self.lock_path = sink.record("run.json"), lock_of(self.path)
+        self._held: dict[Path, int] = {}  # locks
 
     def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._held is not None:
-            unlock(self.lock_path, self._held)
-            self._held = None
+        while self._held:
+            unlock(*self._held.popitem())
 
     def begin(self, identity: Record, pinned: Record, skipped: Iterable[Skipped]) -> Record:
         """Start a run, or go on with the one that is there: what it had pinned, in place of `pinned`.
@@ -60,11 +68,16 @@ class Manifest:
         ValueError where the run that is there has another identity, with what differs, where another process works on it, or
         where something else is in the way. Temporary files that a killed run left are removed.
         """
+        with self._in_turn():
+            return self._begun(identity, pinned, skipped)
+
+    def _begun(self, identity: Record, pinned: Record, skipped: Iterable[Skipped]) -> Record:
         if not self.run_path.exists():
             self.refuse_what_is_in_the_way()
             self.sink.prepare()
         self._lock()
-        remove_leftovers(self.sink)
+        if self.share.is_whole:
+            remove_leftovers(self.sink)
         if self.run_path.exists():
             return self._same_run(identity)["pinned"]
         write_record(self.sink.record("skipped.jsonl"), [entry._asdict() for entry in skipped])
@@ -74,13 +87,43 @@ class Manifest:
     def refuse_what_is_in_the_way(self) -> None:
         """ValueError where the output holds something, though no run of ours began it."""
         if not self.run_path.exists():
-            refuse_what_is_there(self.sink, self.lock_path.name)
+            refuse_what_is_there(self.sink)
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Shares begin one after another, so that the first one's run.json is all others'."""
+        if self.share.is_whole:
+            yield
+            return
+        path = lock_of(self.run_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while (held := lock(path)) is None:
+            time.sleep(PAUSE)
+        try:
+            yield
+        finally:
+            unlock(path, held)
 
     def _lock(self) -> None:
-        self._held = lock(self.lock_path)
-        if self._held is None:
+        if not self._take(self.path) or self._has_rivals():
             said = "wait for it, or choose another output"
             raise ValueError(f"output must not be in use by a run that goes on, got {str(self.sink.output)!r}: {said}")
+
+    def _take(self, path: Path) -> bool:
+        """Hold the lock of a manifest until the end."""
+        held = lock(lock_of(path))
+        if held is not None:
+            self._held[lock_of(path)] = held
+        return held is not None
+
+    def _has_rivals(self) -> bool:
+        """Whether a run of the whole goes on beside this share, or shares beside the run of the whole."""
+        rivals = shares_of(self.whole_path) if self.share.is_whole else [self.whole_path]
+        return any(is_locked(lock_of(path)) for path in rivals)
+
+    def ends(self, parts: int) -> bool:
+        """Whether this process ends the run of so many parts: from then on no other does."""
+        return self.share.is_whole or (len(self.done()) == parts and self._take(self.whole_path))
 
     def _same_run(self, identity: Record) -> Record:
         run = read_run(self.run_path)
@@ -99,16 +142,12 @@ class Manifest:
         return map(json.loads, self._lines())
 
     def _lines(self) -> Iterator[str]:
-        if not self.path.exists():
-            return
-        latest: dict[int, int] = {}
-        for offset, record in located_json_lines(self.path):
-            if is_record(record):
-                latest[record["part"]] = offset
-            else:
-                warnings.warn(f"{self.path} holds a line that is no record of a part; such a part is done again", stacklevel=2)
-        with self.path.open("rb") as file:
-            for _, offset in sorted(latest.items()):
+        best: dict[int, tuple[int, Path, int]] = {}  # part -> (failed images, manifest, where its line begins)
+        for path in manifests_of(self.whole_path):
+            for part, found in latest_records(path).items():
+                best[part] = min(found, best.get(part, found))
+        for _, (_, path, offset) in sorted(best.items()):
+            with path.open("rb") as file:
                 file.seek(offset)
                 yield file.readline().decode().rstrip("\n") + "\n"  # a kill may have cut the end of a last line alone
 
@@ -117,20 +156,37 @@ class Manifest:
         append_json_line(self.path, record)
 
     def finish(self, told: Mapping[str, Any]) -> None:
-        """All that can be done is done: sort the lines, list the failures, and add `told` to run.json."""
-        if self.path.exists():
-            write_lines(self.path, self._lines())
+        """All that can be done is done: sort the lines, list the failures, and add `told` to run.json.
+
+        A share notes `told` in a run.json of its own, and does the rest only where it `ends` the run.
+        """
+        if not self.share.is_whole:
+            write_record(self.sink.record(self.share.record("run.json")), told)
+        if lock_of(self.whole_path) not in self._held:
+            return
+        if manifests_of(self.whole_path):
+            write_lines(self.whole_path, self._lines())
         failures = (dict(zip(FAILURE, failure, strict=True)) for record in self.records() for failure in record["failed"])
         write_lines(self.sink.record("failed.jsonl"), (json.dumps(failure) + "\n" for failure in failures))
         run = json.loads(self.run_path.read_text())
         write_record(self.run_path, {**run, **told})
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what shares left, now that manifest.jsonl says it all; where one of them is still there, a later run does."""
+        shares = shares_of(self.whole_path)
+        if not any(is_locked(lock_of(path)) for path in shares if path != self.path):
+            for path in shares:
+                path.unlink(missing_ok=True)
+            if not self.share.is_whole:
+                remove_leftovers(self.sink)
 
 
-def refuse_what_is_there(sink: Sink, lock_name: str) -> None:
+def refuse_what_is_there(sink: Sink) -> None:
     """ValueError where the output holds something, though no run of ours began it."""
     output = sink.output
-    ours = {lock_name, *(sink.record(name).name for name in ("skipped.jsonl", "events.jsonl"))}  # which may come before run.json
-    if output.is_dir() and any(path.name not in ours and not TEMPORARY.fullmatch(path.name) for path in output.iterdir()):
+    is_other = output.is_dir() and any(not BEFORE_RUN.fullmatch(path.name) for path in output.iterdir())
+    if is_other and not sink.record("run.json").exists():  # which another share may have written just now
         raise ValueError(f"output must be a new or an empty folder, or one that this command began, got {str(output)!r}")
     if output.exists() and not output.is_dir():
         raise ValueError(f"output must be a file that does not exist yet, or one that this command began, got {str(output)!r}")
@@ -165,19 +221,6 @@ def read_run(path: Path) -> Record:
     except (ValueError, TypeError, KeyError) as broken:
         reason = f"{type(broken).__name__}: {broken}"
     raise ValueError(f"output must have the run.json of its run to be resumed, got {str(path)!r}, which is damaged: {reason}")
-
-
-def is_record(record: Any) -> bool:
-    """Whether a line of the manifest is of the shape that a part's record has."""
-    if not isinstance(record, dict):
-        return False
-    counts = all(type(record.get(key)) is int and record[key] >= 0 for key in ("part", "first", "count", "ok"))
-    lists = all(isinstance(record.get(key), list) and all(map(_is_triple, record[key])) for key in ("failed", "files"))
-    return counts and lists and isinstance(record.get("sizes"), dict)
-
-
-def _is_triple(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 3
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

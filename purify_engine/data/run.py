@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from purify_engine import __version__
@@ -16,6 +16,7 @@ from purify_engine.data.manifest import Manifest, Record, digest
 from purify_engine.data.pipeline import Told
 from purify_engine.data.pixels import POLICIES
 from purify_engine.data.retrying import NeverWorse, failures_of, is_worse
+from purify_engine.data.shares import share_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,6 +61,8 @@ class PurificationSummary:
     """Images that this run purified; the rest were there before."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """How many images of each "WIDTHxHEIGHT" were purified."""
+    elsewhere: int = 0
+    """Images that are left to other shares of the run."""
 
     @property
     def images_per_second(self) -> float:
@@ -68,10 +71,12 @@ class PurificationSummary:
     @property
     def left(self) -> int:
         """Images that are still to be done: the run was stopped."""
-        return self.total - self.ok - len(self.failed)
+        return self.total - self.ok - len(self.failed) - self.elsewhere
 
     def as_record(self) -> dict[str, Any]:
         counts = {"ok": self.ok, "failed": len(self.failed), "skipped": len(self.skipped), "left": self.left}
+        if self.elsewhere:
+            counts["elsewhere"] = self.elsewhere
         return {**counts, "seconds": round(self.seconds, 3), "images_per_second": round(self.images_per_second, 3)}
 
 
@@ -113,13 +118,15 @@ def run(
 ) -> PurificationSummary:
     """`purify_dataset` by a `Compute`; `engine` does the parts elsewhere, through the same sink, and yields their records."""
     config, stop, started = config or OfflineConfig(), stop or Stop(), time.perf_counter()
-    with Manifest(sink) as manifest:
+    share = share_of(config.shard_index, config.num_shards)
+    with Manifest(sink, share) as manifest:
         parts, identity = source.parts(config.part_size), identity_of(compute, source, config)
         usual = {"batch_size": config.batch_size or BATCH_SIZE, "threads": usual_threads(config)}
         pinned = manifest.begin(identity, usual, source.skipped)
         before = failures_of(manifest.records()) if config.retry_failed else {}
-        todo = parts_to_do(parts, manifest.done(), config.retry_failed)
-        told("start", total=len(source), parts=len(parts), parts_left=len(todo), images_left=sum(part.count for part in todo))
+        mine = share.of(parts)
+        todo = parts_to_do(mine, manifest.done(), config.retry_failed)
+        told("start", total=images(mine), parts=len(mine), parts_left=len(todo), images_left=images(todo))
         asked: dict[str, Any] = {"load": load, "told": told, "stopped": lambda: stop.requested}
         work = engine or engine_of(compute, source, NeverWorse(sink, before), config, pinned, **asked)
         mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
@@ -130,8 +137,11 @@ def run(
             manifest.commit({**record, **mark})
             ok_now += record["ok"]
             told("part", **record)
-        files = assembled(sink, parts, manifest)
+        files = assembled(sink, parts, manifest) if manifest.ends(len(parts)) else []
         summary = summarise(source, manifest.records(), time.perf_counter() - started, ok_now)
+        if not share.is_whole:
+            others = parts_to_do([part for part in parts if not share.holds(part)], manifest.done(), False)
+            summary = replace(summary, elsewhere=images(others))
         manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
     told("end", **summary.as_record())
     return summary
@@ -161,6 +171,11 @@ def assembled(sink: Sink, parts: Sequence[Part], manifest: Manifest) -> list[lis
     failed = [failure[0] for record in manifest.records() for failure in record["failed"]]
     written = (Written(*file) for record in manifest.records() for file in record["files"])
     return [list(file) for file in sink.assemble(parts, failed, written)]
+
+
+def images(parts: Iterable[Part]) -> int:
+    """How many they hold."""
+    return sum(part.count for part in parts)
 
 
 def summarise(source: Source, records: Iterable[Record], seconds: float, ok_now: int) -> PurificationSummary:

@@ -7,6 +7,7 @@ already. Another number of shares may go on with an output; where two work on th
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,16 +30,19 @@ class Share:
         require(0 <= self.index < self.count, "shard_index", f"from 0 to num_shards - 1 = {self.count - 1}", self.index)
 
     @property
-    def is_all(self) -> bool:
+    def is_whole(self) -> bool:
         return self.count == 1
 
     def of(self, parts: Sequence[Part]) -> Sequence[Part]:
         """Its own of all `parts` of the source."""
-        return parts[self.index :: self.count]
+        return [part for part in parts if self.holds(part)]
+
+    def holds(self, part: Part) -> bool:
+        return part.index % self.count == self.index
 
     def record(self, name: str) -> str:
         """The name of its own record: "manifest.jsonl", of one of several shares "manifest.3-of-16.jsonl"."""
-        if self.is_all:
+        if self.is_whole:
             return name
         stem, suffix = name.rsplit(".", 1)
         return f"{stem}.{self.index}-of-{self.count}.{suffix}"
@@ -47,6 +51,10 @@ class Share:
         """In a line, for people: a share must not be taken for the whole."""
         parts = f"parts {self.index}, {self.index + self.count}, ... of the source"
         return f"share {self.index} of {self.count} ({self.origin}): {parts}"
+
+
+WHOLE = Share()
+RECORD = re.compile(r"(run|manifest|events)\.\d+-of-\d+\.jsonl?")  # the name of a share's own record
 
 
 def share_of(index: int | Literal["auto"] | None, count: int | None, environment: Mapping[str, str] = os.environ) -> Share:
@@ -59,7 +67,7 @@ def share_of(index: int | Literal["auto"] | None, count: int | None, environment
         require(count is None, "num_shards", "left out where shard_index is auto", count)
         return _from_environment(environment)
     if index is None and count is None:
-        return Share()
+        return WHOLE
     if index is None or count is None:
         given, missing = ("num_shards", "shard_index") if index is None else ("shard_index", "num_shards")
         raise ValueError(f"{missing} must be given where {given} is: share shard_index of num_shards, counted from 0")

@@ -18,7 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from purify_engine.data.items import ImageShape
-from purify_engine.data.manifest import FAILURE, RECORDS, Record, changed, is_record, leftovers, read_run
+from purify_engine.data.manifest import FAILURE, RECORDS, Record, changed, leftovers, read_run
+from purify_engine.data.manifest_files import is_record, manifests_of
+from purify_engine.data.shares import RECORD
 from purify_engine.data.sources import open_source
 from purify_engine.data.sources.npy import Rows, open_rows, recorded_rows
 from purify_engine.files import TEMPORARY
@@ -65,7 +67,7 @@ class Output:
             said = f"what `purify` wrote: a folder that holds run.json, or a file with {self.prefix or 'NAME.'}run.json beside it"
             raise ValueError(f"output must be {said}, got {str(output)!r}")
         self.run = self._run()
-        self.parts = [record for number, line in self._lines("manifest.jsonl") if (record := self._part(number, line))]
+        self.parts = self._parts()
 
     def record(self, name: str) -> Path:
         return self.root / f"{self.prefix}{name}"
@@ -92,12 +94,22 @@ class Output:
             except ValueError:
                 self.problems.append(f"{name}: line {number} is no JSON")
 
-    def _part(self, number: int, record: Any) -> Record | None:
+    def _parts(self) -> list[Record]:
+        """Every line of the manifest; while shares of the run go on also theirs, of parts that it does not have."""
+        whole = self.record("manifest.jsonl")
+        found: list[Record] = []
+        for path in reversed(manifests_of(whole) or [whole]):
+            name, known = path.name.removeprefix(self.prefix), {record["part"] for record in found}
+            records = [record for number, line in self._lines(name) if (record := self._part(name, number, line))]
+            found += [record for record in records if record["part"] not in known]
+        return found
+
+    def _part(self, name: str, number: int, record: Any) -> Record | None:
         if not is_record(record):
-            self.problems.append(f"manifest.jsonl: line {number} is no record of a part")
+            self.problems.append(f"{name}: line {number} is no record of a part")
             return None
         if record.get("identity") != self.run.get("identity_sha256"):
-            self.problems.append(f"manifest.jsonl: line {number} is of another run")
+            self.problems.append(f"{name}: line {number} is of another run")
         return dict(record)
 
     def failures(self) -> list[Any]:
@@ -221,8 +233,9 @@ def _strays(found: Output, known: set[str]) -> Iterator[str]:
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in sorted(names + links):
             path = Path(folder, name).relative_to(found.root).as_posix()
-            if path not in known:
-                yield f"{path}: {LOCK if path == '.manifest.jsonl.lock' else LEFT if TEMPORARY.fullmatch(name) else UNKNOWN}"
+            if path not in known and not RECORD.fullmatch(path):
+                is_lock = path.startswith(".manifest.") and path.endswith(".lock")
+                yield f"{path}: {LOCK if is_lock else LEFT if TEMPORARY.fullmatch(name) else UNKNOWN}"
 
 
 def _other_source(found: Output, source: Path) -> list[str]:
