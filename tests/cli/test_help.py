@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 from typing import get_type_hints
 
 import pytest
@@ -103,6 +104,21 @@ def test_help_says_what_every_option_means(verb, command, monkeypatch):
     for prefix, cls in every(OFFERED[verb]):
         options = leaves(cls, prefix, frozenset(NOT_OFFERED.get(verb, ())))
         assert not {option: text for option, text in options.items() if text not in lines.get(option, "")}
+    assert not unexplained(out)
+
+
+@pytest.mark.parametrize("verb", ["train digits", "report", "verify", "bench", "doctor"])
+def test_help_explains_the_options_that_no_configuration_has(verb, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", WIDE)
+    assert not unexplained(command(*verb.split(), "--help")[1])
+
+
+def unexplained(help_text: str) -> list[str]:
+    """The options without a word beside their name, their kind and their default."""
+    lines = [line.strip("│ *") for line in help_text.splitlines() if line.startswith("│") and "--" in line]
+    told = {line: re.sub(r"\[[^\]]*\]", "", line).split() for line in lines}
+    assert lines
+    return [line for line, words in told.items() if all(word.startswith("-") or word.isupper() for word in words)]
 
 
 def test_every_configuration_is_offered_by_some_verb():

@@ -67,7 +67,7 @@ def test_a_signal_to_the_parent_ends_the_workers_within_seconds(number, tmp_path
 def test_an_evaluation_that_is_terminated_keeps_its_finished_cells_and_goes_on(tmp_path):
     results = tmp_path / "cells.jsonl"
     words = [sys.executable, "-m", "purify_engine", "evaluate", "--output", str(results), "--workers", "2", "--limit", "20"]
-    words += ["--defences", "undefended", "--defences", "ours", "--num-draws", "1", "--num-steps", "4000", "--json"]
+    words += ["--defences", "undefended", "--defences", "ours", "--num-draws", "1", "--num-steps", "1000", "--json"]
     words += ["--attacks", "standard"]
     running = subprocess.Popen([*words, "--attacks", "exact"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (results.exists() and results.read_text().count("\n") >= 2):
