@@ -21,6 +21,7 @@ AREAS = {
     "images": "damaged image files: no crash, no hang, one record each",
     "bombs": "images too large to decode are refused by their headers",
     "tar": "crafted and damaged archives: nothing is written elsewhere, every truncation is reported",
+    "tables": "damaged Parquet files, Arrow streams and .npz files: no crash, one record a row, every refusal one line",
     "weights": "damaged headers of checkpoints are refused in one line, and code in pickles never runs",
     "determinism": "the same bytes for any number of workers, any order of parts, any point of resuming",
     "NaN": "an image that comes out as no number never touches its batch",

@@ -287,6 +287,13 @@ def test_files_without_the_column_are_skipped(tmp_path):
     assert names(source) == ("b.parquet[0]",) and source.skipped == (("a.parquet", "has no column image"),)
 
 
+def test_columns_of_one_name_are_no_table(tmp_path):
+    images = pa.array([{"bytes": png(1), "path": "a"}], IMAGE)
+    write_parquet(tmp_path / "in.parquet", [pa.table([images, images], ["image", "image"])])
+    with pytest.raises(ValueError, match="its columns have no names of their own"):
+        open_source(tmp_path / "in.parquet", GREY)
+
+
 def test_links_to_files_are_followed_as_in_the_hubs_cache(tmp_path):
     write_parquet(tmp_path / "blobs" / "0f", [table(1)])
     (tmp_path / "in" / "data").mkdir(parents=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from purify_engine.data.items import ImageShape, ItemError, Skipped
-from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, why
+from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, sound, why
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 SUFFIX = ".arrow"
@@ -49,7 +49,7 @@ class ArrowTable:
         self.path, self.size = path, path.stat().st_size
         self.rows, self.cut = 0, None if _ends(path) else "the file is cut short: it has no end mark"
         with pyarrow().memory_map(str(path)) as file, pyarrow("pyarrow.ipc").open_stream(file) as stream:
-            self.schema = stream.schema
+            self.schema = sound(stream.schema)
             try:
                 for batch in stream:
                     batch.validate()

@@ -11,7 +11,7 @@ from typing import Any
 
 from purify_engine.data.items import ImageShape, ItemError
 from purify_engine.data.pixels import SUFFIXES
-from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, why
+from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, sound, why
 
 SUFFIX = ".parquet"
 AT_ONCE = 32  # rows that are decompressed together
@@ -38,7 +38,7 @@ class ParquetTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._file() as file:
-            self.schema = file.schema_arrow
+            self.schema = sound(file.schema_arrow)
             self.groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self.rows = believed(sum(self.groups) if min(self.groups, default=0) >= 0 else -1, path)
 

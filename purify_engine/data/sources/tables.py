@@ -213,6 +213,14 @@ def why(broken: Exception) -> str:
     return f"cannot be read: {type(broken).__name__}: {' '.join(str(broken).split())[:200]}"
 
 
+def sound(schema: Any) -> Any:
+    """`schema`, where each column has a name of its own; ValueError elsewhere."""
+    names = schema.names
+    if [schema.get_field_index(name) for name in names] != list(range(len(names))):
+        raise ValueError("its columns have no names of their own")
+    return schema
+
+
 def believed(rows: int, path: Path) -> int:
     """`rows`, where a file of this size can have so many; ValueError elsewhere."""
     if not 0 <= rows <= ROWS_A_BYTE * path.stat().st_size:
