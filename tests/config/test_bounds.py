@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from purify_engine.config import (
+    Assembly,
     AttackConfig,
     ClassifierConfig,
     ClassifierTraining,
@@ -145,6 +146,11 @@ BOUNDS = [
         (DemoConfig, name, [1, 50], [0], "at least 1", {})
         for name in ("transfer_steps", "num_adaptive", "adaptive_steps", "num_eot", "num_draws", "num_exhibits")
     ),
+    *((Assembly, name, [None, 1, 70], [0, -1], "at least 1, or None", {}) for name in ("t_star", "num_steps")),
+    *((Assembly, name, [0, 1.5], [-1e-9], "at least 0", {"label_weight": 1.0}) for name in ("ratio", "latent_weight")),
+    (Assembly, "label_weight", [1e-9], [0], "positive where latent_weight is 0", {}),
+    (Assembly, "label_weight", [0], [-1e-9], "at least 0", {"latent_weight": 1.0}),
+    (Assembly, "calibration_images", [1, 256], [0], "at least 1", {}),
     (Perturbation, "norm", ["linf", "l2"], ["l1"], "one of linf, l2", {}),
     (Perturbation, "epsilon", [0, 1], [-1e-9], "at least 0", {}),
     (Perturbation, "step_size", [1e-9], [0, -1], "positive", {}),

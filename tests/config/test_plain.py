@@ -9,6 +9,7 @@ import pytest
 
 from purify_engine import config
 from purify_engine.config import (
+    Assembly,
     AttackConfig,
     ClassifierConfig,
     ClassifierTraining,
@@ -16,6 +17,7 @@ from purify_engine.config import (
     DiffusionTraining,
     EvaluationConfig,
     GuidanceConfig,
+    OfflineConfig,
     OwnDenoiserConfig,
     OwnGuideConfig,
     Perturbation,
@@ -88,6 +90,11 @@ CHANGED = {  # every field of every configuration at another value than its defa
         checkpoint_every=12, momentum=0.13, attack=PERTURBATION, trade_off=14.0, drop_at=0.15, t_star=16, clean_share=0.17,
         schedule=SCHEDULE,
     ),
+    OfflineConfig(
+        batch_size=2, part_size=3, decoders=4, retry_failed=True, max_failed=0.5, workers=6, threads=7, engine="ray",
+        ray_address="auto", shard_index="auto", num_shards=8,
+    ),
+    Assembly(t_star=5, num_steps=3, ratio=0.4, label_weight=0.5, latent_weight=0.7, calibration_images=8),
     OwnDenoiserConfig(
         network="a", image_size=2, in_channels=4, num_halvings=5, predicts="v", takes="fraction", num_timesteps=6,
         learned_variance=True,
