@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ SUFFIXES = COMMON | NETPBM | JPEG2000 | HEIC
 PATIENCE = 4.0  # seconds of a thread's own time for one image; the largest photograph takes two
 PROGRESSIVE_BLOCK = 4096  # bytes that a decoder of JPEG is given at once: thousands of scans of a large image fit into 64 KiB
 STRIP = 2**22  # pixels that are converted at once, so that no second copy of a large image is held
-COMPRESS_LEVEL = 3
+COMPRESS_LEVEL = 4  # of photographs: 2 % larger than at 6, in half the time
 
 POLICIES = {
     "output": f"8-bit PNG, lossless, compression level {COMPRESS_LEVEL}; values are rounded to the nearest level",
@@ -97,13 +99,30 @@ def to_levels(pixels: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While images are decoded: Pillow's warnings of broken metadata and of many pixels stay out of standard error.
+    """While images are decoded: what Pillow and libtiff say of broken ones stays out of standard error; `decode` says it.
 
     Filters of warnings belong to the process: entered once, by the thread that starts those that decode.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+    logger = logging.getLogger("PIL")
+    level, handler = logger.level, _hand_libtiffs_errors_to(None)
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        logger.setLevel(level)
+        _hand_libtiffs_errors_to(handler)
+
+
+def _hand_libtiffs_errors_to(handler: int | None) -> int | None:
+    """The handler before. libtiff writes to standard error itself, a line for each damaged row, and Pillow lets it."""
+    try:
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # a Pillow that was built in another way
+        return None
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return set_handler(handler)
 
 
 class _Patient(io.BytesIO):

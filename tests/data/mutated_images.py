@@ -5,7 +5,6 @@ A process of its own, so that a crash, a hang or a gigabyte of memory is seen fr
 
 import functools
 import io
-import re
 import resource
 import struct
 import subprocess
@@ -22,7 +21,6 @@ from purify_engine.data.pixels import decode, quiet
 from tests.data.tiffs import DEFLATE, tiff
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "PGM", "AVIF", "JPEG2000")
-LIBTIFF = re.compile(r"[\w.]+: [^\n]*")  # it writes to standard error itself, and Pillow has no way to stop it
 EDGES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
@@ -144,7 +142,7 @@ def became(first: int, count: int, timeout: float) -> tuple[list[Became], int]:
     command = [sys.executable, "-W", "error", "-m", "tests.data.mutated_images", str(first), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"ended by {done.returncode} after {done.stdout[-60:]!r}: {done.stderr[-2000:]}"
-    assert all(LIBTIFF.fullmatch(line) for line in done.stderr.splitlines()), done.stderr[-2000:]
+    assert done.stderr == ""  # no warning either, of Python or of a library
     *lines, last = done.stdout.splitlines()
     split = [line.split("\t") for line in lines]
     return [Became(int(index), said, float(seconds)) for index, seconds, said in split], int(last)

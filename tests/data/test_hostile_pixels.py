@@ -340,16 +340,27 @@ def test_a_file_that_cannot_be_read_fails_alone_and_a_lack_of_descriptors_is_not
         decode(tmp_path / "a.png", 1)
 
 
-def test_pillows_warnings_are_kept_out_while_images_are_decoded(monkeypatch):
-    def warn(*args):
-        warnings.warn("Corrupt EXIF data", stacklevel=1)
-        raise OSError("no such tag")
+def test_no_library_writes_to_standard_error_while_images_are_decoded(capfd):
+    whole = saved(Image.effect_noise((40, 30), 90), "TIFF", compression="tiff_lzw")
+    damaged = whole[:12] + bytes(40) + whole[52:]
+    samples = tiff(GREY).replace(struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 4, 1, 99_999))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        refusal(damaged)
+        loud = capfd.readouterr().err
+        with quiet():
+            refusal(damaged)
+            refusal(samples)
+            warnings.warn_explicit("Corrupt EXIF data", UserWarning, TiffImagePlugin.__file__, 1, module="PIL.TiffImagePlugin")
+            assert capfd.readouterr().err == ""
+        refusal(damaged)
+    assert capfd.readouterr().err == loud != ""
 
-    monkeypatch.setattr(warn, "__module__", "PIL.TiffImagePlugin")
+
+def test_other_warnings_are_let_through():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with quiet():
-            warnings.warn_explicit("Corrupt EXIF data", UserWarning, TiffImagePlugin.__file__, 1, module="PIL.TiffImagePlugin")
             warnings.warn_explicit("of ours", UserWarning, "a.py", 1, module="purify_engine.data")
     assert [str(one.message) for one in caught] == ["of ours"]
 
