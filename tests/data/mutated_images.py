@@ -41,7 +41,8 @@ def _saved(picture, kind, **options):
 @functools.cache
 def whole(kind: str) -> list[bytes]:
     """Sound images of a format, of several modes."""
-    noise, grey = Image.effect_noise((33, 21), 80), Image.radial_gradient("L").resize((40, 30))
+    noise = Image.fromarray(np.random.default_rng(15).integers(0, 256, (21, 33)).astype(np.uint8))
+    grey = Image.radial_gradient("L").resize((40, 30))
     colour = Image.merge("RGB", [noise, noise.rotate(180), grey.resize(noise.size)])
     clear = colour.copy()
     clear.putalpha(noise)
