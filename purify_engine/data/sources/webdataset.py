@@ -180,5 +180,6 @@ def _key_hash(key: str) -> int:
 
 def _repeated(keys: np.ndarray) -> np.ndarray:
     """The places of keys that stood before; the first of each is none of them."""
-    _, firsts = np.unique(keys, return_index=True)
-    return np.setdiff1d(np.arange(len(keys)), firsts)
+    order = np.argsort(keys, kind="stable")
+    is_again = keys[order[1:]] == keys[order[:-1]]
+    return order[1:][is_again]
