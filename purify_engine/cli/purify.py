@@ -25,6 +25,7 @@ from purify_engine.cli.report import write_purification
 from purify_engine.cli.stopping import stopping
 from purify_engine.cli.streams import printable
 from purify_engine.config import OfflineConfig, PurifierConfig, to_dict
+from purify_engine.pages import visible
 
 if TYPE_CHECKING:
     from purify_engine.data import PurificationSummary, Source
@@ -133,8 +134,8 @@ class Progress(Meter):
 
     def __call__(self, event: str, **facts: Any) -> None:
         if event == "start":
-            self.done, self.failed = facts["total"] - facts["images_left"], 0
-            self.begin(self.done, facts["total"])
+            self.failed = facts.get("failed", 0)
+            self.begin(facts["total"] - facts["images_left"], facts["total"])
         elif event == "item":
             self.failed += not facts["ok"]
             self.update(self.done + 1, self.total, failed=self.failed)
@@ -170,9 +171,9 @@ def _text(summary: PurificationSummary, output: Path, failures: Path, where: str
     if summary.elsewhere:
         lines.append(f"{summary.elsewhere} images are left to other shares; the last of them ends the run")
     if summary.skipped:
-        named = ", ".join(entry.name for entry in summary.skipped[:5]) + (", ..." if len(summary.skipped) > 5 else "")
+        named = ", ".join(visible(entry.name) for entry in summary.skipped[:5]) + (", ..." if len(summary.skipped) > 5 else "")
         lines.append(f"{len(summary.skipped)} files are no images and were skipped: {named}")
     if summary.failed:
         lines.append(f"{len(summary.failed)} images failed, listed in {failures}:")
-        lines += [f"  {failure.name}: {failure.reason}" for failure in summary.failed[:10]]
+        lines += [f"  {visible(failure.name)}: {visible(failure.reason)}" for failure in summary.failed[:10]]
     return "\n".join(lines)

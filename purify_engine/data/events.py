@@ -91,7 +91,7 @@ class Events:
 
     def _start(self, facts: dict[str, Any]) -> None:
         before = facts["total"] - facts["images_left"]
-        self.total = facts["total"]
+        self.total, self.failed = facts["total"], facts.get("failed", 0)
         self.pace.begin(before)
         self.write("resumed" if before else "start", **facts, pid=os.getpid())
         if self.thread is None:

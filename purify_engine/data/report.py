@@ -7,13 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from purify_engine.data.contact_sheet import Chosen, Classify, Sheet, chosen, sheet
-from purify_engine.data.events import STARTS_OF_A_RUN, read_events
+from purify_engine.data.events import read_events
 from purify_engine.data.items import ImageShape, Source
-from purify_engine.data.throughput import Curve, curve, sessions
+from purify_engine.data.manifest_files import is_record, manifests_of
+from purify_engine.data.throughput import Curve, Session, curve, sessions, time_of
 from purify_engine.files import write_text
 from purify_engine.pages import render
 
@@ -76,7 +78,10 @@ def write_report(
     skipped = Reasons()
     for entry in _lines(record_of(output, "skipped.jsonl")):
         skipped.add(str(entry.get("name")), str(entry.get("reason")))
-    events = read_events(record_of(output, "events.jsonl"))
+    diaries = [read_events(diary) for diary in _diaries(output)]
+    events = sorted(chain(*diaries), key=lambda event: event["time"])
+    processes = [sessions(diary) for diary in diaries]
+    known, resumed = list(chain(*processes)), sum(max(0, len(own) - 1) for own in processes)
     pictures, why_none = _pictures(output, run, counts.parts, source, classify)
     path = path or record_of(output, "report.html")
     items = run.get("identity", {}).get("source", {}).get("items")
@@ -85,11 +90,11 @@ def write_report(
         TEMPLATE,
         title=f"Purification of {Path(str(run['source'])).name}" if "source" in run else "Purification",
         verdict=verdict(counts, skipped.count, left),
-        about=about(run, counts, events, output),
+        about=about({**run, "output": str(output), "resumed": resumed}, counts, events, known),
         counts=counts,
         skipped=skipped,
         left=left,
-        curve=shown if (shown := curve(sessions(events))) is not None and shown.seconds >= 1 else None,
+        curve=shown if (shown := curve(known)) is not None and shown.seconds >= 1 else None,
         troubles=[event for event in events if event["event"] not in USUAL][:LISTED],
         drawn=drawn,
         clock=clock,
@@ -115,9 +120,10 @@ def record_of(output: Path, name: str) -> Path:
 
 def records(output: Path) -> Iterator[dict[str, Any]]:
     """The records of the committed parts, the last one of each, of all shares of the run; in the memory of one."""
+    manifests = manifests_of(record_of(output, "manifest.jsonl"))
 
     def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
-        return enumerate(entry for path in _manifests(output) for entry in _lines(path) if _is_record(entry))
+        return enumerate(entry for path in manifests for entry in _lines(path) if is_record(entry))
 
     wanted = set({entry["part"]: number for number, entry in numbered()}.values())
     return (entry for number, entry in numbered() if number in wanted)
@@ -149,22 +155,22 @@ def verdict(counts: Counts, skipped: int, left: int) -> str:
     return f"{said} {skipped:,} {files} skipped." if skipped else said
 
 
-def about(run: Mapping[str, Any], counts: Counts, events: Sequence[dict[str, Any]], output: Path) -> dict[str, str]:
+def about(
+    run: Mapping[str, Any], counts: Counts, events: Sequence[dict[str, Any]], known: Sequence[Session]
+) -> dict[str, str]:
     """What stands on top: where from, where to, by what, when, how fast."""
     where = run.get("gpu") or run.get("device")
-    starts = sum(event["event"] in STARTS_OF_A_RUN for event in events)
     held = max((event["rss_bytes"] for event in events if isinstance(event.get("rss_bytes"), int)), default=0)
-    known = sessions(events)
-    seconds, done = sum(session.seconds for session in known), sum(session.points[-1][1] - session.before for session in known)
+    seconds, done = time_of(known), sum(session.done for session in known)
     facts = {
         "source": run.get("source"),
-        "output": str(output),
+        "output": run["output"],
         "purifier": run.get("purifier"),
         "computed": f"on {where} in {run.get('precision')}" if where else None,
         "began": _minute(events[0]["time"]) if events else None,
         "last heard of": _minute(events[-1]["time"]) if events else None,
         "speed": f"{done / seconds:,.1f} images a second over {clock(seconds)}" if seconds > 0 and done > 0 else None,
-        "resumed": {0: None, 1: "never"}.get(starts, f"{starts - 1} times" if starts != 2 else "once"),
+        "resumed": {0: "never", 1: "once"}.get(run["resumed"], f"{run['resumed']} times"),
         "memory at most": f"{held / 2**30:.2f} GiB" if held else None,
         "written": size(counts.bytes) if counts.bytes else None,
         "sizes": ", ".join(f"{size}: {number:,}" for size, number in counts.sizes.most_common(8)) or None,
@@ -224,11 +230,11 @@ def _pictures(
         return None, str(reason)
 
 
-def _manifests(output: Path) -> list[Path]:
-    """manifest.jsonl, or those of shares, such as manifest.0-of-16.jsonl."""
-    whole = record_of(output, "manifest.jsonl")
+def _diaries(output: Path) -> list[Path]:
+    """events.jsonl, and those of shares, such as events.0-of-16.jsonl."""
+    whole = record_of(output, "events.jsonl")
     named = re.compile(re.escape(whole.name.removesuffix(".jsonl")) + r"(\.\d+-of-\d+)?\.jsonl")
-    return sorted(path for path in whole.parent.iterdir() if named.fullmatch(path.name)) if whole.parent.is_dir() else []
+    return sorted(path for path in whole.parent.iterdir() if named.fullmatch(path.name))
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -255,11 +261,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict):
                 yield entry
-
-
-def _is_record(entry: dict[str, Any]) -> bool:
-    numbers = all(isinstance(entry.get(name), int) for name in ("part", "first", "count", "ok"))
-    return numbers and isinstance(entry.get("failed"), list) and isinstance(entry.get("files"), list)
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:

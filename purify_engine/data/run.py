@@ -126,7 +126,8 @@ def run(
         before = failures_of(manifest.records()) if config.retry_failed else {}
         mine = share.of(parts)
         todo = parts_to_do(mine, manifest.done(), config.retry_failed)
-        told("start", total=images(mine), parts=len(mine), parts_left=len(todo), images_left=images(todo))
+        counts = {"total": images(mine), "images_left": images(todo), "failed": failed_in(mine, todo, manifest.done())}
+        told("start", **counts, parts=len(mine), parts_left=len(todo))
         asked: dict[str, Any] = {"load": load, "told": told, "stopped": lambda: stop.requested}
         work = engine or engine_of(compute, source, NeverWorse(sink, before), config, pinned, **asked)
         mark, ok_now = {"identity": digest(identity), "versions": {"purify_engine": __version__}}, 0
@@ -162,6 +163,12 @@ def identity_of(compute: Compute, source: Source, config: OfflineConfig) -> Reco
 def parts_to_do(parts: Iterable[Part], done: Mapping[int, int], retry_failed: bool) -> list[Part]:
     """The parts that are not among `done` (part: failed images); with `retry_failed` also those that hold failed images."""
     return [part for part in parts if part.index not in done or (retry_failed and done[part.index])]
+
+
+def failed_in(parts: Iterable[Part], left: Iterable[Part], done: Mapping[int, int]) -> int:
+    """How many images failed in the `parts` that are not `left` to do; `done` (part: failed images)."""
+    numbers = {part.index for part in left}
+    return sum(done.get(part.index, 0) for part in parts if part.index not in numbers)
 
 
 def assembled(sink: Sink, parts: Sequence[Part], manifest: Manifest) -> list[list[Any]]:

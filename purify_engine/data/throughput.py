@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,16 @@ class Session:
     began: datetime.datetime
     before: int
     """Images that were finished when it began."""
-    points: list[tuple[float, int]] = field(default_factory=list)
+    points: list[tuple[float, int]]
 
     @property
     def seconds(self) -> float:
-        return self.points[-1][0] if self.points else 0.0
+        return self.points[-1][0]
+
+    @property
+    def done(self) -> int:
+        """By this process."""
+        return self.points[-1][1] - self.before
 
 
 @dataclass(frozen=True)
@@ -66,20 +71,41 @@ def sessions(events: Iterable[dict[str, Any]]) -> list[Session]:
 
 
 def curve(known: Sequence[Session]) -> Curve | None:
-    """The curve of all sessions after one another; None where there is no time to speak of."""
-    seconds, done, resumed = [0.0], [0.0], list[float]()
-    for session in known:
-        if session.seconds > 0:
-            resumed += [seconds[-1]] if seconds[-1] > 0 else []
-            start, finished = seconds[-1], done[-1]
-            seconds += [start + second for second, _ in session.points]
-            done += [finished + count - session.before for _, count in session.points]
-    if seconds[-1] <= 0:
+    """The curve of all sessions; None where there is no time to speak of.
+
+    One process after another: their times are put together. Several at once, the shares of a run: by the clock.
+    """
+    lasting = sorted((session for session in known if session.seconds > 0), key=lambda session: session.began)
+    total = time_of(lasting)
+    if total <= 0:
         return None
-    edges = np.linspace(0, seconds[-1], min(BUCKETS, len(set(seconds)) - 1) + 1)
-    finished_by = np.interp(edges, seconds, done)
-    rates = np.diff(finished_by) / np.diff(edges)
-    return Curve(seconds[-1], tuple(float(rate) for rate in rates), tuple(resumed))
+    starts = _starts(lasting)
+    resumed = () if _overlap(lasting) else tuple(starts[1:])
+    edges = np.linspace(0, total, min(BUCKETS, sum(len(session.points) - 1 for session in lasting)) + 1)
+    done = np.zeros_like(edges)
+    for session, start in zip(lasting, starts, strict=True):
+        seconds, finished = zip(*session.points, strict=True)
+        done += np.interp(edges - start, seconds, finished) - session.before
+    return Curve(total, tuple(float(rate) for rate in np.diff(done) / np.diff(edges)), resumed)
+
+
+def time_of(known: Sequence[Session]) -> float:
+    """The seconds of the whole curve."""
+    lasting = sorted((session for session in known if session.seconds > 0), key=lambda session: session.began)
+    ends = (start + session.seconds for start, session in zip(_starts(lasting), lasting, strict=True))
+    return max(ends, default=0.0)
+
+
+def _starts(lasting: Sequence[Session]) -> list[float]:
+    """When each session begins on the curve; they are sorted by when they began."""
+    if _overlap(lasting):
+        return [(session.began - lasting[0].began).total_seconds() for session in lasting]
+    return [sum(before.seconds for before in lasting[:place]) for place in range(len(lasting))]
+
+
+def _overlap(lasting: Sequence[Session]) -> bool:
+    pairs = zip(lasting, lasting[1:], strict=False)
+    return any((after.began - before.began).total_seconds() < before.seconds for before, after in pairs)
 
 
 def _moment(text: str) -> datetime.datetime | None:

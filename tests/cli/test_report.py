@@ -66,7 +66,7 @@ def test_a_purification_leaves_a_report_and_a_diary_that_cost_no_run_its_end(tmp
     page.mkdir()
     code, out, err = command(*words)
     assert code == 3 and "2 images purified" in out and "report.html could not be written" in err
-    assert "resumed" in [event["event"] for event in read_events(diary)]
+    assert "resumed" in [event["event"] for event in read_events(diary)] and read_events(diary)[-2]["failed"] == 1
 
 
 def test_what_is_no_result_is_refused_in_a_line(tmp_path, command):

@@ -41,11 +41,12 @@ def test_a_run_is_told_from_its_start_to_its_end(tmp_path):
 def test_a_run_that_goes_on_is_resumed_and_adds_to_the_diary(tmp_path):
     path = tmp_path / "events.jsonl"
     run(path)
-    run(path, parts=[(1, [])], start={**START, "images_left": 1})
+    run(path, parts=[(1, [])], start={**START, "images_left": 1, "failed": 1})
     events = read_events(path)
     kinds = [event["event"] for event in events]
     assert [kind for kind in kinds if kind in ("start", "resumed", "end")] == ["start", "end", "resumed", "end"]
     assert [event["done"] for event in events if event["event"] == "progress"] == [4, 4]
+    assert [event["failed"] for event in events if event["event"] == "progress"] == [1, 1]
 
 
 def test_progress_is_written_also_while_nothing_is_finished(tmp_path):

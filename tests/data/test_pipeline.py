@@ -62,7 +62,7 @@ def test_a_run_tells_its_start_every_item_every_part_and_its_end(tmp_path):
     how = OfflineConfig(batch_size=2, part_size=3)
     sink = open_sink(source, tmp_path / "out.npy")
     purify_dataset(Halve(), source, sink, config=how, told=lambda event, **facts: told.append((event, facts)))
-    assert told[0] == ("start", {"total": 5, "parts": 2, "parts_left": 2, "images_left": 5})
+    assert told[0] == ("start", {"total": 5, "parts": 2, "parts_left": 2, "images_left": 5, "failed": 0})
     assert [facts["part"] for event, facts in told if event == "part"] == [0, 1]
     assert [facts for event, facts in told if event == "item"] == [{"ok": True}] * 5
     assert told[-1][0] == "end" and told[-1][1]["ok"] == 5

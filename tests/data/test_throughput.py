@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from purify_engine.data.throughput import BUCKETS, curve, sessions
+from purify_engine.data.throughput import BUCKETS, curve, sessions, time_of
 
 BEGAN = datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)
 
@@ -43,6 +43,14 @@ def test_a_long_run_is_shown_in_a_few_stretches_that_add_up():
     events = [start(0, total=10_000), *(at(10 * n, "progress", done=10 * n) for n in range(1, 1000))]
     shown = curve(sessions(events))
     assert len(shown.rates) == BUCKETS and shown.rates == pytest.approx([1.0] * BUCKETS)
+
+
+def test_the_shares_of_a_run_are_added_by_the_clock():
+    first = sessions([start(0), at(10, "progress", done=20), at(20, "progress", done=40)])
+    second = sessions([start(10), at(20, "progress", done=60)])
+    shown = curve([*second, *first])
+    assert shown.seconds == time_of([*first, *second]) == 20 and shown.resumed == ()
+    assert shown.rates[0] == pytest.approx(2.0) and shown.rates[-1] == pytest.approx(8.0)
 
 
 def test_nothing_is_drawn_of_nothing_and_lines_that_tell_nothing_are_left_out():
