@@ -31,6 +31,7 @@ MOST_CHUNKS = 2**17
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 BOX_BRANDS = (b"mif1", b"msf1")  # boxes for HEIC and AVIF alike: the compatible brands tell
 
+EMPTY = "cannot read the image: the file is empty"
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO (named pipe)",
@@ -52,7 +53,7 @@ def read_file(path: Path) -> bytes:
     Nothing but a regular file is opened: to open a FIFO waits for its other end, and to open a device may set it going.
     """
     try:
-        _require_regular(path.stat())
+        _require_regular(path.stat())  # an empty one, too: files of /proc are, and to read one may wait for ever
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
         with os.fdopen(descriptor, "rb") as file:
             _require_regular(os.fstat(file.fileno()))  # what has come in its place since
@@ -67,7 +68,7 @@ def read_file(path: Path) -> bytes:
 def without_what_holds_no_pixels(content: bytes) -> bytes:
     """What to give to the decoder; ItemError where the header alone tells that it must not be decoded, or cannot be."""
     if not content:
-        raise ItemError("cannot read the image: the file is empty")
+        raise ItemError(EMPTY)
     if len(content) > MAX_BYTES:
         raise ItemError(f"the file holds more than {MAX_BYTES} bytes")
     if content.startswith(PNG):
@@ -89,6 +90,8 @@ def _require_regular(found: os.stat_result) -> None:
     kind = kind_of(found.st_mode)
     if kind is not None:
         raise ItemError(f"is {kind}, not a file")
+    if found.st_size == 0:
+        raise ItemError(EMPTY)
     if found.st_size > MAX_BYTES:
         raise ItemError(f"the file holds {found.st_size} bytes, more than {MAX_BYTES}")
 

@@ -297,13 +297,18 @@ def device(path):
     return "is a device, not a file"
 
 
+def of_the_kernel(path):
+    path.symlink_to("/proc/kmsg")
+    return "cannot read the image: the file is empty"
+
+
 def sparse(path):
     with path.open("wb") as file:
         file.truncate(2**40)
     return f"the file holds {2**40} bytes, more than {2**29}"
 
 
-@pytest.mark.parametrize("make", [fifo, folder, loop, nowhere, device, sparse])
+@pytest.mark.parametrize("make", [fifo, folder, loop, nowhere, device, of_the_kernel, sparse])
 def test_what_is_no_file_is_never_opened(make, tmp_path, monkeypatch):
     said = make(tmp_path / "a.png")
     opened = []

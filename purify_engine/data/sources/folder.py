@@ -23,11 +23,6 @@ from purify_engine.data.sources.names import Names, Skips
 
 RESOURCE_FORKS = "__MACOSX"
 NO_IMAGE = "its name does not end as an image's does"
-POLICY = {
-    "hidden": "files and folders whose names begin with a dot, and __MACOSX, are skipped",
-    "links": "to files are followed, to folders are not",
-    "special_files": "FIFOs, sockets and devices are skipped and never opened",
-}
 
 Found: TypeAlias = "tuple[str, str | None]"  # a relative path, and why it is skipped; None for an item
 
