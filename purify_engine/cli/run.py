@@ -28,6 +28,7 @@ from purify_engine.cli.stopping import Stopped, stop_at_once
 from purify_engine.cli.streams import print_escaped_errors, printable, robust_streams
 from purify_engine.cli.threads import wait_without_spinning
 from purify_engine.cli.verify import verify
+from purify_engine.foreign import NotInstalledError
 
 USAGE, INPUT_OUTPUT, INTERRUPTED = 2, 5, 130
 
@@ -81,7 +82,7 @@ def _ended(words: Sequence[str]) -> int:
     except (CycloptsError, ValueError, FileNotFoundError) as wrong:
         return _failed(str(wrong), USAGE)
     except ImportError as missing:
-        if missing.name:  # Python's own, so a fault of ours; those that we raise say what to install, and carry no name
+        if missing.name and not isinstance(missing, NotInstalledError):  # Python's own, so a fault of ours
             raise
         return _failed(str(missing), USAGE)
     except OSError as failed:

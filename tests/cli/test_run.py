@@ -9,6 +9,7 @@ from PIL import Image
 import purify_engine
 from purify_engine.cli import run
 from purify_engine.cli.run import main
+from purify_engine.foreign import NotInstalledError
 
 
 def test_version_is_that_of_the_package(command):
@@ -72,7 +73,12 @@ print([name for name in sys.modules if name.split(".")[0] == "torch"])
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [(KeyboardInterrupt(), 130), (OSError(28, "No space left on device", "/full"), 5), (ImportError("a broken extension"), 2)],
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device", "/full"), 5),
+        (ImportError("a broken extension"), 2),
+        (NotInstalledError("Ray is not installed", name="ray"), 2),
+    ],
     ids=repr,
 )
 def test_every_kind_of_failure_has_its_code(raised, code, command, monkeypatch):
