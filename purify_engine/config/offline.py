@@ -29,7 +29,11 @@ class OfflineConfig:
     workers: int = 1
     """Processes that purify, each with a purifier of its own; with the engine ray its actors, one a GPU where there are GPUs."""
     threads: int | None = None
-    """Threads of each process's computations, pinned for the whole run; None is PyTorch's number, shared by the workers."""
+    """Threads of each process's computations, pinned for the whole run; None measures how many pay on this CPU, or, with several
+    workers, shares PyTorch's number among them."""
+    stall_seconds: float = 600.0
+    """Seconds after which a run in which nothing moves ends, says where it stood (exit code 1), and may be gone on with. A batch
+    has ten times as long as the slowest before."""
     engine: Engine = "local"
     """Where the processes are: on this machine, or wherever Ray puts them (pip install "purify-engine[ray]")."""
     ray_address: str | None = None
@@ -50,6 +54,7 @@ class OfflineConfig:
         require_count("workers", self.workers)
         if self.threads is not None:
             require_count("threads", self.threads)
+        require(self.stall_seconds > 0, "stall_seconds", "a number of seconds, more than 0", self.stall_seconds)
         one_of("engine", self.engine, Engine)
         is_for_ray = self.engine == "ray" or self.ray_address is None
         require(is_for_ray, "ray_address", "left out where engine is not ray", self.ray_address)

@@ -35,7 +35,8 @@ def engine_of(
     stopped: Callable[[], bool],
 ) -> Engine:
     """What does the parts of a run, as `config` says. load: in place of a copy of `compute`, for other processes."""
-    sizes: dict[str, Any] = {"batch_size": pinned["batch_size"], "part_size": config.part_size, "decoders": config.decoders}
+    sizes: dict[str, Any] = {name: getattr(config, name) for name in ("part_size", "decoders", "stall_seconds")}
+    sizes["batch_size"] = pinned["batch_size"]
     if config.engine == "local" and config.workers == 1:
         return lambda parts: _with_threads(pinned["threads"], Pipeline(source, sink, compute, told=told, **sizes).run(parts))
     work = Work(source, sink, load or Copy(pickle.dumps(compute)), **sizes, threads=pinned["threads"])

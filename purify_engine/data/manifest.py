@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -62,8 +62,8 @@ class Manifest:
         while self._held:
             unlock(*self._held.popitem())
 
-    def begin(self, identity: Record, pinned: Record, skipped: Iterable[Skipped]) -> Record:
-        """Start a run, or go on with the one that is there: what it had pinned, in place of `pinned`.
+    def begin(self, identity: Record, pinned: Record | Callable[[], Record], skipped: Iterable[Skipped]) -> Record:
+        """Start a run, or go on with the one that is there: what it had pinned, in place of `pinned`, or of what that returns.
 
         ValueError where the run that is there has another identity, with what differs, where another process works on it, or
         where something else is in the way. Temporary files that a killed run left are removed.
@@ -71,7 +71,7 @@ class Manifest:
         with self._in_turn():
             return self._begun(identity, pinned, skipped)
 
-    def _begun(self, identity: Record, pinned: Record, skipped: Iterable[Skipped]) -> Record:
+    def _begun(self, identity: Record, pinned: Record | Callable[[], Record], skipped: Iterable[Skipped]) -> Record:
         if not self.run_path.exists():
             self.refuse_what_is_in_the_way()
             self.sink.prepare()
@@ -81,8 +81,9 @@ class Manifest:
         if self.run_path.exists():
             return self._same_run(identity)["pinned"]
         write_record(self.sink.record("skipped.jsonl"), [entry._asdict() for entry in skipped])
-        write_record(self.run_path, {"identity": identity, "identity_sha256": digest(identity), "pinned": pinned})
-        return pinned
+        chosen = pinned() if callable(pinned) else pinned
+        write_record(self.run_path, {"identity": identity, "identity_sha256": digest(identity), "pinned": chosen})
+        return chosen
 
     def refuse_what_is_in_the_way(self) -> None:
         """ValueError where the output holds something, though no run of ours began it."""

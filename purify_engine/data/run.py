@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from purify_engine import __version__
+from purify_engine.config import require
 from purify_engine.config.offline import OfflineConfig
 from purify_engine.data.engines import Engine, Load, engine_of, usual_threads
 from purify_engine.data.items import Compute, Part, Sink, Skipped, Source, Written
@@ -17,6 +18,7 @@ from purify_engine.data.pipeline import Told
 from purify_engine.data.pixels import POLICIES
 from purify_engine.data.retrying import NeverWorse, failures_of, is_worse
 from purify_engine.data.shares import share_of
+from purify_engine.data.tuning import measured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -122,7 +124,8 @@ def run(
     with Manifest(sink, share) as manifest:
         parts, identity = source.parts(config.part_size), identity_of(compute, source, config)
         usual = {"batch_size": config.batch_size or BATCH_SIZE, "threads": usual_threads(config)}
-        pinned = manifest.begin(identity, usual, source.skipped)
+        pinned = manifest.begin(identity, lambda: measured(compute, source, config, usual), source.skipped)
+        refuse_what_is_pinned_otherwise(config, pinned)
         before = failures_of(manifest.records()) if config.retry_failed else {}
         mine = share.of(parts)
         todo = parts_to_do(mine, manifest.done(), config.retry_failed)
@@ -158,6 +161,14 @@ def identity_of(compute: Compute, source: Source, config: OfflineConfig) -> Reco
         "part_size": config.part_size,
         **compute.identity(),
     }
+
+
+def refuse_what_is_pinned_otherwise(config: OfflineConfig, pinned: Record) -> None:
+    """ValueError where what a run had pinned when it began is asked for otherwise now."""
+    for name in ("batch_size", "threads"):
+        asked = getattr(config, name)
+        said = f"{pinned[name]}, as this output was begun, or left out"
+        require(asked in (None, pinned[name]), name, said, asked)
 
 
 def parts_to_do(parts: Iterable[Part], done: Mapping[int, int], retry_failed: bool) -> list[Part]:

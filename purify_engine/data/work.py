@@ -32,6 +32,7 @@ class Work:
     decoders: int | None = None
     threads: int | None = None
     """Of a process's computations; None leaves them as they are."""
+    stall_seconds: float = 600.0
 
     def loaded(self, number: int) -> Compute:
         """The purifier, in this process, with its threads."""
@@ -47,8 +48,8 @@ class Work:
     ) -> Iterator[Record]:
         """Purify `parts`, and yield each one's record. withheld: items that fail unseen, by their ids, with the reasons."""
         source = Withholding(self.source, withheld) if withheld else self.source
-        sizes = {"batch_size": self.batch_size, "part_size": self.part_size, "decoders": self.decoders}
-        return Pipeline(source, self.sink, compute, told=told, **sizes).run(parts)  # type: ignore[arg-type]
+        sizes = {name: getattr(self, name) for name in ("batch_size", "part_size", "decoders", "stall_seconds")}
+        return Pipeline(source, self.sink, compute, told=told, **sizes).run(parts)
 
     def try_item(self, compute: Compute, part: Part, id: int) -> None:
         """Purify one item of `part`, and write nothing: to see whether the process survives it."""

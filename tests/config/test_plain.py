@@ -92,7 +92,7 @@ CHANGED = {  # every field of every configuration at another value than its defa
     ),
     OfflineConfig(
         batch_size=2, part_size=3, decoders=4, retry_failed=True, max_failed=0.5, workers=6, threads=7, engine="ray",
-        ray_address="auto", shard_index="auto", num_shards=8,
+        ray_address="auto", shard_index="auto", num_shards=8, stall_seconds=9.0,
     ),
     Assembly(t_star=5, num_steps=3, ratio=0.4, label_weight=0.5, latent_weight=0.7, calibration_images=8),
     OwnDenoiserConfig(
