@@ -63,8 +63,9 @@ def test_the_job_script_does_the_share_of_its_task(workplace, command, monkeypat
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
-    path = f"{stand_in.parent}:{os.environ['PATH']}"
-    asked = subprocess.run(["bash", "job.sh"], env={"PATH": path}, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
+    with_stand_in = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    job = subprocess.run(["bash", "job.sh"], env=with_stand_in, capture_output=True, text=True, check=True)
+    asked = job.stdout.split("\n")[:-1]
     for name, value in ARRAY.items():
         monkeypatch.setenv(name, value)
     for task in ("15", "0"):  # all images are in the first part
