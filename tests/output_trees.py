@@ -16,7 +16,7 @@ import numpy as np
 
 RECORDS = ("run.json", "manifest.jsonl", "failed.jsonl", "skipped.jsonl")
 TELLING = ("events.jsonl", "report.html", "progress.json")  # when and how fast it went: no two runs are alike
-TIMES = ("seconds", "images_per_second", "started", "ended", "finished", "resumed", "events", "peak_memory_bytes")  # of run.json
+TIMES = ("seconds", "images_per_second", "started", "ended", "finished", "resumed", "peak_memory_bytes", "output")  # of run.json
 
 ROWS = re.compile(r"(?P<file>.*)\[(?P<first>\d+):(?P<end>\d+)\]")
 

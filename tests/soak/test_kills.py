@@ -6,8 +6,7 @@ import random
 import shutil
 import threading
 import time
-
-import pytest
+from contextlib import contextmanager
 
 from tests.output_trees import damage, identical
 from tests.soak.offspring import Parent
@@ -17,49 +16,58 @@ from tests.soak.torchless_run import make_folder
 CHAINS, DEEP = 100, 3
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """(how a run is begun, the output of one that nobody kills, its seconds)."""
-    root = tmp_path_factory.mktemp("kills")
-    purifier, source = make_purifier(root / "purifier"), make_folder(root / "in", count=24)
-    options = ["--purifier", str(purifier), "--device", "cpu", "--part-size", "4", "--batch-size", "3"]
-    with Parent("tests.soak.torch_run") as parent:
+class World:
+    """Runs of the command line on 24 images in 6 parts, and the output of one that nobody kills."""
 
-        def start(output):
-            return parent.start("command", words=["purify", str(source), str(output), *options])
-
+    def __init__(self, parent, root):
+        self.parent, self.whole = parent, root / "whole"
+        self.source, self.purifier = make_folder(root / "in", count=24), make_purifier(root / "purifier")
         started = time.monotonic()
-        child = start(root / "whole")
+        assert self.finish(self.whole) == 0
+        self.seconds = time.monotonic() - started
+
+    def start(self, output):
+        options = ["--purifier", str(self.purifier), "--device", "cpu", "--part-size", "4", "--batch-size", "3"]
+        return self.parent.start("command", words=["purify", str(self.source), str(output), *options])
+
+    def finish(self, output):
+        child = self.start(output)
         child.go()
-        assert child.wait() == 0
-        yield start, root / "whole", time.monotonic() - started
+        return child.wait()
 
+    def kills(self, output):
+        """Whether a run was killed at a random moment: it may have ended before."""
+        child = self.start(output)
+        timer = threading.Timer(random.uniform(0, self.seconds), child.kill)
+        child.go()
+        timer.start()
+        code = child.wait()
+        timer.cancel()
+        assert code in (0, -9), f"exit code {code}"
+        return code == -9
 
-def killed(start, output, seconds):
-    """Whether a run was killed `seconds` after it began: it may have ended by then."""
-    child = start(output)
-    timer = threading.Timer(seconds, child.kill)
-    child.go()
-    timer.start()
-    code = child.wait()
-    timer.cancel()
-    assert code in (0, -9), f"exit code {code}"
-    return code == -9
-
-
-def test_killed_at_random_three_deep(world, tmp_path, reached):
-    start, whole, seconds = world
-    random.seed(0)
-    kills = chains = 0
-    while kills < CHAINS * DEEP:
-        output, deep = tmp_path / "clean", 0
+    def chain(self, output):
+        """How often a run was killed, DEEP times at most, before it was left alone."""
         shutil.rmtree(output, ignore_errors=True)
-        while deep < DEEP and killed(start, output, random.uniform(0, seconds)):
+        deep = 0
+        while deep < DEEP and self.kills(output):
             deep += 1
-            assert not damage(output, whole) if output.exists() else True
-        child = start(output)
-        child.go()
-        assert child.wait() == 0
-        assert not identical(output, whole), f"after {deep} kills"
-        kills, chains = kills + deep, chains + (deep == DEEP)
-    reached("kill -9", kills, asked=CHAINS * DEEP, of="kills", three_deep=chains)
+            assert not output.exists() or not damage(output, self.whole), f"after {deep} kills"
+        assert self.finish(output) == 0
+        assert not identical(output, self.whole), f"after {deep} kills"
+        return deep
+
+
+@contextmanager
+def world(root):
+    with Parent("tests.soak.torch_run") as parent:
+        yield World(parent, root)
+
+
+def test_killed_at_random_three_deep(tmp_path, reached):
+    random.seed(0)
+    deep = []
+    with world(tmp_path) as runs:
+        while sum(deep) < CHAINS * DEEP:
+            deep.append(runs.chain(tmp_path / "clean"))
+    reached("kill -9", sum(deep), asked=CHAINS * DEEP, of="kills", three_deep=deep.count(DEEP))

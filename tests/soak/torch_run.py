@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +22,8 @@ from purify_engine import (
     UNetConfig,
 )
 from purify_engine.cli.run import main
+from purify_engine.folders import write_config
 from purify_engine.models.checkpoints import save_safetensors
-from purify_engine.presets import write_config
 from tests.soak.torchless_run import make_folder
 
 torch.set_num_threads(1)  # and none is begun before a fork
@@ -40,13 +43,31 @@ def make_purifier(folder: Path) -> Path:
     return folder
 
 
-def command(words: list[str]) -> int:
-    """`purify-engine WORDS`."""
+def command(
+    words: list[str], said: str | None = None, out: str | None = None, limit: int | None = None, computes: bool = True
+) -> int:
+    """`purify-engine WORDS`.
+
+    said, out: the files that stderr and stdout go to. limit: bytes that a file may have. computes: False where nothing may be
+    purified.
+    """
+    if said is not None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 2)
+    if out is not None:
+        os.dup2(os.open(out, os.O_WRONLY), 1)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if not computes:
+        GuidedPurifier.forward = _never  # type: ignore[method-assign]
     try:
         main(words)
     except SystemExit as end:
         return int(end.code or 0)
     raise AssertionError("the command line did not exit")
+
+
+def _never(*arguments: Any, **options: Any) -> Any:
+    raise AssertionError("images are purified, though they cannot be written")
 
 
 def warm() -> None:
