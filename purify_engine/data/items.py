@@ -32,6 +32,12 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in PASSING
 
 
+def raise_passing(error: BaseException) -> None:
+    """Raise `error` where it is passing; all else is of one file or folder, and left to the caller."""
+    if is_passing(error):
+        raise error
+
+
 @dataclass(frozen=True)
 class ImageShape:
     """Which images are taken."""

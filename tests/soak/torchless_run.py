@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import sys
 import tarfile
@@ -80,11 +81,27 @@ def make_shards(root: Path, count: int = COUNT, shards: int = 3, side: int = SID
     return root
 
 
+def make_tables(root: Path, count: int = COUNT, files: int = 3, side: int = SIDE) -> Path:
+    """Parquet files of encoded images and labels."""
+    import pyarrow
+    import pyarrow.parquet
+
+    root.mkdir(parents=True, exist_ok=True)
+    for file in range(files):
+        ids = range(file * count // files, (file + 1) * count // files)
+        images = [{"bytes": png(id, side), "path": f"{id}.png"} for id in ids]
+        table = pyarrow.table({"image": images, "label": [id % 3 for id in ids]})
+        pyarrow.parquet.write_table(table, root / f"{file:06}.parquet")
+    return root
+
+
 SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {  # how one is made, and its output's name
     "folder": (make_folder, "clean"),
     "array": (make_array, "clean.npy"),
     "webdataset": (make_shards, "clean"),
 }
+if importlib.util.find_spec("pyarrow"):
+    SOURCES["parquet"] = make_tables, "clean"
 
 
 def purify(

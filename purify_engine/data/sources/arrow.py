@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from purify_engine.data.items import ImageShape, ItemError, Skipped
+from purify_engine.data.items import ImageShape, ItemError, Skipped, raise_passing
 from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, sound, why
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
@@ -55,6 +55,7 @@ class ArrowTable:
                     batch.validate()
                     self.rows += batch.num_rows
             except Exception as broken:  # pyarrow's errors are of many kinds
+                raise_passing(broken)
                 self.cut = why(broken)
         self.whole = believed(self.rows, path)
         self.rows += self.cut is not None
@@ -140,4 +141,5 @@ def _opened(path: Path) -> Table:
     except ModuleNotFoundError:
         raise
     except Exception as broken:  # as above
+        raise_passing(broken)
         return Broken(why(broken))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from purify_engine.config import require
 from purify_engine.data.encoded import kind_of
-from purify_engine.data.items import ImageShape, is_passing
+from purify_engine.data.items import ImageShape, raise_passing
 from purify_engine.data.pixels import SUFFIXES
 from purify_engine.data.sources.files import Files
 from purify_engine.data.sources.names import Names, Skips
@@ -68,8 +68,7 @@ class FolderSource(Files):
                 try:
                     inside = self._entries(name)
                 except OSError as broken:
-                    if is_passing(broken):
-                        raise
+                    raise_passing(broken)
                     self.unreadable[name] = f"the folder cannot be read: {broken.strerror}"
                     yield name, None
                 else:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from purify_engine.data.items import ImageShape, ItemError
+from purify_engine.data.items import ImageShape, ItemError, raise_passing
 from purify_engine.data.pixels import SUFFIXES
 from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, sound, why
 
@@ -82,10 +82,11 @@ class ParquetTable:
 
 def is_parquet(path: Path) -> bool:
     """Whether a folder is one of Parquet files, as clones from the Hub are: the first images or tables found in it are such."""
-    first = [name for folder in (path, path / "data") for _, _, names in islice(os.walk(folder), 1) for name in names]
+    walks = (islice(os.walk(folder, onerror=raise_passing), 1) for folder in (path, path / "data"))
+    first = [name for walk in walks for _, _, names in walk for name in names]
     if any(name.endswith(SUFFIX) for name in first):
         return True
-    for _, folders, names in os.walk(path):
+    for _, folders, names in os.walk(path, onerror=raise_passing):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         suffixes = {Path(name).suffix.lower() for name in names}
         if suffixes & (SUFFIXES | {SUFFIX}):
@@ -99,4 +100,5 @@ def _opened(path: Path) -> Table:
     except ModuleNotFoundError:
         raise
     except Exception as broken:  # pyarrow's errors are of many kinds
+        raise_passing(broken)
         return Broken(why(broken))

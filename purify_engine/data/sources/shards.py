@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from purify_engine.config import require
-from purify_engine.data.items import Skipped, is_passing
+from purify_engine.data.items import Skipped, raise_passing
 from purify_engine.data.pixels import SUFFIXES
 
 MOST_SHARDS = 1_000_000
@@ -40,7 +40,7 @@ def is_shards(path: Path) -> bool:
     if not path.is_dir():
         return path.suffix.lower() == ".tar"
     has_shard = False
-    for _, folders, files in os.walk(path, onerror=_raise_passing):
+    for _, folders, files in os.walk(path, onerror=raise_passing):
         folders[:] = [name for name in folders if not name.startswith(".")]
         suffixes = {os.path.splitext(name)[1].lower() for name in files if not name.startswith(".")}  # noqa: PTH122, of millions
         if suffixes & SUFFIXES:
@@ -74,17 +74,12 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [f"{number:0{len(limits[1])}d}" for number in range(first, last + 1)]
 
 
-def _raise_passing(error: OSError) -> None:
-    if is_passing(error):
-        raise error
-
-
 def _below(root: Path) -> tuple[list[str], list[Skipped]]:
     names: list[str] = []
     skipped: list[Skipped] = []
 
     def refuse(error: OSError) -> None:
-        _raise_passing(error)
+        raise_passing(error)
         skipped.append(Skipped(os.path.relpath(error.filename, root), f"cannot be read: {error.strerror}"))
 
     for folder, folders, files in os.walk(root, onerror=refuse):

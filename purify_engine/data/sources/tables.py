@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from purify_engine.config import require
-from purify_engine.data.items import ImageShape, Item, ItemError, Part, Skipped, parts_of
+from purify_engine.data.items import ImageShape, Item, ItemError, Part, Skipped, parts_of, raise_passing
 from purify_engine.data.pixels import decode
 from purify_engine.foreign import imported
 
@@ -185,6 +185,7 @@ def found_files(root: Path, suffix: str) -> tuple[list[str], list[Skipped], dict
     broken: dict[str, Broken] = {}
 
     def unreadable(error: OSError) -> None:
+        raise_passing(error)
         broken[Path(error.filename).relative_to(root).as_posix()] = Broken(f"the folder cannot be read: {error.strerror}")
 
     for folder, folders, files in os.walk(root, onerror=unreadable):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from purify_engine.config import require
-from purify_engine.data.items import ImageShape, Item, ItemError, Part, Skipped, is_passing, parts_of
+from purify_engine.data.items import ImageShape, Item, ItemError, Part, Skipped, parts_of, raise_passing
 from purify_engine.data.pixels import decode
 from purify_engine.data.sources.samples import Sample, Stored, samples, unreadable
 from purify_engine.data.sources.shards import find_shards
@@ -119,8 +119,7 @@ class WebDatasetSource:
                     offsets.append(sample.offset)
                     keys.append(_key_hash(sample.key))
         except (OSError, ValueError) as broken:
-            if is_passing(broken):
-                raise
+            raise_passing(broken)
             self.faults[first + len(offsets)] = str(unreadable(broken))
             offsets.append(-1)
         for place in _repeated(np.array(keys, dtype=np.uint64)):
