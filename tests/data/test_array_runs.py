@@ -53,6 +53,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(kind, save, tmp_path):
         with pytest.raises(Killed):
             purified(path, output, parts=1)
         assert not output.exists(), "before the end there is no output"
+        assert (tmp_path / f".out.{kind}.part").exists() and (tmp_path / ".out.npz.part.zip").exists() == (kind == "npz")
     purified(path, output, parts=1)
     assert output.read_bytes() == (tmp_path / f"once.{kind}").read_bytes()
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]

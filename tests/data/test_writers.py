@@ -54,7 +54,7 @@ def test_it_appears_by_a_rename_and_the_disk_has_it_in_the_end(name, tmp_path, d
 @every_writer
 @pytest.mark.parametrize("old", [None, "old"], ids=["no file before", "a file before"])
 def test_a_failure_leaves_what_was_there(name, old, tmp_path, monkeypatch):
-    kept = {".a.npy.part", ".a.npz.part", ".a.npz.packed.part"}  # rows that need not be purified again
+    kept = {".a.npy.part", ".a.npz.part", ".a.npz.part.zip"}  # rows that need not be purified again
     assert_failure_leaves_what_was_there(WRITERS[name], tmp_path, old, monkeypatch, kept=kept)
 
 

@@ -41,7 +41,7 @@ class ArraySink:
         self.shape, self.dtype = source.header.shape, source.header.dtype
         self.row = source.header.array_bytes // len(source)
         self.header = _header(self.shape, self.dtype)
-        self.partial, self.packed = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.packed.part")
+        self.partial, self.packed = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.zip")
 
     def prepare(self) -> None:
         """Make the folder, and set aside the room for every row."""
