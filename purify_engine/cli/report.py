@@ -65,13 +65,15 @@ def _classifier_of(purifier: str | None, revision: str | None) -> Classify | Non
         return None
     if classifier is None:
         return None
+    names = classifier.class_names
 
     def classify(image: np.ndarray) -> str:
         try:
             with torch.no_grad():
-                return str(int(classifier(torch.from_numpy(image)[None]).argmax()))
+                number = int(classifier(torch.from_numpy(image)[None]).argmax())
         except (ValueError, RuntimeError):  # of another size or number of channels than its own
             return ""
+        return names[number] if names is not None else str(number)
 
     return classify
 
