@@ -100,7 +100,8 @@ def write_png(path: Path, name: str, encoded: bytes) -> Written:
 def _taken(source: Source) -> frozenset[str]:
     """Names of images that would be written where another image, or a folder, goes: `a.jpg` beside `a.jpg.png`."""
     appended = {path.removesuffix(".png") for path in _paths(source) if path.endswith(".png") and "." in path[1:-4]}
-    return frozenset(name for name in map(source.name, range(len(source))) if name in appended and as_png(name) != name)
+    names = map(source.name, range(len(source))) if appended else ()
+    return frozenset(name for name in names if name in appended and as_png(name) != name)
 
 
 def _paths(source: Source) -> Iterator[str]:
