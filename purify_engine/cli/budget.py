@@ -32,7 +32,8 @@ class Budget:
         without = [attack for attack in attacks if attack.kind != "none" and attack.norm in self.unknown]
         for attack in without:
             asked = attack.name in (named or ()) or attack.norm == "linf"
-            wanted = f"given for these images ({_option(attack.norm)}, in [0, 1] units), as {attack.name} needs it"
+            unit = "pixels" if attack.norm == "spatial" else "[0, 1] units"
+            wanted = f"given ({_option(attack.norm)}, in {unit}), as {attack.name} needs it and the purifier does not say it"
             require(not asked, RADII[attack.norm], wanted, None)
         return [attack for attack in attacks if attack not in without]
 
@@ -75,21 +76,25 @@ def numbered(data: Labelled, classifier: Classifier) -> tuple[Labels, str]:
     count = classifier.config.num_classes
     said = f"labels are the numbers in {data.name}"
     if names is not None and known is not None:
-        strange = set(names) - set(known)
         differ = differing_classes(known, names)
-        require(not strange, "source", f"of the classifier's classes: {differ}", data.name)
+        require(set(names) <= set(known), "source", f"of the classifier's classes: {differ}", data.name)
+        _require_labels(labels, len(names), f"the classes of {data.name}")  # a negative one would count from the last
         labels = torch.tensor([known.index(name) for name in names], device=labels.device)[labels]
         said = f"labels by the classifier's names of its {count} classes"
     elif names is not None:
         wanted = f"{count} class folders, as many as the classifier's classes, whose names are not known"
         require(len(names) == count, "source", wanted, f"{len(names)} in {data.name}")
         said = f"the classifier names no classes: labels by sorted position, 0 {names[0]!r} to {count - 1} {names[-1]!r}"
-    outside = ((labels < 0) | (labels >= count)).nonzero().flatten().tolist()
-    row = outside[0] if outside else 0
-    require(not outside, f"labels[{row}]", f"in [0, {count}), the classes of the classifier", int(labels[row]))
+    _require_labels(labels, count, "the classes of the classifier")
     several = len(labels) > 0 and int(labels.min()) != int(labels.max())
     require(several, "labels", "of two classes at least", f"only {sorted(set(labels.tolist()))}")
     return labels, said
+
+
+def _require_labels(labels: Labels, count: int, whose: str) -> None:
+    outside = ((labels < 0) | (labels >= count)).nonzero().flatten().tolist()
+    row = outside[0] if outside else 0
+    require(not outside, f"labels[{row}]", f"in [0, {count}), {whose}", int(labels[row]) if outside else None)
 
 
 def require_same_classes(guide: AnyGuide | None, classifier: Classifier) -> None:

@@ -54,7 +54,8 @@ class Labelled:
     def required_labels(self) -> Labels:
         """The labels, on the device; ValueError where there are none."""
         if self.labels is None:
-            raise ValueError(f"source must have labels (class folders, or an array `labels` in a .npz file), got {self.name!r}")
+            wanted = "class folders, an array `labels` in a .npz file, or a table's column `label`"
+            raise ValueError(f"source must have labels ({wanted}), got {self.name!r}")
         return self.labels.to(self.device)
 
 

@@ -186,6 +186,7 @@ class Job:
         if not self.resume or self.replace or not assembly.is_finished(self.output, part):
             return False
         assembly.require_same(self.output, part, net, how, images, labels)
+        self.told.about.setdefault("kept", []).append(part)
         self.told.notes.append(f"{part}: {self.output / part}.safetensors was finished before, and is kept")
         return True
 

@@ -43,9 +43,10 @@ def test_attacks_without_a_radius_are_left_out_or_asked_for_by_the_option_that_g
     held_to = budget(None, "photos", TRAINED)
     suite = list(attack_suite(held_to.config))
     assert {attack.norm for attack in held_to.known(suite, None)} == {"linf"}
-    with pytest.raises(ValueError, match=r"^epsilon_l2 must be given for these images \(--epsilon-l2, .* exact, l2 needs it"):
+    with pytest.raises(ValueError, match=r"^epsilon_l2 must be given \(--epsilon-l2, in \[0, 1\] units\), as exact, l2 needs it"):
         held_to.known(suite, ["exact, l2"])
-    with pytest.raises(ValueError, match=r"^epsilon must be given for these images \(--epsilon, "):
+    says = r"^epsilon must be given \(--epsilon, in \[0, 1\] units\), as transferred needs it and the purifier does not say it"
+    with pytest.raises(ValueError, match=says):
         budget(None, "photos", None).known(suite, None)
 
 
@@ -68,6 +69,12 @@ def test_without_names_folders_are_numbered_by_position_where_their_number_is_ri
     assert said == "the classifier names no classes: labels by sorted position, 0 'cat' to 1 'dog'"
     with pytest.raises(ValueError, match=r"^source must be 3 class folders, .* whose names are not known, got '2 in photos'$"):
         numbered(data([1, 0], ("cat", "dog")), network(3))
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_without_a_name_is_not_counted_from_the_last(label):
+    with pytest.raises(ValueError, match=rf"^labels\[1\] must be in \[0, 2\), the classes of photos, got {label}$"):
+        numbered(data([0, label, 1], ("cow", "dog")), network(4, ("ape", "dog", "cat", "cow")))
 
 
 @pytest.mark.parametrize("label", [-100, -1, 3])

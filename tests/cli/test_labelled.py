@@ -35,9 +35,8 @@ def test_other_sources_are_read_whole_or_in_part(source):
 
 def test_labels_are_asked_for(tmp_path):
     np.savez(tmp_path / "bare.npz", images=np.zeros((2, 1, 8, 8), np.float32))
-    with pytest.raises(
-        ValueError, match=r"^source must have labels \(class folders, or an array `labels` in a .npz file\), got '"
-    ):
+    wanted = r"class folders, an array `labels` in a .npz file, or a table's column `label`"
+    with pytest.raises(ValueError, match=rf"^source must have labels \({wanted}\), got '"):
         labelled(str(tmp_path / "bare.npz"), SHAPE).required_labels()
 
 
