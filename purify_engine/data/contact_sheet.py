@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from purify_engine.data.reading import in_unit_range
 from purify_engine.pages import pictures
 
 SHOWN = 24
+MOST_NUMBERS = 2**25  # of an image that is shown: 128 MiB
 MOST_PIXELS = 96  # of the longer side of a picture in a page
 Classify = Callable[[np.ndarray], str]  # float32 [C, H, W] in [0, 1] -> what the classifier reads there
 
@@ -67,32 +69,45 @@ def chosen(records: Iterable[dict[str, Any]], parts: int, shown: int = SHOWN) ->
             left -= 1
 
 
+class Shrunk(NamedTuple):
+    """An image before and after, as small as the page shows it: of large images, no more than one is held at full size."""
+
+    name: str
+    before: np.ndarray
+    after: np.ndarray
+    change: np.ndarray
+    said: tuple[str, str]
+
+
 def sheet(source: Source, output: Path, records: Iterable[Chosen], classify: Classify | None = None) -> Sheet:
     """The chosen images of `source` beside what lies in `output`. What cannot be read again is missing, with the reason."""
-    pairs: list[tuple[str, np.ndarray, np.ndarray]] = []
+    found: list[Shrunk] = []
     missing: list[str] = []
-    parts = {part.first: part for part in source.parts(2**62)}
+    parts, purified = source.parts(2**62), Purified(source, output)
     for one in records:
         try:
-            item = _item(source, list(parts.values()), one.id)
-            before, after = in_unit_range(source.decode(item)), in_unit_range(_purified(source, output, one))
-            if before.shape != after.shape:
-                raise ItemError(f"is {list(before.shape)} before and {list(after.shape)} after")
-            pairs.append((item.name, before, after))
+            item = _item(source, parts, one.id)
+            found.append(_shrunk(item.name, source.decode(item), purified.read(one), classify))
         except (ItemError, OSError, ValueError, LookupError, StopIteration) as reason:
             missing.append(f"{source.name(one.id)}: {reason}")
-    changes = [pictures.strongest(after - before, MOST_PIXELS) for _, before, after in pairs]
-    scale = pictures.scale_of(changes)
-    shown = [_exhibit(*pair, change, scale, classify) for pair, change in zip(pairs, changes, strict=True)]
-    return Sheet(shown, scale, missing)
+    scale = pictures.scale_of(each.change for each in found)
+    return Sheet([_exhibit(each, scale) for each in found], scale, missing)
 
 
-def _exhibit(
-    name: str, before: np.ndarray, after: np.ndarray, change: np.ndarray, scale: float, classify: Classify | None
-) -> Exhibit:
+def _shrunk(name: str, before: np.ndarray, after: np.ndarray, classify: Classify | None) -> Shrunk:
+    if before.shape != after.shape:
+        raise ItemError(f"is {list(before.shape)} before and {list(after.shape)} after")
+    if before.size > MOST_NUMBERS:
+        raise ItemError(f"is too large to be shown: {list(before.shape)}")
+    before, after = in_unit_range(before), in_unit_range(after)
     said = ("", "") if classify is None else (classify(before), classify(after))
-    first, second = (pictures.data_uri(pictures.thumbnail(image, MOST_PIXELS)) for image in (before, after))
-    return Exhibit(name, first, second, pictures.signed_uri(change, scale), *said)
+    small = (pictures.thumbnail(before, MOST_PIXELS), pictures.thumbnail(after, MOST_PIXELS))
+    return Shrunk(name, *small, pictures.strongest(after - before, MOST_PIXELS), said)
+
+
+def _exhibit(shrunk: Shrunk, scale: float) -> Exhibit:
+    before, after = pictures.data_uri(shrunk.before), pictures.data_uri(shrunk.after)
+    return Exhibit(shrunk.name, before, after, pictures.signed_uri(shrunk.change, scale), *shrunk.said)
 
 
 def _item(source: Source, parts: Sequence[Part], id: int) -> Item:
@@ -100,24 +115,38 @@ def _item(source: Source, parts: Sequence[Part], id: int) -> Item:
     return next(iter(source.items(dataclasses.replace(part, first=id, count=1))))
 
 
-def _purified(source: Source, output: Path, one: Chosen) -> np.ndarray:
-    """The purified image: the file of that place in its part's record, or the place itself in a container."""
-    from purify_engine.data.sources import open_source
+class Purified:
+    """What lies in the output of a run over `source`."""
 
-    shape = ImageShape(source.shape.channels, clip=True)
-    if source.kind in ("folder", "file", "list"):
-        return decode(_inside(output, one.record["files"][one.place][0]), shape.channels)
-    result = open_source(output, shape, getattr(source, "column", None))
-    if source.kind == "array":
-        return result.decode(_item(result, result.parts(2**62), one.id))
-    files = [file[0] for file in one.record["files"]]
-    place = one.place
-    for part in result.parts(2**62):
-        if part.container in files:
-            if place < part.count:
-                return result.decode(_item(result, [part], part.first + place))
-            place -= part.count
-    raise ItemError("its file is gone")
+    def __init__(self, source: Source, output: Path) -> None:
+        self.source, self.output = source, output
+        self.shape = ImageShape(source.shape.channels, clip=True)
+
+    def read(self, one: Chosen) -> np.ndarray:
+        """The purified image: the file of that place in its part's record, or the place itself in a container."""
+        if self.source.kind in ("folder", "file", "list"):
+            return decode(_inside(self.output, one.record["files"][one.place][0]), self.shape.channels)
+        if self.source.kind == "array":
+            return self.result.decode(_item(self.result, self.parts, one.id))
+        files = [file[0] for file in one.record["files"]]
+        place = one.place
+        for part in self.parts:
+            if part.container in files:
+                if place < part.count:
+                    return self.result.decode(_item(self.result, [part], part.first + place))
+                place -= part.count
+        raise ItemError("its file is gone")
+
+    @cached_property
+    def result(self) -> Source:
+        """The output, opened as a source is: once, since all that lies in it is looked at."""
+        from purify_engine.data.sources import open_source
+
+        return open_source(self.output, self.shape, getattr(self.source, "column", None))
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        return self.result.parts(2**62)
 
 
 def _inside(output: Path, file: str) -> Path:

@@ -21,6 +21,7 @@ from purify_engine.pages import render
 
 TEMPLATE = "data/report.html.j2"
 LISTED = 100  # failures by name
+LETTERS = 500  # of a name, a reason, a setting
 EXAMPLES = 3  # of each reason
 USUAL = ("start", "resumed", "progress", "part", "failure", "end")  # events that are no trouble
 REASONS = 20  # the most frequent
@@ -36,16 +37,16 @@ class Reasons:
     listed: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, reason: str) -> None:
-        kind = re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason))  # sizes and names differ from image to image
+        kind = re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", reason[:LETTERS]))  # sizes and names differ from image to image
         if kind not in self.by_reason and len(self.by_reason) >= 1000:
             kind = "other reasons"
         self.count += 1
         self.by_reason[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < EXAMPLES:
-            examples.append(name)
+            examples.append(name[:LETTERS])
         if len(self.listed) < LISTED:
-            self.listed.append((name, reason))
+            self.listed.append((name[:LETTERS], reason[:LETTERS]))
 
     def rows(self) -> list[tuple[str, int, list[str]]]:
         """The most frequent reasons: how often, and whose."""
@@ -268,7 +269,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}")
     elif not isinstance(value, list) or len(value) < 50:
-        yield name, value if isinstance(value, str) else json.dumps(value)
+        yield name, (value if isinstance(value, str) else json.dumps(value))[:LETTERS]
 
 
 def _minute(time: str) -> str:

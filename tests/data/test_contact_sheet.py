@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from purify_engine.config import OfflineConfig
-from purify_engine.data import ImageShape, contact_sheet, open_sink, open_source
+from purify_engine.data import ImageShape, ItemError, contact_sheet, open_sink, open_source
 from purify_engine.data.contact_sheet import chosen, sheet
 from purify_engine.data.report import records
 from purify_engine.data.run import run
@@ -66,14 +66,14 @@ def parquet(root):
 
 @pytest.fixture
 def pairs(monkeypatch):
-    """What the sheet was made of, in place of its pictures: name, level before, level after."""
-    seen = []
+    """What the sheet was made of: name, level before, level after."""
+    seen, whole = [], contact_sheet._shrunk
 
-    def noted(name, before, after, change, scale, classify):
-        seen.append((name, round(float(before.mean()) * 255), round(float(after.mean()) * 255)))
-        return name
+    def noted(name, before, after, classify):
+        seen.append((name, int(before.mean()), int(after.mean())))
+        return whole(name, before, after, classify)
 
-    monkeypatch.setattr(contact_sheet, "_exhibit", noted)
+    monkeypatch.setattr(contact_sheet, "_shrunk", noted)
     return seen
 
 
@@ -88,3 +88,9 @@ def test_every_purified_image_stands_beside_its_own_input(make, tmp_path, pairs)
     assert all(after == before // 2 for _, before, after in pairs)
     failed = {failure.name for failure in summary.failed}
     assert {name for name, _, _ in pairs} == {source.name(id) for id in range(7)} - failed
+
+
+def test_an_image_that_would_fill_the_memory_is_not_shown():
+    large = np.broadcast_to(np.uint8(7), (3, 4000, 4000))
+    with pytest.raises(ItemError, match=r"too large to be shown: \[3, 4000, 4000\]"):
+        contact_sheet._shrunk("large.png", large, large, None)
