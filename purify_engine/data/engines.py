@@ -39,6 +39,8 @@ def engine_of(
     sizes["batch_size"] = pinned["batch_size"]
     if config.engine == "local" and config.workers == 1:
         return lambda parts: _with_threads(pinned["threads"], Pipeline(source, sink, compute, told=told, **sizes).run(parts))
+    if config.engine == "local":  # whose processes share this machine's cores
+        sizes["decoders"] = config.decoders or max(1, (os.cpu_count() or 1) // config.workers)
     work = Work(source, sink, load or Copy(pickle.dumps(compute)), **sizes, threads=pinned["threads"])
     if config.engine == "local":
         return lambda parts: run_in_processes(work, parts, config.workers, told=told, stopped=stopped)

@@ -12,6 +12,8 @@ from purify_engine.data.items import ImageShape
 from purify_engine.data.on_ray import run_on_ray
 from purify_engine.data.run import run
 from purify_engine.data.work import Work
+from tests.cli.conftest import command  # noqa: F401  (a fixture)
+from tests.cli.test_purify_by_many import SETTINGS, photos, tree
 from tests.data.deadly import DEADLY, ONCE, Full, Loaded, Washed, image_folder
 from tests.data.test_processes import images_in
 
@@ -59,6 +61,14 @@ def test_two_actors_write_the_tree_of_a_plain_run_though_one_dies(tmp_path):
     assert (tmp_path / "ray" / "manifest.jsonl").read_bytes() == (tmp_path / "one" / "manifest.jsonl").read_bytes()
     assert not [event for event, _ in events if event == "redo"]  # Ray itself gave its parts to another actor, once
     assert sum(event == "item" for event, _ in events) == 30
+
+
+def test_the_command_writes_the_bytes_of_one_process(tmp_path, command, small_purifier):  # noqa: F811
+    words = ("purify", photos(tmp_path / "in"))
+    for name, how in {"one": (), "ray": ("--engine", "ray", "--workers", 2)}.items():
+        code, out, said = command(*words, tmp_path / name, "--purifier", small_purifier, *SETTINGS, *how)
+        assert code == 3 and "a/6.png" in out, said
+    assert tree(tmp_path / "ray") == tree(tmp_path / "one")
 
 
 def test_an_image_that_ends_every_actor_fails_alone(tmp_path, capfd):
