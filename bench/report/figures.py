@@ -14,7 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.core.run import RESULTS, ROOT
-from bench.report import cpu, digits, gpu, gpu_tables, growth_chart, guide_activation, launches, reliability, switches, tables
+from bench.report import (
+    cpu,
+    digits,
+    gpu,
+    gpu_tables,
+    growth_chart,
+    guide_activation,
+    launches,
+    offline,
+    reliability,
+    sizing,
+    switches,
+    tables,
+)
 
 BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)", re.DOTALL)
 
@@ -29,6 +42,8 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     **switches.FIGURES,
     **launches.FIGURES,
     **reliability.FIGURES,
+    **sizing.FIGURES,
+    **offline.FIGURES,
 }
 # Files that are drawn whole; nothing is written where nothing was measured
 DRAWINGS: dict[Path, Callable[[Path], str]] = {ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth}

@@ -19,6 +19,7 @@ from typing import Any
 
 LOOKS = 20  # within the patience of a run
 DEEPEST = 12  # calls of a thread that are told
+MARGIN = 120.0  # seconds later Python's own watchdog ends the process, which needs no turn of the interpreter
 LAST_WORDS = 5.0  # seconds that telling may take, since what is told to may hang, too
 TIMES_SLOWER = 10.0  # than the slowest before, an image: a batch has that long at least
 
@@ -83,7 +84,7 @@ class Watchdog:
                 self._bark(still)
                 return
             with suppress(ValueError, OSError, RuntimeError):  # for a thread that never lets this one run
-                faulthandler.dump_traceback_later(self.patience() + 60 * interval, exit=True, file=2)
+                faulthandler.dump_traceback_later(self.patience() + MARGIN, exit=True, file=2)
 
     def _bark(self, still: float) -> None:
         facts = {"seconds": round(still, 1), "threads": stacks()}
