@@ -50,7 +50,7 @@ def test_every_crafted_archive_cut_at_each_block_is_reported(tmp_path, monkeypat
     reached("tar", len(CRAFTED), asked=50, of="crafted archives", case="crafted, cut at each block", cuts=cuts)
 
 
-def test_a_million_samples_are_held_by_where_they_begin(tmp_path, reached):
+def test_a_million_samples_are_held_by_where_they_begin(tmp_path):
     shard, samples = tmp_path / "long.tar", 1_000_000
     with shard.open("wb") as file:
         for number in range(samples):
@@ -62,4 +62,3 @@ def test_a_million_samples_are_held_by_where_they_begin(tmp_path, reached):
     assert len(source) == samples
     assert grown < 64  # MiB; 16 are the offsets and the hashes of keys, the rest to find those that come twice
     assert source.name(samples - 1) == "long.tar/0999999.png"
-    reached("memory", len(source), asked=samples, of="samples of one tar shard", case="index of shards", grown_mib=grown)
