@@ -26,7 +26,8 @@ def page(tmp_path):
             Image.fromarray(np.full((40, 300, 3), 40 * index + 9 * (folder == "out"), np.uint8)).save(path)
     out = tmp_path / "out"
     failed = [[5, NASTY, f"cannot read the image: {NASTY}"], [6, LONG, LONG]]
-    record = {"part": 0, "first": 0, "count": 7, "ok": 5, "failed": failed, "files": [[name, 10**12, "hash"] for name in names]}
+    files = [[name, 10**12, "hash"] for name in names]
+    record = {"part": 0, "first": 0, "count": 7, "ok": 5, "failed": failed, "sizes": {}, "files": files}
     (out / "manifest.jsonl").write_text(json.dumps(record) + "\n")
     (out / "skipped.jsonl").write_text(json.dumps({"name": NASTY, "reason": NASTY}) + "\n")
     identity = {"source": {"items": 10**9}, "images": {"channels": 3}}
