@@ -34,7 +34,7 @@ def demo(
     Parameters
     ----------
     report:
-        Where to write the report with the contact sheet: one HTML file, no scripts, nothing fetched.
+        Where to write the report with the contact sheet: one HTML file, no scripts, nothing fetched; its figures lie beside it.
     json:
         Print the result as one JSON line.
     """

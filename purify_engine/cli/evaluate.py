@@ -92,7 +92,7 @@ def evaluate(
     output:
         JSON lines, one a cell: scores image by image, and everything that decided them.
     report:
-        Also write a report, one HTML file.
+        Also write a report, one HTML file, and its figures beside it as CSV and JSON.
     calibration:
         Training images that the guidance scales of GDMP and "ours, latent" are calibrated on: a folder, a file, or "digits",
         which is taken where SOURCE is "digits". Never those evaluated. Not needed where --defences leaves both out.

@@ -206,9 +206,9 @@ def size(count: int) -> str:
 
 def clock(seconds: float) -> str:
     """A time for people."""
-    for unit, size in (("days", 2 * 86400), ("hours", 2 * 3600), ("minutes", 120)):
-        if seconds >= size:
-            return f"{seconds / {'days': 86400, 'hours': 3600, 'minutes': 60}[unit]:.1f} {unit}"
+    for unit, long in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * long:
+            return f"{seconds / long:.1f} {unit}"
     return f"{seconds:.1f} seconds"
 
 
