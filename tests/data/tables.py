@@ -26,7 +26,10 @@ SCHEMA = pa.schema(
     metadata={"huggingface": json.dumps({"info": {"features": FEATURES}}), "note": "kept"},
 )
 INFO = {"features": FEATURES, "license": "MIT", "splits": {"train": {"num_examples": 9}}}
-STATE = {"_data_files": [], "_fingerprint": "0123456789abcdef", "_format_type": None, "_split": None}
+STATE = {
+    "_data_files": [], "_fingerprint": "0123456789abcdef", "_format_columns": None, "_format_kwargs": {},
+    "_format_type": None, "_output_all_columns": False, "_split": None,
+}  # fmt: skip
 
 
 def png(level, size=(5, 4)):
