@@ -28,10 +28,11 @@ SUFFIXES = COMMON | NETPBM | JPEG2000 | HEIC
 PATIENCE = 4.0  # seconds of a thread's own time for one image; the largest photograph takes two
 PROGRESSIVE_BLOCK = 4096  # bytes that a decoder of JPEG is given at once: thousands of scans of a large image fit into 64 KiB
 STRIP = 2**22  # pixels that are converted at once, so that no second copy of a large image is held
-COMPRESS_LEVEL = 4  # of photographs: 2 % larger than at 6, in half the time
+# By runs alone, which is all that filtered rows of photographs have: as small as at level 4, in half the time.
+COMPRESSION = {"compress_level": 1, "compress_type": Image.RLE}
 
 POLICIES = {
-    "output": f"8-bit PNG, lossless, compression level {COMPRESS_LEVEL}; values are rounded to the nearest level",
+    "output": "8-bit PNG, lossless, compressed by runs; values are rounded to the nearest level",
     "exif": "orientation is applied where it can be read",
     "alpha": "composited over white",
     "palette": "expanded to colours",
@@ -88,7 +89,7 @@ def encode(image: np.ndarray) -> bytes:
     levels = to_levels(image)
     picture = Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(levels.transpose(1, 2, 0)))
     file = io.BytesIO()
-    picture.save(file, format="PNG", compress_level=COMPRESS_LEVEL)
+    picture.save(file, format="PNG", **COMPRESSION)
     return file.getvalue()
 
 
