@@ -10,6 +10,7 @@ from purify_engine.data import open_sink, open_source
 from purify_engine.data.items import ImageShape
 from purify_engine.data.manifest import Manifest
 from purify_engine.data.run import run
+from purify_engine.data.shares import Share
 from purify_engine.data.verification import verify
 from tests.data.deadly import Washed, image_folder
 from tests.data.test_processes import images_in
@@ -114,3 +115,23 @@ def test_what_a_share_failed_is_tried_again_and_the_better_record_stays(source, 
     mended = share(source, tmp_path / "out", 0, 2, retry_failed=True)
     assert [failure.name for failure in mended.failed] == ["a/broken.png"] and len(images_in(tmp_path / "out")) == 26
     assert verify(tmp_path / "out").problems == ()
+
+
+def test_a_share_waits_for_what_another_measures_and_pins(source, tmp_path):
+    sink, pinned = open_sink(open_source(source, ImageShape(channels=3)), tmp_path / "out"), {}
+
+    def begin(index, measured):
+        with Manifest(sink, Share(index, 2)) as manifest:
+            pinned[index] = manifest.begin({"source": 1}, measured, ())
+
+    second = threading.Thread(target=begin, args=(1, lambda: {"batch_size": 2}))
+
+    def while_the_first_measures():
+        second.start()
+        second.join(0.3)
+        assert second.is_alive() and not pinned
+        return {"batch_size": 1}
+
+    begin(0, while_the_first_measures)
+    second.join()
+    assert pinned == {0: {"batch_size": 1}, 1: {"batch_size": 1}}
