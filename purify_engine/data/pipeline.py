@@ -42,7 +42,7 @@ class PartInWork:
     def __init__(self, part: Part, flow: Flow) -> None:
         self.part = part
         self.line: Line[tuple[Item, Future[Finished]]] = Line(flow)
-        self.sizes: Counter[str] = Counter()
+        self.sizes: dict[int, str] = {}  # of the images that are well so far, by id
 
 
 class Pipeline:
@@ -224,7 +224,8 @@ class Pipeline:
         for item, result in work.line:
             encoded, size, numbers = self.flow.wait(result)
             ok = not isinstance(encoded, ItemError)
-            work.sizes[size] += ok
+            if ok:
+                work.sizes[item.id] = size
             self.flow.leave(numbers)
             yield Outcome(item, encoded)
             self.told("item", ok=ok)
@@ -233,6 +234,8 @@ class Pipeline:
 
     def _record(self, work: PartInWork, written: Any, failed: Any) -> Record:
         part = work.part
+        for item, _ in failed:  # also those that could not be written
+            work.sizes.pop(item.id, None)
         return {
             "part": part.index,
             "first": part.first,
@@ -240,6 +243,6 @@ class Pipeline:
             "ok": part.count - len(failed),
             "failed": [[item.id, item.name, str(reason)] for item, reason in failed],
             "files": [list(file) for file in written],
-            "sizes": {size: count for size, count in sorted(work.sizes.items()) if count},
+            "sizes": dict(sorted(Counter(work.sizes.values()).items())),
             "batch_size": self.batch_size,
         }

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,11 @@ def _decoded(source: Source, items: list[Item]) -> tuple[list[tuple[Item, np.nda
 def _purified(
     compute: Compute, images: list[tuple[Item, np.ndarray]], batch_size: int
 ) -> tuple[list[tuple[Item, np.ndarray]], float]:
-    """(images of the commonest size with what became of them, seconds an image); the first one is not counted: it warms up."""
+    """(images of the commonest size and depth with what became of them, seconds an image); the first one warms up, uncounted."""
     if not images:
         return [], 0.0
-    common = Counter(image.shape for _, image in images).most_common(1)[0][0]
-    alike = [(item, image) for item, image in images if image.shape == common]
+    common = Counter((image.shape, image.dtype) for _, image in images).most_common(1)[0][0]
+    alike = [(item, image) for item, image in images if (image.shape, image.dtype) == common]
     _batch(compute, alike[:1])
     _, alone = _batch(compute, alike[:1])
     many = [alike[place % len(alike)] for place in range(max(1, min(batch_size, int(SECONDS / max(alone, 1e-9)))))]
@@ -141,8 +142,10 @@ def _batch(compute: Compute, images: list[tuple[Item, np.ndarray]]) -> tuple[np.
 
 def _encoded(sink: Sink, purified: list[tuple[Item, np.ndarray]]) -> tuple[list[int], float]:
     """(bytes of each image, seconds an image)."""
-    started = time.perf_counter()
-    sizes = [_bytes_of(sink.encode(item, image.clip(0, 1))) for item, image in purified]
+    started, sizes = time.perf_counter(), list[int]()
+    for item, image in purified:
+        with suppress(ItemError):  # one that has no place in the output
+            sizes.append(_bytes_of(sink.encode(item, image.clip(0, 1))))
     return sizes, (time.perf_counter() - started) / max(1, len(purified))
 
 

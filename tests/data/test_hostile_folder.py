@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from purify_engine.data import ImageShape, ItemError, open_sink, open_source
+from purify_engine.data.planning import plan
 from purify_engine.data.run import run
 from purify_engine.data.sources.folder import FolderSource
 from tests.data.access import item_of
@@ -43,8 +44,10 @@ def test_every_good_image_is_purified_and_every_other_thing_is_explained(tmp_pat
     hostiles = hostile(tmp_path / "in")
     forbid(monkeypatch, *FORBIDDEN)
     source = open_source(tmp_path / "in", GREY)
+    assert plan(Invert(), source, open_sink(source, tmp_path / "out")).left == len(source)
     summary = run(Invert(), source, open_sink(source, tmp_path / "out"))
     assert hostiles == 50 and summary.ok == 60 + 1  # the image whose name another one would have had
+    assert summary.sizes == {"8x8": summary.ok}
     explained = [*records(tmp_path / "out" / "failed.jsonl"), *records(tmp_path / "out" / "skipped.jsonl")]
     assert len(explained) == hostiles == len({entry["name"] for entry in explained})
     assert {entry["name"].split("/")[0] for entry in explained} == {"hostile", "report.html"}
@@ -56,6 +59,22 @@ def test_every_good_image_is_purified_and_every_other_thing_is_explained(tmp_pat
     for name, level in named.items():
         with Image.open(written[name]) as picture:
             assert picture.getextrema() == (255 - level, 255 - level), name
+
+
+def test_images_of_several_depths_and_names_without_a_place_are_planned(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, depth in (("a.jpg", np.uint8), ("a.jpg.png", np.uint16), ("b.png", np.uint8)):
+        Image.fromarray(np.full((SIDE, SIDE), 250, depth)).save(tmp_path / "in" / name, "PNG")
+
+    class Strict(Invert):
+        def start(self, images, ids):
+            assert images.dtype == np.uint8 or images.max() <= 1
+            return images
+
+    source = open_source(tmp_path / "in", GREY)
+    planned = plan(Strict(), source, open_sink(source, tmp_path / "out"))
+    assert (planned.sampled, planned.unreadable, planned.sizes) == (3, 0, {"8x8": 3}) and planned.disk_bytes > 0
+    assert run(Strict(), source, open_sink(source, tmp_path / "out")).ok == 2
 
 
 def test_names_of_any_bytes_survive_records_and_are_found_again(tmp_path):
