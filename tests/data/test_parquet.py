@@ -287,6 +287,25 @@ def test_files_without_the_column_are_skipped(tmp_path):
     assert names(source) == ("b.parquet[0]",) and source.skipped == (("a.parquet", "has no column image"),)
 
 
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (["a.parquet"], "parquet"),
+        (["data/train.parquet", "banner.png"], "parquet"),
+        (["default/train/0.parquet", "README.md"], "parquet"),
+        (["cat/a.png", "metadata.parquet"], "folder"),
+        (["cat/a.png", "dog/a.parquet"], "folder"),
+    ],
+    ids=str,
+)
+def test_a_folder_is_one_of_tables_or_of_images(files, kind, tmp_path):
+    for name in files:
+        write_parquet(tmp_path / name, [table(1)])
+        if name.endswith(".png"):
+            (tmp_path / name).write_bytes(png(1))
+    assert open_source(tmp_path, GREY).kind == kind
+
+
 def test_columns_of_one_name_are_no_table(tmp_path):
     images = pa.array([{"bytes": png(1), "path": "a"}], IMAGE)
     write_parquet(tmp_path / "in.parquet", [pa.table([images, images], ["image", "image"])])

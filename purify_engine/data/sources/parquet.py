@@ -14,6 +14,7 @@ from purify_engine.data.pixels import SUFFIXES
 from purify_engine.data.sources.tables import Broken, Row, Table, TableSource, believed, found_files, pyarrow, rows_of, sound, why
 
 SUFFIX = ".parquet"
+BESIDE_IMAGES = "metadata" + SUFFIX  # in Hugging Face's folders of images
 AT_ONCE = 32  # rows that are decompressed together
 BUFFER = 2**20  # bytes of a column that are read together
 
@@ -84,11 +85,11 @@ def is_parquet(path: Path) -> bool:
     """Whether a folder is one of Parquet files, as clones from the Hub are: the first images or tables found in it are such."""
     walks = (islice(os.walk(folder, onerror=raise_passing), 1) for folder in (path, path / "data"))
     first = [name for walk in walks for _, _, names in walk for name in names]
-    if any(name.endswith(SUFFIX) for name in first):
+    if any(name.endswith(SUFFIX) and name != BESIDE_IMAGES for name in first):
         return True
     for _, folders, names in os.walk(path, onerror=raise_passing):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = {Path(name).suffix.lower() for name in names}
+        suffixes = {Path(name).suffix.lower() for name in names if name != BESIDE_IMAGES}
         if suffixes & (SUFFIXES | {SUFFIX}):
             return SUFFIX in suffixes
     return False
