@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RADII = {"linf": "epsilon", "l2": "epsilon_l2", "spatial": "max_shift"}  # of each norm, the field of `EvaluationConfig`
 
+BY_THE_GUIDE = "as the guide was trained for"
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -36,6 +38,10 @@ class Budget:
             wanted = f"given ({_option(attack.norm)}, in {unit}), as {attack.name} needs it and the purifier does not say it"
             require(not asked, RADII[attack.norm], wanted, None)
         return [attack for attack in attacks if attack not in without]
+
+    def says_of(self, norm: str) -> bool:
+        """Whether `epsilon` may be a radius in `norm`: as it was given, or found for l_inf."""
+        return "linf" in self.origin and (norm == "linf" or self.origin["linf"] != BY_THE_GUIDE)
 
     def settings(self) -> dict[str, Any]:
         """As a record holds them: without the radii that nobody gave."""
@@ -61,7 +67,7 @@ def budget(options: Any, source: str, guide: dict[str, Any] | None) -> Budget:
         elif source == DIGITS:
             origin[norm], radii[name] = "the digits'", getattr(config, name)
         elif trained is not None and trained.norm == norm:
-            origin[norm], radii[name] = "as the guide was trained for", trained.epsilon
+            origin[norm], radii[name] = BY_THE_GUIDE, trained.epsilon
     unknown = tuple(norm for norm in RADII if norm not in origin)
     return Budget(replace(config, **radii), origin, unknown)
 

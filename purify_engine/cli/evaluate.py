@@ -40,8 +40,15 @@ FULL_EVALUATION = Path("bench/results/digits.jsonl")
 
 Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
 
-EvaluationOptions: Any = options_of(EvaluationConfig)
-AttackOptions: Any = options_of(AttackConfig)
+RADIUS = "as the guide was trained for, else to be given"
+RADII_WITHOUT_OPTION = {
+    "epsilon": f"{RADIUS}; for the digits 0.15",
+    "epsilon_l2": f"{RADIUS}; for the digits 0.75",
+    "max_shift": "to be given; for the digits 0.3",
+}
+EvaluationOptions: Any = options_of(EvaluationConfig, derived=RADII_WITHOUT_OPTION)
+OF_THE_EVALUATION = dict.fromkeys(("epsilon", "num_steps", "num_eot", "seed"), "the evaluation's")
+AttackOptions: Any = options_of(AttackConfig, derived=OF_THE_EVALUATION)
 SIZE_OPTIONS = ("sizes", "tile_stride", "clip_input", "clamp")  # what a purifier for other images than its network's must be told
 SizeOptions: Any = options_of(
     PurifierConfig, without=tuple({field.name for field in fields(PurifierConfig)} - {*SIZE_OPTIONS}), saved=True
@@ -193,7 +200,9 @@ def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> l
         suite = {attack.name: attack for attack in attack_suite(config)}
         return held_to.known([suite[name] for name in _chosen(tuple(suite), names, "attacks")], names)
     if "epsilon" not in own:
-        require("linf" not in held_to.unknown, "attack.epsilon", "given for these images (--attack.epsilon, or --epsilon)", None)
+        norm = own.get("norm", "linf")
+        wanted = f"given (--attack.epsilon): nothing says how large {norm} perturbations of these images may be"
+        require(held_to.says_of(norm), "attack.epsilon", wanted, None)
     settings = {"epsilon": config.epsilon, "num_steps": config.num_steps, "num_eot": config.num_eot, "seed": config.seed}
     return [CLEAN, AttackConfig(**{"name": "own", **settings, **own})]
 
