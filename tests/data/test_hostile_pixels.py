@@ -234,6 +234,11 @@ def test_a_jpeg_2000_in_crumbs_is_refused(changes):
     assert "so many small blocks or layers" in refusal(content)
 
 
+def test_a_jpeg_2000_that_would_take_long_is_refused_before_it_does():
+    small = jpeg2000()
+    assert "a JPEG 2000 image that takes about 9 s to decode, 4 at most: convert it to PNG" in refusal(small + bytes(55_000_000))
+
+
 def test_tiles_and_strips_of_a_tiff_are_measured_too():
     one = tiff(np.zeros((2, 2), np.uint8))
     strips = one.replace(struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 273, 4, 5_000_000))
