@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from purify_engine.config import require
 
 if TYPE_CHECKING:
@@ -75,6 +73,8 @@ def labelled(source: str, shape: ImageShape, *, split: Literal["train", "test"] 
 
 def spread(count: int, most: int) -> list[int]:
     """`most` of `count` rows, always the same choice, in order: the first of sorted class folders would be of one class."""
+    import numpy as np
+
     chosen = np.random.RandomState(SPREAD_SEED).permutation(count)[:most]
     return [int(row) for row in np.sort(chosen)]
 
@@ -84,6 +84,8 @@ def stratified(labels: Labels, limit: int | None) -> list[int]:
 
     A smaller limit's rows are among a larger one's.
     """
+    import numpy as np
+
     known = labels.cpu().numpy()
     if limit is None or limit >= len(known):
         return list(range(len(known)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,35 +17,28 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
 
 from purify_engine import __version__
-from purify_engine.cli import train
-from purify_engine.cli.bench import bench
-from purify_engine.cli.convert import convert
-from purify_engine.cli.demo import demo
-from purify_engine.cli.doctor import doctor
-from purify_engine.cli.evaluate import evaluate
-from purify_engine.cli.purify import purify
-from purify_engine.cli.report import report
 from purify_engine.cli.stopping import Stopped, stop_at_once
 from purify_engine.cli.streams import print_escaped_errors, printable, robust_streams
 from purify_engine.cli.threads import wait_without_spinning
-from purify_engine.cli.verify import verify
 from purify_engine.foreign import NotInstalledError
 
 USAGE, INPUT_OUTPUT, INTERRUPTED = 2, 5, 130
+VERBS = ("demo", "purify", "verify", "evaluate", "report", "convert", "train", "bench", "doctor")
 
 
-def application() -> App:
-    """The verbs as one command line. Made anew for each run: a configuration file changes it."""
+def application(words: Sequence[str] = ()) -> App:
+    """The verbs as one command line; of those, the one that `words` begin with is imported alone, since each takes its time.
+
+    Made anew for each run: a configuration file, which has a table a verb, changes it.
+    """
     app = App(
         name="purify-engine",
         version=__version__,
         help="Wash adversarial perturbations out of images by guided diffusion, and measure honestly what that defends.",
     )
-    training = App(name="train", help="Train a purifier: diffusion model, guide and a classifier to protect.")
-    for job in (train.purifier, train.diffusion, train.trades, train.classifier, train.assemble, train.digits):
-        training.command(job)
-    for verb in (demo, purify, verify, evaluate, report, convert, training, bench, doctor):
-        app.command(verb)
+    is_clear = words and words[0] in VERBS and not any(word.startswith("--config") for word in words)
+    for verb in words[:1] if is_clear else VERBS:
+        app.command(_training() if verb == "train" else getattr(import_module(f"purify_engine.cli.{verb}"), verb))
 
     @app.meta.default
     def launch(
@@ -56,6 +50,15 @@ def application() -> App:
         return call(app, words)
 
     return app.meta
+
+
+def _training() -> App:
+    from purify_engine.cli import train
+
+    training = App(name="train", help="Train a purifier: diffusion model, guide and a classifier to protect.")
+    for job in (train.purifier, train.diffusion, train.trades, train.classifier, train.assemble, train.digits):
+        training.command(job)
+    return training
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
@@ -74,7 +77,7 @@ def _ended(words: Sequence[str]) -> int:
     """The exit code, once what is to be said of it has been said."""
     before = signal.signal(signal.SIGTERM, stop_at_once)
     try:
-        return call(application(), words) or 0
+        return call(application(words), words) or 0
     except Stopped as stopped:
         return _failed(stopped.said, stopped.code)
     except KeyboardInterrupt:
