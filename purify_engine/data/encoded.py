@@ -140,7 +140,8 @@ def _check_jpeg2000(content: bytes) -> None:
     check_size(width, height)
     seconds = width * height / JPEG2000_PIXELS + len(content) / JPEG2000_BYTES
     if seconds > MOST_SECONDS:
-        raise ItemError(f"a JPEG 2000 image that takes about {seconds:.0f} s to decode, {MOST_SECONDS} at most: convert it to PNG")
+        takes = f"takes about {seconds:.0f} s to decode, {MOST_SECONDS} at most"
+        raise ItemError(f"a JPEG 2000 image that {takes}: convert it to PNG")
     tiles = math.ceil(width / max(tile_width, 1)) * math.ceil(height / max(tile_height, 1))
     for kind, body in _jpeg2000_markers(content, start + 2):
         if kind == COD and len(body) >= 10:
