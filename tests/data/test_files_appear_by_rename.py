@@ -24,7 +24,7 @@ def test_every_purified_image_is_renamed_into_place(tmp_path, small_purifier):
     subprocess.run(list(map(str, traced)), check=True, capture_output=True, timeout=300)
     calls = log.read_text()
     for path in sorted(clean.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != "events.jsonl":  # a diary, which nothing is resumed from: lines are added to it
             name = re.escape(str(path))
             assert re.search(rf'rename\w*\(.*"{name}"', calls), f"{path.name} was not renamed into place"
             if path.name == "manifest.jsonl":
