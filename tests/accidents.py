@@ -66,7 +66,8 @@ class Accident:
             with self._lock:
                 self._count(event, paths)
                 if event in ("os.rename", "os.remove"):
-                    self._hold(Path(paths[-1]))
+                    for path in paths:
+                        self._hold(Path(path))
         finally:
             self._inside.busy = False
 

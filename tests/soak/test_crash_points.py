@@ -7,15 +7,18 @@ the run is resumed with `retry_failed`.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 
+from tests.accidents import Accident, Killed, every_call
 from tests.output_trees import damage, identical
 from tests.soak.offspring import Parent
 from tests.soak.system_calls import met, points, require_strace, traced
-from tests.soak.torchless_run import INPUT_OUTPUT, SOME_FAILED, SOURCES
+from tests.soak.torchless_run import INPUT_OUTPUT, SOME_FAILED, SOURCES, purify
 
 ASKED = 250
 ALLOWED = (0, SOME_FAILED, INPUT_OUTPUT, -9)  # 0: what failed did not matter, as the removal of what is gone already
@@ -72,6 +75,31 @@ def test_every_call_meets_every_accident(kind, parent, tmp_path, reached):
             wrong[point] = found
     assert not wrong, f"{len(wrong)} of {count.total()} points: {list(wrong.items())[:5]}"
     reached("crash points", count.total(), asked=ASKED if kind == "folder" else 1, of="points", case=kind, **count)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_power_fails_at_every_call(kind, tmp_path, reached, monkeypatch):
+    """Nothing that no fsync had waited for is there afterwards, whatever the system had written by itself."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the runs without an accident need not wait
+    make, name = SOURCES[kind]
+    source, whole, place = make(tmp_path / "in"), tmp_path / "whole", tmp_path / "place"
+    whole.mkdir()
+    assert purify(source, whole / name) == 0
+    place.mkdir()
+    calls = every_call(place, lambda: purify(source, place / name))
+    wrong = {}
+    for at in range(1, len(calls) + 1):
+        shutil.rmtree(place)
+        place.mkdir()
+        with suppress(Killed), Accident(place, at, "power") as accident:
+            purify(source, place / name)
+        trees = (place, whole) if "." in name else (place / name, whole / name)
+        found = damage(*trees) if trees[0].exists() else []
+        assert accident.happened and purify(source, place / name) == 0
+        if found := found + identical(*trees):
+            wrong[calls[at - 1]] = found
+    assert not wrong, f"{len(wrong)} of {len(calls)}: {list(wrong.items())[:5]}"
+    reached("crash points", len(calls), asked=50, of="power failures", case=f"{kind}, power failures")
 
 
 @pytest.mark.parametrize("sink", ["in place", "recorded first"])
