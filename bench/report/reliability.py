@@ -24,6 +24,7 @@ AREAS = {
     "tables": "damaged Parquet files, Arrow streams and .npz files: no crash, one record a row, every refusal one line",
     "weights": "damaged headers of checkpoints are refused in one line, and code in pickles never runs",
     "determinism": "the same bytes for any number of workers, any order of parts, any point of resuming",
+    "lost workers": "one of several processes is killed: its parts are done again, and the bytes are those of one process",
     "NaN": "an image that comes out as no number never touches its batch",
     "out of memory": "memory runs out at an allocation: the same images are tried again in a smaller batch, none is lost",
     "memory": "what a long run holds does not grow",

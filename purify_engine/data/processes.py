@@ -30,6 +30,7 @@ from purify_engine.data.pipeline import Told
 from purify_engine.data.work import Work, tell_nothing
 
 SAY_EVERY = 0.5  # seconds between two messages of what merely tells how a worker gets on
+STARTS = 3  # in vain, one after another, that end a run
 PATIENCE = 10.0  # seconds that a process has to end in
 Target = Callable[..., None]
 
@@ -40,8 +41,8 @@ def run_in_processes(
     """Do `parts` in `workers` processes; each record once its part is on the disk, in no order.
 
     `parts` may end early, where a run is asked to stop: what was begun is finished. A fault of a worker, such as a full disk, is
-    raised here, and so is whatever ends the caller; either way no worker goes on. RuntimeError where a worker dies before its
-    first part.
+    raised here, and so is whatever ends the caller; either way no worker goes on. RuntimeError where three
+    workers in a row die before their first part.
     """
     pool = Pool(work, parts, told)
     try:
@@ -85,6 +86,7 @@ class Pool:
         self.suspects: list[Part] = []  # whose process died
         self.living: list[Worker] = []
         self.started = 0
+        self.in_vain = 0  # workers in a row that died before their first part
         self.alone: Worker | None = None
 
     def run(self, workers: int) -> Iterator[Record]:
@@ -111,6 +113,7 @@ class Pool:
             self._hand_out(worker)
         elif said == "record":
             del worker.parts[content["part"]]
+            self.in_vain = 0
             yield content
         elif said == "told":
             for event, facts in content:
@@ -131,8 +134,9 @@ class Pool:
     def _bury(self, worker: Worker) -> None:
         self.living.remove(worker)
         how = ended_by(worker.ended()).removeprefix("ended its process ")
-        if not worker.has_asked:
-            raise RuntimeError(f"a worker process ended before its first part {how}: is there memory for all workers?")
+        self.in_vain += not worker.has_asked
+        if self.in_vain == STARTS:
+            raise RuntimeError(f"worker processes end before their first part {how}: is there memory for all workers?")
         self.told("worker_died", how=how, parts=sorted(worker.parts))
         self.suspects += worker.parts.values()
         left = next(self.parts, None)

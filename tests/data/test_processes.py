@@ -66,7 +66,7 @@ class DiesAtOnce:
     "load, kind, said",
     [
         (Loaded(Full()), OSError, "No space left on device"),
-        (DiesAtOnce(), RuntimeError, r"a worker process ended before its first part \(SIGKILL\)"),
+        (DiesAtOnce(), RuntimeError, r"worker processes end before their first part \(SIGKILL\)"),
     ],
     ids=["a fault", "a death before the first part"],
 )
