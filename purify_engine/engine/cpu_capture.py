@@ -105,6 +105,11 @@ class Recording:
 class _Recorder(TorchDispatchMode):
     """Notes in `calls` what repeats everything that runs under it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: purifiers are not compiled (uncompiled.py), and PyTorch imports its compiler to skip it."""
+        return False
+
     def __init__(self, memory: _Memory) -> None:
         super().__init__()
         self.calls: list[Call] = []

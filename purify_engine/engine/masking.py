@@ -91,6 +91,11 @@ def straight_piece(guide: AdversarialGuide, x: Images) -> str | None:
 class _Seen(TorchDispatchMode):
     """The names of those `OPERATIONS` that are called."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: purifiers are not compiled (uncompiled.py), and PyTorch imports its compiler to skip it."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.pieces: list[str] = []

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -69,6 +70,21 @@ print([name for name in sys.modules if name.split(".")[0] == "torch"])
     assert ended.stdout == "[]\n", ended.stderr
     for said, expected in zip(ended.stderr.splitlines(), mistakes.values(), strict=True):
         assert expected in said
+
+
+def test_a_run_imports_no_compiler(tmp_path):
+    """It would take as long as all else that is imported, and 80 MiB; nothing of a purifier is compiled."""
+    np.save(tmp_path / "images.npy", np.zeros((2, 8, 8), np.uint8))
+    code = """
+import sys
+from purify_engine.cli.run import main
+try:
+    main(["purify", "images.npy", "out.npy"])
+finally:
+    print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert "2 images purified" in ended.stdout and ended.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
