@@ -199,12 +199,11 @@ def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> l
     if not own:
         suite = {attack.name: attack for attack in attack_suite(config)}
         return held_to.known([suite[name] for name in _chosen(tuple(suite), names, "attacks")], names)
-    if "epsilon" not in own:
-        norm = own.get("norm", "linf")
-        wanted = f"given (--attack.epsilon): nothing says how large {norm} perturbations of these images may be"
-        require(held_to.says_of(norm), "attack.epsilon", wanted, None)
     settings = {"epsilon": config.epsilon, "num_steps": config.num_steps, "num_eot": config.num_eot, "seed": config.seed}
-    return [CLEAN, AttackConfig(**{"name": "own", **settings, **own})]
+    attack = AttackConfig(**{"name": "own", **settings, **own})
+    wanted = f"given (--attack.epsilon): nothing says how large {attack.norm} perturbations of these images may be"
+    require("epsilon" in own or held_to.says_of(attack.norm), "attack.epsilon", wanted, None)
+    return [CLEAN, attack]
 
 
 def _chosen(known: Sequence[str], names: list[str] | None, option: str) -> list[str]:
