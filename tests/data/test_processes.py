@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from purify_engine.config import OfflineConfig
 from purify_engine.data import open_sink, open_source
 from purify_engine.data.items import ImageShape
 from purify_engine.data.processes import run_in_processes
-from purify_engine.data.run import run
+from purify_engine.data.run import Stop, run
 from purify_engine.data.work import Work
 from tests.data.deadly import DEADLY, ONCE, Full, Loaded, Washed, image_folder
 
@@ -83,6 +84,7 @@ def test_what_ends_a_worker_ends_the_run_and_no_process_goes_on(tmp_path, load, 
 
 RUN = """
 import sys
+from functools import partial
 from pathlib import Path
 from purify_engine.data import open_sink, open_source
 from purify_engine.data.items import ImageShape
@@ -109,3 +111,19 @@ def test_workers_end_with_the_process_that_started_them(tmp_path, ended_by):
         said, complaints = process.communicate(timeout=30)  # ends with the last process that holds the pipes
     assert said == "" and process.returncode == -ended_by
     assert complaints.count("Traceback") == (ended_by == signal.SIGINT)  # of this process alone
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_stop_ends_its_parts_and_is_resumed(tmp_path):
+    images = open_source(image_folder(tmp_path / "in", 120), ImageShape(channels=3))
+    sink, stop = open_sink(images, tmp_path / "out"), Stop()
+
+    def told(event, **facts):
+        stop.requested = stop.requested or event == "item"
+
+    work = Work(images, sink, Loaded(Washed(pause=0.1)), 3, 4, 1)
+    by_two = partial(run_in_processes, work, workers=2, told=told, stopped=lambda: stop.requested)
+    stopped = run(Washed(), images, sink, config=CONFIG, engine=by_two, stop=stop)
+    assert 0 < stopped.ok < 120 and stopped.left == 120 - stopped.ok
+    assert len(images_in(tmp_path / "out")) == stopped.ok  # no part was begun and left
+    assert run(Washed(), images, sink, config=CONFIG).left == 0
