@@ -20,7 +20,7 @@ class OfflineConfig:
     part_size: int = 256
     """Images a part: what is written and committed as one, and done again after a crash."""
     decoders: int | None = None
-    """Threads that decode and encode images; None is one for each core, 16 at most."""
+    """Threads that decode images, and as many that encode them; None is one for each core, 16 at most."""
     retry_failed: bool = False
     """Do the parts again that hold failed images; what was purified stays."""
     max_failed: float = 1.0

@@ -45,17 +45,31 @@ class Flow:
     def enter(self) -> None:
         """Wait until there is room for one more item."""
         with self.room:
-            self.room.wait_for(lambda: self.ended or (self.items < self.most_items and self.numbers <= self.most_numbers))
+            self.room.wait_for(lambda: self.ended or (self.items < self.most_items and not self.is_full))
             if self.ended:
                 raise Ended
             self.items += 1
             self.moved = time.monotonic()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no image may be decoded before others are written."""
+        return self.numbers > self.most_numbers
+
+    def admit(self) -> None:
+        """Wait until there is room for the numbers of one more image: how many they are is known once it is decoded."""
+        with self.room:
+            self.room.wait_for(lambda: self.ended or not self.is_full)
+            if self.ended:
+                raise Ended
 
     def grow(self, numbers: int) -> None:
         """An item turned out to be so many numbers."""
         with self.room:
             self.numbers += numbers
             self.moved = time.monotonic()
+            if numbers < 0:
+                self.room.notify_all()
 
     def leave(self, numbers: int) -> None:
         """An item of so many numbers was written."""
@@ -63,7 +77,7 @@ class Flow:
             self.items -= 1
             self.moved = time.monotonic()
             self.numbers -= numbers
-            self.room.notify()
+            self.room.notify_all()
 
     def wait(self, future: Future[T], patience: float = math.inf) -> T:
         """The result of `future`; its fault, or Ended, is raised. HungError where it runs for over `patience` seconds."""
@@ -81,10 +95,14 @@ class Flow:
 
 
 class Pool:
-    """Threads that do calls in the order in which they were submitted. One that hangs can be left alone, and replaced."""
+    """Threads that begin calls in the order in which they were submitted. One that hangs can be left alone, and replaced.
 
-    def __init__(self, threads: int, name: str) -> None:
-        self.name = name
+    admit: waited for before each call is begun; it raises Ended once none is to be begun any more.
+    """
+
+    def __init__(self, threads: int, name: str, admit: Callable[[], None] = lambda: None) -> None:
+        self.name, self.admit = name, admit
+        self.turn = threading.Lock()  # of the thread that takes the next call: none is begun before an earlier one is
         self.calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
         self.threads: list[threading.Thread] = []
         self.hung = 0
@@ -120,7 +138,7 @@ class Pool:
         self.threads.append(thread)
 
     def _work(self) -> None:
-        while (call := self.calls.get()) is not None:
+        while (call := self._next()) is not None:
             future, function, arguments = call
             if future.set_running_or_notify_cancel():
                 try:
@@ -128,6 +146,16 @@ class Pool:
                 except BaseException as fault:
                     future.set_exception(fault)
             del call, future, function, arguments  # or an image would live until the next one comes
+
+    def _next(self) -> tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None:
+        with self.turn:
+            call = self.calls.get()
+            if call is not None:
+                try:
+                    self.admit()
+                except Ended:
+                    call[0].cancel()
+            return call
 
 
 class Line(Generic[T]):
@@ -157,9 +185,7 @@ class Line(Generic[T]):
             yield entry
 
     def _next(self) -> T:
-        while True:
-            try:
+        while not self.flow.ended:
+            with suppress(Empty):
                 return self.entries.get(timeout=LOOK_EVERY)
-            except Empty:
-                if self.flow.ended:
-                    raise Ended from None
+        raise Ended

@@ -1,7 +1,7 @@
 """Parts through a purifier: reading, decoding, purifying, encoding and writing overlap, within bounded memory.
 
-One thread reads, a pool decodes and encodes, the caller's thread purifies, one thread writes. What becomes of a part follows from
-the part alone: its good images are grouped by shape and batched in their order, whatever the threads do.
+One thread reads, a pool decodes, the caller's thread purifies, another pool encodes, one thread writes. What becomes of a part
+follows from the part alone: its good images are grouped by shape and batched in their order, whatever the threads do.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Pipeline:
         self.batch_size = batch_size
         # A part waits for its last item at most, and what waits within one for others of its shape is MOST_NUMBERS at most.
         self.flow = Flow(most_items=2 * part_size + batch_size, most_numbers=2 * MOST_NUMBERS)
-        self.pool = Pool(decoders or min(MOST_DECODERS, os.cpu_count() or 1), "decode")
+        threads = decoders or min(MOST_DECODERS, os.cpu_count() or 1)
+        self.decoding, self.encoding = Pool(threads, "decode", self.flow.admit), Pool(threads, "encode")
         self.watchdog = Watchdog(stall_seconds, lambda: self.flow.moved, told)
         self.read: Line[tuple[PartInWork, Item | None, Future[np.ndarray]]] = Line(self.flow)  # None: the part has ended
         self.to_write: Line[PartInWork] = Line(self.flow)
@@ -75,6 +76,7 @@ class Pipeline:
         """Work on `parts`. Once only; closing the generator, or a fault in one thread, ends all of them."""
         with quiet(), self.watchdog:
             yield from self._run(parts)
+        yield from self._records()  # of parts that are on the disk, though there is a fault
         if self.flow.fault is not None:
             raise self.flow.fault
 
@@ -94,7 +96,8 @@ class Pipeline:
             self.flow.end()
             for thread in threads:
                 thread.join()
-            self.pool.end()
+            self.decoding.end()
+            self.encoding.end()
 
     def _records(self) -> Iterator[Record]:
         while not self.written.empty():
@@ -114,7 +117,7 @@ class Pipeline:
             self.to_write.put(work)
             for item in self.source.items(part):
                 self.flow.enter()
-                self.read.put((work, item, self.pool.submit(self._decode, item)))
+                self.read.put((work, item, self.decoding.submit(self._decode, item)))
             self.read.put((work, None, Future()))
         self.read.close()
         self.to_write.close()
@@ -143,6 +146,8 @@ class Pipeline:
     def _held(self, batcher: Batcher, work: PartInWork, item: Item, decoded: Future[np.ndarray]) -> Iterator[list[Held]]:
         result: Future[Finished] = Future()
         work.line.put((item, result))
+        if self.flow.is_full and not decoded.done():  # it is decoded only once what is being purified was written
+            self._finish_started()
         try:
             image = self.flow.wait(decoded, DECODES_WITHIN)
         except ItemError as reason:
@@ -155,7 +160,7 @@ class Pipeline:
 
     def _give_up(self, decoded: Future[np.ndarray]) -> None:
         """Leave the thread to what it hangs at, and let another take its place."""
-        self.pool.replace_one()
+        self.decoding.replace_one()
         decoded.add_done_callback(lambda late: None if late.exception() else self.flow.grow(-late.result().size))
 
     def _start(self, batch: list[Held]) -> None:
@@ -177,7 +182,7 @@ class Pipeline:
             self._halve(batch)
             return
         for held, image in zip(batch, images, strict=True):
-            self.pool.submit(self._encode, held, image)
+            self.encoding.submit(self._encode, held, image)
 
     def _unless_memory_is_out(self, batch: list[Held], call: Callable[[], Any]) -> Any:
         """What `call` returns; None where memory ran out, once its traceback, which holds on to memory, is gone."""

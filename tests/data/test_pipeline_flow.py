@@ -1,6 +1,8 @@
 """Parts of every kind through the pipeline: nothing is lost, nothing waits for ever, and batches follow from the part alone."""
 
 import random
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,4 +124,100 @@ def test_a_run_that_is_closed_ends_its_threads():
     records = line.run(parts_of(len(source), 3))
     next(records)
     records.close()
-    assert line.flow.ended and all(not thread.is_alive() for thread in line.pool.threads)
+    assert line.flow.ended and all(not thread.is_alive() for pool in (line.decoding, line.encoding) for thread in pool.threads)
+
+
+class Large(Shapes):
+    """Images of a thousand numbers each, which take no time to decode."""
+
+    def __init__(self, count):
+        self.shapes, self.bad = [(1, 25, 40)] * count, set()
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_large_images_are_not_decoded_far_ahead(decoders, monkeypatch):
+    for module in (batches, pipeline):
+        monkeypatch.setattr(module, "MOST_NUMBERS", 4000)
+    source, held = Large(60), []
+
+    class Slow(Unchanged):
+        def finish(self, started):
+            time.sleep(0.002)
+            held.append(line.flow.numbers)
+            return started
+
+    line = Pipeline(source, Kept(), Slow(), batch_size=2, part_size=30, decoders=decoders)
+    assert sum(record["ok"] for record in line.run(parts_of(60, 30))) == 60
+    assert max(held) <= 2 * 4000 + 1000 * decoders, "what is decoded and not written is bounded by numbers, not by items"
+
+
+class Full(Kept):
+    """A disk that has room for one part."""
+
+    def write(self, part, outcomes):
+        written = super().write(part, outcomes)
+        if part.index:
+            raise OSError("the disk is full")
+        return written
+
+
+def test_a_fault_ends_the_run_at_once_and_parts_that_are_written_are_told():
+    class Until(Unchanged):
+        def start(self, images, ids):
+            deadline = time.monotonic() + 30
+            while ids[0] == 25 and not (line.flow.ended and 30 in seen) and time.monotonic() < deadline:
+                time.sleep(0.001)
+            return super().start(images, ids)
+
+    class Seen(Large):
+        def decode(self, item):
+            seen.add(item.id)
+            return super().decode(item)
+
+    seen, compute, found = set(), Until(), []
+    line = Pipeline(Seen(400), Full(), compute, batch_size=1, part_size=10, decoders=2)
+    with pytest.raises(OSError, match="the disk is full"):
+        found.extend(line.run(parts_of(400, 10)))
+    assert compute.asked[-1] <= [25], "more was decoded by then, and is not purified"
+    assert [record["part"] for record in found] == [0]
+
+
+def test_a_part_that_was_written_before_a_fault_is_told(monkeypatch):
+    monkeypatch.setattr("purify_engine.data.flow.LOOK_EVERY", 0.02)
+
+    def until(is_so):
+        deadline = time.monotonic() + 30
+        while not is_so() and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    class Signals(Unchanged):
+        def start(self, images, ids):
+            if ids[0] == 7:
+                may_write.set()
+            return super().start(images, ids)
+
+    class Waits(Kept):
+        def write(self, part, outcomes):
+            written = super().write(part, outcomes)
+            assert may_write.wait(30)
+            time.sleep(0.05)  # in which the purifying thread comes to wait for image 8
+            return written
+
+    class Faulty(Large):
+        def items(self, part):
+            if part.index == 2:
+                until(lambda: not line.written.empty())
+                raise OSError("the source is gone")
+            return super().items(part)
+
+        def decode(self, item):
+            if item.id == 8:
+                until(lambda: line.flow.ended)
+                time.sleep(0.2)  # the purifying thread has seen it by then
+            return super().decode(item)
+
+    found, may_write = [], threading.Event()
+    line = Pipeline(Faulty(30), Waits(), Signals(), batch_size=1, part_size=5, decoders=2)
+    with pytest.raises(OSError, match="the source is gone"):
+        found.extend(line.run(parts_of(30, 5)))
+    assert [record["part"] for record in found] == [0]

@@ -63,8 +63,8 @@ def test_decoders_that_hang_cost_their_images_and_no_more(monkeypatch):
     ]
     assert sum(record["ok"] for record in records) == 5
     source.let_go.set()
-    line.pool.hung = 0
-    line.pool.end()
+    line.decoding.hung = 0
+    line.decoding.end()
     assert line.flow.items == line.flow.numbers == 0, "what came too late is held by no one"
 
 
