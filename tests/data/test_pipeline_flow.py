@@ -152,21 +152,32 @@ def test_large_images_are_not_decoded_far_ahead(decoders, monkeypatch):
 
 
 class Full(Kept):
-    """A disk that has room for one part."""
+    """A disk that has room for one part; it is full once `may_fail` says so."""
+
+    def __init__(self, may_fail):
+        super().__init__()
+        self.may_fail = may_fail
 
     def write(self, part, outcomes):
         written = super().write(part, outcomes)
         if part.index:
+            until(self.may_fail)
             raise OSError("the disk is full")
         return written
+
+
+def until(is_so):
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.001)
 
 
 def test_a_fault_ends_the_run_at_once_and_parts_that_are_written_are_told():
     class Until(Unchanged):
         def start(self, images, ids):
-            deadline = time.monotonic() + 30
-            while ids[0] == 25 and not (line.flow.ended and 30 in seen) and time.monotonic() < deadline:
-                time.sleep(0.001)
+            if ids[0] == 25:
+                until(lambda: line.flow.ended)
             return super().start(images, ids)
 
     class Seen(Large):
@@ -175,7 +186,7 @@ def test_a_fault_ends_the_run_at_once_and_parts_that_are_written_are_told():
             return super().decode(item)
 
     seen, compute, found = set(), Until(), []
-    line = Pipeline(Seen(400), Full(), compute, batch_size=1, part_size=10, decoders=2)
+    line = Pipeline(Seen(400), Full(lambda: 30 in seen), compute, batch_size=1, part_size=10, decoders=2)
     with pytest.raises(OSError, match="the disk is full"):
         found.extend(line.run(parts_of(400, 10)))
     assert compute.asked[-1] <= [25], "more was decoded by then, and is not purified"
@@ -184,11 +195,6 @@ def test_a_fault_ends_the_run_at_once_and_parts_that_are_written_are_told():
 
 def test_a_part_that_was_written_before_a_fault_is_told(monkeypatch):
     monkeypatch.setattr("purify_engine.data.flow.LOOK_EVERY", 0.02)
-
-    def until(is_so):
-        deadline = time.monotonic() + 30
-        while not is_so() and time.monotonic() < deadline:
-            time.sleep(0.001)
 
     class Signals(Unchanged):
         def start(self, images, ids):

@@ -76,7 +76,7 @@ class ArraySink:
         content = rows.reshape(-1).view(np.uint8).data
         with self.partial.open("r+b") as file:
             _write_at(file, len(self.header) + part.first * self.row, content)
-            os.fsync(file.fileno())
+        make_durable([self.partial])
         return [Written(self._named(part), len(content), hashlib.sha256(content).hexdigest())], failed
 
     def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
