@@ -51,6 +51,24 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
         temporary.unlink(missing_ok=True)
 
 
+def write_new(path: Path, write: Callable[[Path], object]) -> None:
+    """Write `path` as `write_whole` does, where nothing is there yet; what another process put there meanwhile stays."""
+    temporary = _part(path)
+    try:
+        with naming(path, temporary):
+            write(temporary)
+            make_durable([temporary])
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return
+            except OSError:  # a file system without links
+                temporary.replace(path)
+            _wait_for_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write `content` as `write_whole` does, asking the file system for as little as can be: for many small files."""
     temporary = _part(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from purify_engine import files
-from purify_engine.files import append_json_line, lock, make_durable, read_json_lines, unlock, write_text, write_whole
+from purify_engine.files import append_json_line, lock, make_durable, read_json_lines, unlock, write_new, write_text, write_whole
 
 
 def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_return(tmp_path, disk_calls):
@@ -307,3 +307,18 @@ def test_no_file_is_an_error_and_an_empty_one_is_not(tmp_path):
     assert read_json_lines(tmp_path / "a.jsonl") == []
     append_json_line(tmp_path / "a.jsonl", 1)
     assert (tmp_path / "a.jsonl").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("fault", [None, PermissionError(1, "Operation not permitted")], ids=["links", "no links"])
+def test_a_new_file_takes_no_others_place(fault, tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise fault
+
+    if fault is not None:
+        monkeypatch.setattr(os, "link", refuse)
+    write_new(tmp_path / "a", lambda temporary: temporary.write_text("first"))
+    assert (tmp_path / "a").read_text() == "first"
+    if fault is None:
+        write_new(tmp_path / "a", lambda temporary: temporary.write_text("second"))
+        assert (tmp_path / "a").read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class PurifierCompute:
     def __init__(self, purifier: nn.Module) -> None:
         refuse_other_ranges(purifier)
         self.purifier = purifier
-        self.device = next((buffer.device for buffer in purifier.buffers()), torch.device("cpu"))
+        held = chain(purifier.buffers(), purifier.parameters())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
         self.way: Here | SideStreams = SideStreams(self.device) if self.device.type == "cuda" else Here(self.device)
 
     def start(self, images: np.ndarray, ids: np.ndarray) -> Any:

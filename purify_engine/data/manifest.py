@@ -62,16 +62,25 @@ class Manifest:
         while self._held:
             unlock(*self._held.popitem())
 
-    def begin(self, identity: Record, pinned: Record | Callable[[], Record], skipped: Iterable[Skipped]) -> Record:
+    def begin(
+        self,
+        identity: Record,
+        pinned: Record | Callable[[], Record],
+        skipped: Iterable[Skipped],
+        about: Mapping[str, Any] | None = None,
+    ) -> Record:
         """Start a run, or go on with the one that is there: what it had pinned, in place of `pinned`, or of what that returns.
 
+        about: further facts for run.json, which decide nothing.
         ValueError where the run that is there has another identity, with what differs, where another process works on it, or
         where something else is in the way. Temporary files that a killed run left are removed.
         """
         with self._in_turn():
-            return self._begun(identity, pinned, skipped)
+            return self._begun(identity, pinned, skipped, about or {})
 
-    def _begun(self, identity: Record, pinned: Record | Callable[[], Record], skipped: Iterable[Skipped]) -> Record:
+    def _begun(
+        self, identity: Record, pinned: Record | Callable[[], Record], skipped: Iterable[Skipped], about: Mapping[str, Any]
+    ) -> Record:
         if not self.run_path.exists():
             self.refuse_what_is_in_the_way()
             self.sink.prepare()
@@ -82,7 +91,7 @@ class Manifest:
             return self._same_run(identity)["pinned"]
         write_record(self.sink.record("skipped.jsonl"), [entry._asdict() for entry in skipped])
         chosen = pinned() if callable(pinned) else pinned
-        write_record(self.run_path, {"identity": identity, "identity_sha256": digest(identity), "pinned": chosen})
+        write_record(self.run_path, {**about, "identity": identity, "identity_sha256": digest(identity), "pinned": chosen})
         return chosen
 
     def refuse_what_is_in_the_way(self) -> None:
@@ -199,7 +208,8 @@ def leftovers(output: Path) -> Iterator[Path]:
         for folder, folders, names in os.walk(output):
             yield from (Path(folder, name) for name in sorted(folders + names) if TEMPORARY.fullmatch(name))
         return
-    for name in (output.name, *(f"{output.stem}.{record}" for record in RECORDS)):  # and of no other output there
+    rows = f".{output.name}.part"  # of an array
+    for name in (output.name, rows, *(f"{output.stem}.{record}" for record in RECORDS)):  # and of no other output there
         yield from (path for path in parts_of(output.with_name(name)) if path.name.count(".") == name[:NAMED].count(".") + 3)
 
 

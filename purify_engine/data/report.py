@@ -221,7 +221,7 @@ def _pictures(
             from purify_engine.data.sources import open_source
 
             if "source" not in run:
-                return None, "run.json does not say where the images are from, as of a run that has not ended"
+                return None, "run.json does not say where the images are from"
             channels = run["identity"]["images"]["channels"]
             column = run["identity"]["source"].get("column")
             source = open_source(Path(run["source"]), ImageShape(channels, clip=True), column)

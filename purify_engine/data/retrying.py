@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Sink, Written
@@ -21,6 +22,31 @@ def is_worse(record: Record, before: Failures) -> bool:
     return bool(record["part"] in before and {id for id, *_ in record["failed"]} - before[record["part"]])
 
 
+class WorseError(Exception):
+    """While a part is written again, something of an image that was purified before cannot be read any more."""
+
+    def __init__(self, item: Item, reason: ItemError) -> None:
+        super().__init__(str(reason))
+        self.item, self.reason = item, reason
+
+
+class Needed:
+    """What goes along with an image that was purified before: where it cannot be read any more, nothing is written."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.item.extras, name)
+
+    def chunks(self, index: int) -> Iterator[bytes]:
+        """As of the extras themselves; WorseError in the place of ItemError."""
+        try:
+            yield from self.item.extras.chunks(index)
+        except ItemError as reason:
+            raise WorseError(self.item, reason) from reason
+
+
 class NeverWorse:
     """`sink`, but a part is left as it lies there where an image fails now that was purified before."""
 
@@ -35,8 +61,16 @@ class NeverWorse:
     def write(self, part: Part, outcomes: Iterable[Outcome]) -> tuple[list[Written], list[tuple[Item, ItemError]]]:
         """`Sink.write`; where it would be worse than before nothing is written, and what failed is said."""
         if part.index in self.before:
-            outcomes = list(outcomes)
+            outcomes = [self._firm(part, outcome) for outcome in outcomes]
             failed = [(item, encoded) for item, encoded in outcomes if isinstance(encoded, ItemError)]
             if {item.id for item, _ in failed} - self.before[part.index]:
                 return [], failed
-        return self.sink.write(part, outcomes)
+        try:
+            return self.sink.write(part, outcomes)
+        except WorseError as worse:
+            return [], [(worse.item, worse.reason)]
+
+    def _firm(self, part: Part, outcome: Outcome) -> Outcome:
+        item = outcome.item
+        is_read_later = hasattr(item.extras, "chunks") and item.id not in self.before[part.index]
+        return Outcome(replace(item, extras=Needed(item)), outcome.encoded) if is_read_later else outcome

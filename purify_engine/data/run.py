@@ -124,7 +124,8 @@ def run(
     with Manifest(sink, share) as manifest:
         parts, identity = source.parts(config.part_size), identity_of(compute, source, config)
         usual = {"batch_size": config.batch_size or BATCH_SIZE, "threads": usual_threads(config)}
-        pinned = manifest.begin(identity, lambda: measured(compute, source, config, usual), source.skipped)
+        about = {"source": str(source.root), "output": str(sink.output), **(about or {})}
+        pinned = manifest.begin(identity, lambda: measured(compute, source, config, usual), source.skipped, about)
         refuse_what_is_pinned_otherwise(config, pinned)
         before = failures_of(manifest.records()) if config.retry_failed else {}
         mine = share.of(parts)
@@ -146,7 +147,7 @@ def run(
         if not share.is_whole:
             others = parts_to_do([part for part in parts if not share.holds(part)], manifest.done(), False)
             summary = replace(summary, elsewhere=images(others))
-        manifest.finish({**(about or {}), **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
+        manifest.finish({**about, **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
     told("end", **summary.as_record())
     return summary
 

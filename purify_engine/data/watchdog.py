@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-LOOKS = 20  # within the patience of a run
+LOOKS, LONGEST = 20, 60.0  # within the patience of a run; seconds between two of them at most
 DEEPEST = 12  # calls of a thread that are told
 MARGIN = 120.0  # seconds later Python's own watchdog ends the process, which needs no turn of the interpreter
 LAST_WORDS = 5.0  # seconds that telling may take, since what is told to may hang, too
@@ -71,7 +71,7 @@ class Watchdog:
         return max(self.seconds, batch[0] * an_image)
 
     def _watch(self) -> None:
-        interval = self.seconds / LOOKS
+        interval = min(self.seconds / LOOKS, LONGEST)
         looked = since = time.monotonic()
         while not self.closing.wait(interval):
             now = time.monotonic()
@@ -83,7 +83,7 @@ class Watchdog:
             if still > self.patience():
                 self._bark(still)
                 return
-            with suppress(ValueError, OSError, RuntimeError):  # for a thread that never lets this one run
+            with suppress(ValueError, OSError, RuntimeError, OverflowError):  # for a thread that never lets this one run
                 faulthandler.dump_traceback_later(self.patience() + MARGIN, exit=True, file=2)
 
     def _bark(self, still: float) -> None:

@@ -153,3 +153,22 @@ def test_an_image_of_another_size_than_its_row_fails_alone(tmp_path):
     path = source_at(tmp_path, "npy")
     summary = purified(path, tmp_path / "out.npy", compute=Darkened(grown=True))
     assert {failure.reason for failure in summary.failed} == {"became [8, 4, 1], and the array's rows are [4, 2, 1]"}
+
+
+def test_rows_that_another_process_has_written_already_stay_where_a_finished_array_is_taken_up(tmp_path, monkeypatch):
+    path, output = source_at(tmp_path, "npy"), tmp_path / "out.npy"
+    purified(path, output, compute=Darkened(refused={1, 6}))
+    one, other = (open_sink(open_source(path, ImageShape(1)), output) for _ in range(2))
+
+    def meanwhile(*args):
+        monkeypatch.undo()
+        other._take_up()
+        with other.partial.open("r+b") as file:
+            file.seek(len(other.header))
+            file.write(b"row")
+        return open_rows(*args)
+
+    monkeypatch.setattr("purify_engine.data.sinks.array.open_rows", meanwhile)
+    one._take_up()
+    assert one.partial.read_bytes()[len(one.header) :].startswith(b"row")
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == [".out.npy.part"]

@@ -135,3 +135,8 @@ def test_threads_are_offered_on_cpus_from_pytorchs_own_number_down():
         here.use_threads(before)
     here.device = torch.device("cuda")
     assert here.thread_choices() == []
+
+
+def test_a_module_of_parameters_alone_says_where_it_is():
+    assert PurifierCompute(nn.Conv2d(1, 1, 1, device="meta")).device.type == "meta"
+    assert PurifierCompute(Halving()).device.type == "cpu"

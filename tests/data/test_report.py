@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from purify_engine.data import ImageShape, open_source
+from purify_engine.config import OfflineConfig
+from purify_engine.data import ImageShape, open_sink, open_source
 from purify_engine.data.contact_sheet import SHOWN, chosen
 from purify_engine.data.report import LISTED, REASONS, record_of, write_report
+from purify_engine.data.run import run
+from tests.data.darkened import Darkened
 
 NASTY = "3/\u202egnp.<script>\n\x1b[2J.png"
 
@@ -162,3 +165,19 @@ def test_what_is_no_output_is_refused_in_a_line(tmp_path):
 def test_records_lie_in_a_folder_or_beside_a_file(tmp_path):
     assert record_of(tmp_path, "run.json") == tmp_path / "run.json"
     assert record_of(tmp_path / "clean.npz", "report.html") == tmp_path / "clean.report.html"
+
+
+def test_a_run_that_was_killed_shows_what_it_had_purified(tmp_path):
+    for number in range(4):
+        save(tmp_path / "in" / f"{number}.png", 100)
+
+    def told(event, **facts):
+        if event == "part":
+            raise KeyboardInterrupt
+
+    source = open_source(tmp_path / "in", ImageShape(3))
+    with pytest.raises(KeyboardInterrupt):
+        run(Darkened(), source, open_sink(source, tmp_path / "out"), config=OfflineConfig(part_size=2), told=told)
+    html = read(tmp_path / "out")
+    assert "2 of 4 images are purified; 2 are left" in html and html.count("data:image/png") == 6
+    assert str(tmp_path / "in") in html

@@ -105,3 +105,17 @@ def test_a_batch_in_work_has_the_time_that_batches_take(stalled):
     with dog.purifying(64):
         assert dog.patience() == 64 * 300
     assert stalled(0.05, lambda dog: setattr(dog, "batch", (1000, time.monotonic()))) is None
+
+
+def test_a_run_may_stand_still_for_ever_where_it_is_asked_to(capfd):
+    with Watchdog(float("inf"), lambda: 0.0, print) as dog:
+        dog.thread.join(0.05)
+        assert dog.thread.is_alive()
+    assert not capfd.readouterr().err
+
+
+def test_no_time_is_too_long_for_pythons_own_watchdog(monkeypatch):
+    monkeypatch.setattr(watchdog, "LONGEST", 0.01)
+    with Watchdog(1e300, lambda: 0.0, print) as dog:
+        dog.thread.join(0.1)
+        assert dog.thread.is_alive()

@@ -15,6 +15,7 @@ from PIL import Image
 from purify_engine.config import OfflineConfig
 from purify_engine.data import open_sink, open_source
 from purify_engine.data.run import Stop, run
+from purify_engine.data.tar import read
 from tests.data.darkened import Darkened
 from tests.data.tars import END, SHAPE, contents, file, sample
 
@@ -33,7 +34,7 @@ def shards(tmp_path):
 
 
 def purified(shards, output, **options):
-    compute = Darkened()
+    compute = Darkened(options.pop("refused", ()))
     source = open_source(shards, SHAPE)
     stop = options.pop("stop", None)
     told = options.pop("told", lambda event, **facts: None)
@@ -105,3 +106,29 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
     exec(compile(example, str(PAGE), "exec"), said)
     assert said["summary"].ok == 2
     assert sorted(tars_in(tmp_path / "clean")) == ["train-000.tar", "train-001.tar"]
+
+
+def test_a_sample_that_cannot_be_read_any_more_is_not_taken_from_its_shard(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("purify_engine.data.sources.webdataset.MOST_HELD", 0)  # members are read when they are needed
+
+    def unreadable(file, member):
+        if member.name == "a0.cls":
+            raise OSError(5, "Input/output error")
+        return read(file, member)
+
+    purified(shards, tmp_path / "out", refused={1})
+    before = tars_in(tmp_path / "out")
+    monkeypatch.setattr("purify_engine.data.sources.samples.read", unreadable)
+    summary, _ = purified(shards, tmp_path / "out", retry_failed=True)
+    assert tars_in(tmp_path / "out") == before and [failure.id for failure in summary.failed] == [1, 4, 7]
+    monkeypatch.undo()
+    summary, _ = purified(shards, tmp_path / "out", retry_failed=True)
+    assert [failure.id for failure in summary.failed] == [4, 7] and tars_in(tmp_path / "out") != before
+
+
+def test_shards_in_a_folder_that_is_called_as_a_record_are_refused_before_anything_is_written(shards, tmp_path):
+    (shards / "Run.json").mkdir()
+    (shards / "b.tar").rename(shards / "Run.json" / "b.tar")
+    with pytest.raises(ValueError, match=r"^source must be free of folders .* records of a run are .*, got 'Run.json/b.tar'$"):
+        purified(shards, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

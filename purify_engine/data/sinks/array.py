@@ -22,7 +22,7 @@ from purify_engine.data.pixels import to_levels
 from purify_engine.data.sinks.archive import PURIFIED, most_bytes, pack
 from purify_engine.data.sources.array import ArraySource
 from purify_engine.data.sources.npy import CHUNK, Rows, open_rows, rows_name
-from purify_engine.files import make_durable, publish, write_whole
+from purify_engine.files import make_durable, publish, write_new
 
 
 class ArraySink:
@@ -115,7 +115,7 @@ class ArraySink:
                 for first in range(0, len(self.source), at_once):
                     file.write(rows.read(first, min(at_once, len(self.source) - first)).tobytes())
 
-        return write_whole(self.partial, fill)
+        return write_new(self.partial, fill)  # several processes may be at this point, and one at its first rows already
 
     def _check(self, parts: Sequence[Part], written: Iterable[Written]) -> None:
         known = {file.file: file.sha256 for file in written}

@@ -68,10 +68,9 @@ class FolderSink:
         """ItemError where the image's name belongs to another image, to a record, or to a place that is not below the output."""
         if name in self.taken:
             raise ItemError(f"would be written to {as_png(name)}, where another image or folder goes: rename one of them")
-        folders = name.split("/")[:-1]
-        if folders and folders[0].lower().endswith(RECORDS):
+        if lies_in_a_record(name):
             raise ItemError(f"lies in a folder that is called as records of a run are ({', '.join(RECORDS)}): rename it")
-        if not all(folder not in ("", ".", "..") for folder in folders):
+        if not all(folder not in ("", ".", "..") for folder in name.split("/")[:-1]):
             raise ItemError("would not be written below the output")
 
     def _remove(self, name: str) -> None:
@@ -79,6 +78,18 @@ class FolderSink:
         with contextlib.suppress(ItemError, OSError, ValueError):
             self._require_a_place(name)
             (self.output / as_png(name)).unlink()
+
+
+def lies_in_a_record(name: str) -> bool:
+    """Whether the first folder of a path is called as records of a run are, which lie beside it in the output."""
+    folder, slash, _ = name.partition("/")
+    return bool(slash) and folder.lower().endswith(RECORDS)
+
+
+def refuse_names_of_records(names: Iterable[str]) -> None:
+    """ValueError where files of a source lie in a folder that is called as records of a run are."""
+    found = next(filter(lies_in_a_record, names), None)
+    require(found is None, "source", f"free of folders that are called as records of a run are ({', '.join(RECORDS)})", found)
 
 
 def as_png(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Written
 from purify_engine.data.pixels import encode
-from purify_engine.data.sinks.folder import as_png
+from purify_engine.data.sinks.folder import as_png, refuse_names_of_records
 from purify_engine.data.sources.tables import Row, TableSource, pyarrow
 from purify_engine.files import write_whole
 
@@ -33,6 +33,7 @@ class TableSink:
         files = f"a folder, in which each part of the source's rows is a {source.kind} file"
         is_file = output.is_file() or output.suffix == PurePosixPath(next(iter(source.tables))).suffix
         require(not is_file, "output", files, str(output))
+        refuse_names_of_records(source.tables)
         clash = _clash(source)
         require(clash is None, "source", "free of a file that is named as a part of another", clash)
         self.source, self.output = source, output

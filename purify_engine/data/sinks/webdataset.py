@@ -13,6 +13,7 @@ import numpy as np
 from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Written
 from purify_engine.data.pixels import encode
+from purify_engine.data.sinks.folder import refuse_names_of_records
 from purify_engine.data.sources.samples import Stored
 from purify_engine.data.sources.webdataset import WebDatasetSource
 from purify_engine.data.tar import CLOSING, header, padding
@@ -32,6 +33,7 @@ class WebDatasetSink:
         require(not inside and not is_source, "output", "a folder outside the source", str(output))
         require(output.is_dir() or not output.exists(), "output", "a folder, where tar shards are the source", str(output))
         require(output.suffix.lower() != ".tar", "output", "the folder for the shards, not the name of one", str(output))
+        refuse_names_of_records(source.shards)
         clash = _clash(source)
         require(not clash, "source", "free of shards with the name of another's part: rename it", clash)
         self.output = output

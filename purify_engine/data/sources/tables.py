@@ -68,7 +68,7 @@ class Broken:
         return [None]
 
     def fingerprint(self) -> Any:
-        return self.reason
+        return "cannot be read"  # the reason may hold a path, which is another one from another folder or machine
 
 
 class TableSource:
