@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from purify_engine.data.items import Sink, Skipped
-from purify_engine.data.manifest_files import PAUSE, is_locked, latest_records, lock_of, manifests_of, shares_of
+from purify_engine.data.manifest_files import PAUSE, is_locked, lines_that_count, lock_of, manifests_of, shares_of
 from purify_engine.data.shares import WHOLE, Share
 from purify_engine.files import (
     NAMED,
@@ -149,17 +149,7 @@ class Manifest:
 
     def records(self) -> Iterator[Record]:
         """Of the committed parts, the last one of each, sorted by part; in the memory of one."""
-        return map(json.loads, self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        best: dict[int, tuple[int, Path, int]] = {}  # part -> (failed images, manifest, where its line begins)
-        for path in manifests_of(self.whole_path):
-            for part, found in latest_records(path).items():
-                best[part] = min(found, best.get(part, found))
-        for _, (_, path, offset) in sorted(best.items()):
-            with path.open("rb") as file:
-                file.seek(offset)
-                yield file.readline().decode().rstrip("\n") + "\n"  # a kill may have cut the end of a last line alone
+        return map(json.loads, lines_that_count(self.whole_path))
 
     def commit(self, record: Record) -> None:
         """A part is done: its files are on the disk already."""
@@ -175,7 +165,7 @@ class Manifest:
         if lock_of(self.whole_path) not in self._held:
             return
         if manifests_of(self.whole_path):
-            write_lines(self.whole_path, self._lines())
+            write_lines(self.whole_path, lines_that_count(self.whole_path))
         failures = (dict(zip(FAILURE, failure, strict=True)) for record in self.records() for failure in record["failed"])
         write_lines(self.sink.record("failed.jsonl"), (json.dumps(failure) + "\n" for failure in failures))
         run = json.loads(self.run_path.read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def shares_of(whole: Path) -> list[Path]:
 def manifests_of(whole: Path) -> list[Path]:
     """All that are there; `whole` comes last, since what was removed was written into it before."""
     return [path for path in [*shares_of(whole), whole] if path.exists()]
+
+
+def lines_that_count(whole: Path) -> Iterator[str]:
+    """Of each committed part, sorted, the line with the fewest failed images of the last ones of all manifests."""
+    best: dict[int, tuple[int, Path, int]] = {}  # part -> (failed images, manifest, where its line begins)
+    for path in manifests_of(whole):
+        for part, found in latest_records(path).items():
+            best[part] = min(found, best.get(part, found))
+    for _, (_, path, offset) in sorted(best.items()):
+        with path.open("rb") as file:
+            file.seek(offset)
+            yield file.readline().decode().rstrip("\n") + "\n"  # a kill may have cut the end of a last line alone
 
 
 def latest_records(path: Path) -> dict[int, tuple[int, Path, int]]:

@@ -24,7 +24,7 @@ from purify_engine.data.isolation import ProcessEndedError, redone
 from purify_engine.data.items import Compute, Part
 from purify_engine.data.manifest import Record
 from purify_engine.data.pipeline import Told
-from purify_engine.data.work import Work, tell_nothing
+from purify_engine.data.work import Work, sendable, tell_nothing
 from purify_engine.foreign import imported
 
 PARTS_AHEAD = 4  # that an actor gets at once at most: it reads the next one while it purifies the last
@@ -100,7 +100,7 @@ class Actor:
         try:
             said += [json.dumps(record) for record in self.work.run(self.compute, self._wanted(parts))]
         except Exception as raised:  # told as data: what a task raises, Ray Data takes for a block that may be left out
-            fault = pickle.dumps(raised)
+            fault = pickle.dumps(sendable(raised))
         return {"record": [*said, ""] if fault else said, "fault": [b""] * len(said) + ([fault] if fault else [])}
 
     def _wanted(self, parts: list[Part]) -> Iterator[Part]:

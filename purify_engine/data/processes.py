@@ -11,7 +11,6 @@ process, however it ends.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from purify_engine.data.isolation import ProcessEndedError, ended_by, redone
 from purify_engine.data.items import Part
 from purify_engine.data.manifest import Record
 from purify_engine.data.pipeline import Told
-from purify_engine.data.work import Work, tell_nothing
+from purify_engine.data.work import Work, sendable, tell_nothing
 
 SAY_EVERY = 0.5  # seconds between two messages of what merely tells how a worker gets on
 STARTS = 3  # in vain, one after another, that end a run
@@ -242,7 +241,7 @@ def _in_worker(pipe: Connection, target: Target, work: Work, number: int) -> Non
     try:
         target(talk, work, number)
     except BaseException as fault:
-        talk.say("fault", _sendable(fault))
+        talk.say("fault", (sendable(fault), "".join(traceback.format_exception(fault))))
 
 
 def _pooled(talk: Talk, work: Work, number: int) -> None:
@@ -273,12 +272,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _sendable(fault: BaseException) -> tuple[BaseException, str]:
-    """`fault`, in words where it cannot be pickled, and the lines of its traceback."""
-    lines = "".join(traceback.format_exception(fault))
-    try:
-        return pickle.loads(pickle.dumps(fault)), lines
-    except Exception:  # of classes that want other arguments than they pass on
-        return RuntimeError(f"{type(fault).__name__}: {fault}"), lines

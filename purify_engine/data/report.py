@@ -14,7 +14,7 @@ from typing import Any
 from purify_engine.data.contact_sheet import Chosen, Classify, Sheet, chosen, sheet
 from purify_engine.data.events import read_events
 from purify_engine.data.items import ImageShape, Source
-from purify_engine.data.manifest_files import is_record, manifests_of
+from purify_engine.data.manifest_files import lines_that_count
 from purify_engine.data.throughput import Curve, Session, curve, sessions, time_of
 from purify_engine.files import write_text
 from purify_engine.pages import render
@@ -120,14 +120,8 @@ def record_of(output: Path, name: str) -> Path:
 
 
 def records(output: Path) -> Iterator[dict[str, Any]]:
-    """The records of the committed parts, the last one of each, of all shares of the run; in the memory of one."""
-    manifests = manifests_of(record_of(output, "manifest.jsonl"))
-
-    def numbered() -> Iterator[tuple[int, dict[str, Any]]]:
-        return enumerate(entry for path in manifests for entry in _lines(path) if is_record(entry))
-
-    wanted = set({entry["part"]: number for number, entry in numbered()}.values())
-    return (entry for number, entry in numbered() if number in wanted)
+    """The records of the committed parts that count, of all shares of the run; in the memory of one."""
+    return map(json.loads, lines_that_count(record_of(output, "manifest.jsonl")))
 
 
 def count(found: Iterable[Mapping[str, Any]]) -> Counts:

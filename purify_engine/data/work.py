@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,14 @@ class Work:
             self.sink.encode(item, purified[0].clip(0, 1))
         except ItemError:
             pass  # it fails alone, as it will in its part
+
+
+def sendable(fault: BaseException) -> BaseException:
+    """`fault`, in words where it cannot be pickled."""
+    try:
+        return pickle.loads(pickle.dumps(fault))
+    except Exception:  # of classes that want other arguments than they pass on
+        return RuntimeError(f"{type(fault).__name__}: {fault}")
 
 
 class Withholding:

@@ -1,8 +1,10 @@
 """A run in several processes: the same bytes as in one, and no death costs more than the image that caused it."""
 
 import errno
+import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from purify_engine.config import OfflineConfig
-from purify_engine.data import open_sink, open_source
-from purify_engine.data.items import ImageShape
+from purify_engine.data import on_ray, open_sink, open_source
+from purify_engine.data.items import ImageShape, Part
 from purify_engine.data.processes import run_in_processes
 from purify_engine.data.run import Stop, run
 from purify_engine.data.work import Work
@@ -127,3 +129,22 @@ def test_a_run_that_is_asked_to_stop_ends_its_parts_and_is_resumed(tmp_path):
     assert 0 < stopped.ok < 120 and stopped.left == 120 - stopped.ok
     assert len(images_in(tmp_path / "out")) == stopped.ok  # no part was begun and left
     assert run(Washed(), images, sink, config=CONFIG).left == 0
+
+
+class Peculiar(Exception):  # noqa: N818 - as libraries have them
+    """A fault that pickles and is not read again: it wants two arguments and passes on one."""
+
+    def __init__(self, what, where):
+        super().__init__(f"{what} at {where}")
+
+
+def test_a_fault_of_an_actor_reaches_the_run_whatever_it_is_made_of():
+    class Fails:
+        def run(self, compute, parts):
+            raise Peculiar("a fault", "home")
+            yield
+
+    actor = on_ray.Actor.__new__(on_ray.Actor)
+    actor.work, actor.compute, actor.desk = Fails(), None, None
+    told = actor({"part": [json.dumps(vars(Part(0, 0, 1)))]})
+    assert told["record"] == [""] and str(pickle.loads(told["fault"][0])) == "Peculiar: a fault at home"

@@ -181,3 +181,9 @@ def test_a_run_that_was_killed_shows_what_it_had_purified(tmp_path):
     html = read(tmp_path / "out")
     assert "2 of 4 images are purified; 2 are left" in html and html.count("data:image/png") == 6
     assert str(tmp_path / "in") in html
+
+
+def test_what_a_share_has_mended_counts_before_the_run_that_failed(output):
+    names = ["1/1.png", "1/3.png", "1/5.png", "1/7.png"]
+    (output / "manifest.0-of-2.jsonl").write_text(json.dumps(record(1, names)) + "\n")
+    assert "All 8 images are purified." in read(output)
