@@ -172,3 +172,21 @@ def test_rows_that_another_process_has_written_already_stay_where_a_finished_arr
     one._take_up()
     assert one.partial.read_bytes()[len(one.header) :].startswith(b"row")
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == [".out.npy.part"]
+
+
+def test_a_retry_that_was_killed_before_its_record_is_ended_by_another(tmp_path, monkeypatch):
+    path, output = source_at(tmp_path, "npy"), tmp_path / "out.npy"
+    purified(path, output, compute=Darkened(refused={1, 6}))
+
+    def killed(manifest, record):
+        raise Killed
+
+    monkeypatch.setattr("purify_engine.data.manifest.Manifest.commit", killed)
+    with pytest.raises(Killed):
+        purified(path, output, retry=True)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"\(give --retry-failed, where a retry was interrupted, or remove out.run.json and "):
+        purified(path, output)
+    assert purified(path, output, retry=True).ok == 7
+    purified(path, tmp_path / "once.npy")
+    assert output.read_bytes() == (tmp_path / "once.npy").read_bytes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import IO
 
@@ -86,7 +86,7 @@ class ArraySink:
                 path.unlink(missing_ok=True)
             return []
         if self.partial.exists() or not self.output.exists():
-            self._check(parts, written)
+            self._check(parts, written, set(failed))
             whole = self._pack(failed) if self.source.archive is not None else self.partial
             publish(whole, self.output)
             self.partial.unlink(missing_ok=True)
@@ -117,13 +117,14 @@ class ArraySink:
 
         return write_new(self.partial, fill)  # several processes may be at this point, and one at its first rows already
 
-    def _check(self, parts: Sequence[Part], written: Iterable[Written]) -> None:
+    def _check(self, parts: Sequence[Part], written: Iterable[Written], failed: Set[int]) -> None:
         known = {file.file: file.sha256 for file in written}
         rows = open_rows(self.partial, "") if self.partial.exists() else None
         for part in parts:
             name = self._named(part)
             is_there = rows is not None and _sha256_of(rows, part) == known.get(name)
-            mend = f"remove {self.record('run.json').name} and {self.record('manifest.jsonl').name} to begin anew"
+            again = "" if failed.isdisjoint(part.ids) else "give --retry-failed, where a retry was interrupted, or "
+            mend = f"{again}remove {self.record('run.json').name} and {self.record('manifest.jsonl').name} to begin anew"
             require(is_there, "output", f"made of the rows that were recorded ({mend})", f"other rows at {name}")
 
     def _pack(self, failed: Sequence[int]) -> Path:
