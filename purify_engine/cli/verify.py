@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say
+from purify_engine.pages import visible
 
 if TYPE_CHECKING:
     from purify_engine.data.verification import Verified
@@ -43,5 +44,5 @@ def _text(found: Verified, output: Path) -> str:
     if not found.problems:
         return f"{output} is whole: {counts}, all as recorded"
     more = len(found.problems) - SAID
-    said = [f"{output} is not what was written: {len(found.problems)} problems ({counts} as recorded)", *found.problems[:SAID]]
+    said = [f"{output} is not what was written: {len(found.problems)} problems ({counts} as recorded)", *map(visible, found.problems[:SAID])]
     return "\n  ".join(said + ([f"and {more} more: --json lists all"] if more > 0 else []))

@@ -194,3 +194,10 @@ def test_the_command_says_what_it_found(output, capsys):
     said = capsys.readouterr().out
     assert "1 problems" in said and "\x1b" not in said and "no record names it" in said
     assert exit_code("--json") == 4 and json.loads(capsys.readouterr().out)["problems"] == ["a\x1b[31m.txt: no record names it"]
+
+
+def test_a_name_of_several_lines_forges_none_of_the_commands(output, capsys):
+    (output / "a\nout is whole: 12 purified images").touch()
+    with pytest.raises(SystemExit):
+        main(["verify", str(output)])
+    assert [line[:4] for line in capsys.readouterr().out.splitlines()[1:]] == ["  a\\"]
