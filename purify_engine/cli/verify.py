@@ -44,5 +44,6 @@ def _text(found: Verified, output: Path) -> str:
     if not found.problems:
         return f"{output} is whole: {counts}, all as recorded"
     more = len(found.problems) - SAID
-    said = [f"{output} is not what was written: {len(found.problems)} problems ({counts} as recorded)", *map(visible, found.problems[:SAID])]
+    said = [f"{output} is not what was written: {len(found.problems)} problems ({counts} as recorded)"]
+    said += map(visible, found.problems[:SAID])
     return "\n  ".join(said + ([f"and {more} more: --json lists all"] if more > 0 else []))
