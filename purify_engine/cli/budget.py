@@ -86,7 +86,8 @@ def numbered(data: Labelled, classifier: Classifier) -> tuple[Labels, str]:
         require(set(names) <= set(known), "source", f"of the classifier's classes: {differ}", data.name)
         _require_labels(labels, len(names), f"the classes of {data.name}")  # a negative one would count from the last
         labels = torch.tensor([known.index(name) for name in names], device=labels.device)[labels]
-        said = f"labels by the classifier's names of its {count} classes"
+        unseen = differing_classes(known, names)
+        said = f"labels by the classifier's names of its {count} classes" + (f" ({unseen})" if set(known) - set(names) else "")
     elif names is not None:
         wanted = f"{count} class folders, as many as the classifier's classes, whose names are not known"
         require(len(names) == count, "source", wanted, f"{len(names)} in {data.name}")

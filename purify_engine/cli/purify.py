@@ -67,8 +67,8 @@ def purify(
         An image folder (class folders are kept), one image file, a .txt list of them, a .npy or .npz file of images, tar shards,
         .parquet files, or what Hugging Face's `save_to_disk` wrote.
     output:
-        A new or empty folder for a folder; for an image a new .png file, or a folder to put it in; for an array a new file of
-        its kind; for tables a folder. Images are written as PNG, lossless, at the size that they had.
+        A new or empty folder for a folder, shards or tables; for an image a new .png file, or a folder to put it in; for an
+        array a new file of its kind. Images are written as PNG, lossless, at the size that they had.
     column:
         Of tables, the one that holds the images; needed where several do.
     plan:
@@ -167,7 +167,8 @@ def _circumstances(model: GuidedPurifier) -> dict[str, Any]:
 
 
 def _text(summary: PurificationSummary, output: Path, failures: Path, where: str) -> str:
-    lines = [f"{summary.ok} images purified into {output}, {summary.images_per_second:.1f} images/s, {where}"]
+    how = f"{summary.images_per_second:.1f} images/s, {where}" if summary.ok_now else "none of them now"
+    lines = [f"{summary.ok} images purified into {output}, {how}"]
     if summary.elsewhere:
         lines.append(f"{summary.elsewhere} images are left to other shares; the last of them ends the run")
     if summary.skipped:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Toml
+from cyclopts.exceptions import UnusedCliTokensError
 
 from purify_engine import __version__
 from purify_engine.cli.stopping import Stopped, stop_at_once
@@ -82,6 +83,9 @@ def _ended(words: Sequence[str]) -> int:
         return _failed(stopped.said, stopped.code)
     except KeyboardInterrupt:
         return _failed("interrupted", INTERRUPTED)
+    except UnusedCliTokensError as wrong:
+        words = " ".join(wrong.unused_tokens or ())
+        return _failed(f"too many words: {words!r}. An option that takes several wants its name before each (--x 1 --x 2)", USAGE)
     except (CycloptsError, ValueError, FileNotFoundError) as wrong:
         return _failed(str(wrong), USAGE)
     except ImportError as missing:

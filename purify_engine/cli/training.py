@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -196,13 +197,21 @@ class Job:
         self._where()  # a device that is refused is refused before anything is read
         key = channels, size
         if key not in self.read:
-            self.read = {key: labelled(self.source, ImageShape(channels, size))}
+            self.read = {key: labelled(self.source, ImageShape(channels, size, _refusal(size)))}
         return self.read[key]
 
     def _where(self) -> Any:
         from purify_engine.devices import torch_device
 
         return torch_device(self.device)
+
+
+def _refusal(size: int | None) -> Callable[[int, int], str | None] | None:
+    """Why images are of no use to a network of `size` pixels a side that is not trained yet, so that its size is free."""
+    if size is None:
+        return None
+    said = f"the network takes {size}x{size}: resize it first, or train a network of another size (image_size)"
+    return lambda height, width: None if height == width == size else said
 
 
 def _measured(images: Images, labels: Labels, names: tuple[str, ...] | None) -> dict[str, Any]:

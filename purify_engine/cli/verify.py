@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NOT_PROVED = 4
 SAID = 20  # problems that are printed; --json has all
+MEND = "to have files made again, remove those that are damaged and give the command of the run with --retry-failed"
 
 
 def verify(output: Path, *, source: Path | None = None, json: Annotated[bool, Parameter(negative="")] = False) -> int:
@@ -43,7 +44,6 @@ def _text(found: Verified, output: Path) -> str:
     counts = f"{found.ok} purified images and {found.failed} that failed, {found.files} files, {found.bytes} bytes"
     if not found.problems:
         return f"{output} is whole: {counts}, all as recorded"
-    more = len(found.problems) - SAID
-    said = [f"{output} is not what was written: {len(found.problems)} problems ({counts} as recorded)"]
-    said += map(visible, found.problems[:SAID])
-    return "\n  ".join(said + ([f"and {more} more: --json lists all"] if more > 0 else []))
+    more, many = len(found.problems) - SAID, f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)}"
+    said = [f"{output} is not what was written: {many} ({counts} as recorded)", *map(visible, found.problems[:SAID])]
+    return "\n  ".join(said + ([f"and {more} more: --json lists all"] if more > 0 else [])) + f"\n{MEND}"

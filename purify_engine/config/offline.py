@@ -22,7 +22,7 @@ class OfflineConfig:
     decoders: int | None = None
     """Threads that decode images, and as many that encode them; None is one for each core, 16 at most."""
     retry_failed: bool = False
-    """Do the parts again that hold failed images; what was purified stays."""
+    """Do the parts again that hold failed images, or whose files are gone or of another size; what was purified stays."""
     max_failed: float = 1.0
     """The share of images that may fail: where more do, or all, the run counts as failed (exit code 4)."""
 

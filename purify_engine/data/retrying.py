@@ -1,20 +1,37 @@
-"""Parts with failed images, done again: what was purified once is never taken away."""
+"""Parts with failed images or lost files, done again: what was purified once is never taken away."""
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Sink, Written
 from purify_engine.data.manifest import Record
+from purify_engine.data.sources.npy import recorded_rows
 
 Failures = Mapping[int, frozenset[int]]  # part -> ids of its images that failed
 
 
-def failures_of(records: Iterable[Record]) -> Failures:
-    """Of the parts that hold any."""
-    return {record["part"]: frozenset(id for id, *_ in record["failed"]) for record in records if record["failed"]}
+def to_retry(records: Iterable[Record], sink: Sink) -> Failures:
+    """Of the parts that hold failed images, or of which a file is lost."""
+    again = (record for record in records if record["failed"] or _is_lost(record, sink))
+    return {record["part"]: frozenset(id for id, *_ in record["failed"]) for record in again}
+
+
+def _is_lost(record: Record, sink: Sink) -> bool:
+    """Whether a file of the part is gone, or of another size; rows of an array are proved where it is put together."""
+    written = (Written(*file) for file in record["files"])
+    return any(_size(sink, file) != file.size for file in written if recorded_rows(file.file) is None)
+
+
+def _size(sink: Sink, file: Written) -> int | None:
+    try:
+        found = sink.holds(file).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def is_worse(record: Record, before: Failures) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from purify_engine.data.items import Compute, Part, Sink, Skipped, Source, Writt
 from purify_engine.data.manifest import Manifest, Record, digest
 from purify_engine.data.pipeline import Told
 from purify_engine.data.pixels import POLICIES
-from purify_engine.data.retrying import NeverWorse, failures_of, is_worse
+from purify_engine.data.retrying import NeverWorse, is_worse, to_retry
 from purify_engine.data.shares import share_of
 from purify_engine.data.tuning import measured
 
@@ -127,9 +127,9 @@ def run(
         about = {"source": str(source.root), "output": str(sink.output), **(about or {})}
         pinned = manifest.begin(identity, lambda: measured(compute, source, config, usual), source.skipped, about)
         refuse_what_is_pinned_otherwise(config, pinned)
-        before = failures_of(manifest.records()) if config.retry_failed else {}
+        before = to_retry(manifest.records(), sink) if config.retry_failed else {}
         mine = share.of(parts)
-        todo = parts_to_do(mine, manifest.done(), config.retry_failed)
+        todo = parts_to_do(mine, manifest.done().keys() - before.keys())
         counts = {"total": images(mine), "images_left": images(todo), "failed": failed_in(mine, todo, manifest.done())}
         told("start", **counts, parts=len(mine), parts_left=len(todo))
         asked: dict[str, Any] = {"load": load, "told": told, "stopped": lambda: stop.requested}
@@ -145,7 +145,7 @@ def run(
         files = assembled(sink, parts, manifest) if manifest.ends(len(parts)) else []
         summary = summarise(source, manifest.records(), time.perf_counter() - started, ok_now)
         if not share.is_whole:
-            others = parts_to_do([part for part in parts if not share.holds(part)], manifest.done(), False)
+            others = parts_to_do([part for part in parts if not share.holds(part)], manifest.done())
             summary = replace(summary, elsewhere=images(others))
         manifest.finish({**about, **summary.as_record(), "image_sizes": dict(summary.sizes), "files": files})
     told("end", **summary.as_record())
@@ -172,9 +172,9 @@ def refuse_what_is_pinned_otherwise(config: OfflineConfig, pinned: Record) -> No
         require(asked in (None, pinned[name]), name, said, asked)
 
 
-def parts_to_do(parts: Iterable[Part], done: Mapping[int, int], retry_failed: bool) -> list[Part]:
-    """The parts that are not among `done` (part: failed images); with `retry_failed` also those that hold failed images."""
-    return [part for part in parts if part.index not in done or (retry_failed and done[part.index])]
+def parts_to_do(parts: Iterable[Part], done: Container[int]) -> list[Part]:
+    """The parts that are not among `done`."""
+    return [part for part in parts if part.index not in done]
 
 
 def failed_in(parts: Iterable[Part], left: Iterable[Part], done: Mapping[int, int]) -> int:

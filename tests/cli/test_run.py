@@ -30,6 +30,7 @@ def test_every_verb_explains_itself(verb, command):
         (["purify"], "requires an argument"),
         (["purify", "in", "out", "--sampler", "heun"], 'Choose from: "ddpm"'),
         (["purify", "in", "out", "--nonsense", "1"], "Unknown option"),
+        (["evaluate", "in", "--defences", "DiffPure", "ours"], "too many words: 'ours'. An option that takes several"),
         (["purify", ".", "out", "--purifier", "nobody"], "got 'nobody'"),
         (["purify", "in", "out", "--config", "nowhere.toml"], "nowhere.toml"),
         (["train", "diffusion", "nowhere", "out"], "source must be an existing image folder"),

@@ -205,3 +205,8 @@ def test_what_cannot_fit_is_refused_before_the_first_network_is_trained(labelled
     words = [*(f"--unet.{setting}" for setting in SMALL_UNET), "--diffusion.t-max", 20, "--t-star", 30]
     code, _, err = command("train", "purifier", labelled, tmp_path / "out", *words)
     assert code == 2 and "t_star must be at most 20" in err and not (tmp_path / "out").exists()
+
+
+def test_images_of_another_size_are_told_of_the_option_that_takes_them(labelled, tmp_path, command):
+    code, _, err = command("train", "diffusion", labelled, tmp_path / "out", "--network.in-channels", 1)
+    assert code == 2 and "the network takes 32x32: resize it first, or train a network of another size" in err

@@ -145,6 +145,16 @@ class TestRetryFailed:
         assert [part for event, part in done if event == "part"] == [1]
         assert not identical(tmp_path / "clean", tmp_path / "whole")
 
+    @pytest.mark.parametrize("lose", [os.unlink, lambda path: os.truncate(path, 10)], ids=["gone", "cut short"])
+    def test_parts_whose_files_are_lost_are_done_again_and_no_others(self, lose, source, tmp_path):
+        purify(source, tmp_path / "clean")
+        before, told = files(tmp_path / "clean"), []
+        lose(tmp_path / "clean" / "class0" / "000002.png")
+        summary = purify(source, tmp_path / "clean", lambda *event, **facts: told.append((*event, facts)), retry_failed=True)
+        assert [facts["part"] for event, facts in told if event == "part"] == [1] and summary.ok == 6
+        after = files(tmp_path / "clean")
+        assert after["class0/000002.png"] == before["class0/000002.png"] and after.keys() == before.keys()
+
     def test_what_was_purified_once_is_never_taken_away(self, source, tmp_path):
         path, content = self.broken(source, "class0/000002.png")
         purify(source, tmp_path / "clean")

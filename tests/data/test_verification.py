@@ -192,7 +192,8 @@ def test_the_command_says_what_it_found(output, capsys):
     (output / "a\x1b[31m.txt").touch()
     assert exit_code() == 4
     said = capsys.readouterr().out
-    assert "1 problems" in said and "\x1b" not in said and "no record names it" in said
+    assert "1 problem (" in said and "\x1b" not in said and "no record names it" in said
+    assert "--retry-failed" in said.splitlines()[-1], "how to mend it"
     assert exit_code("--json") == 4 and json.loads(capsys.readouterr().out)["problems"] == ["a\x1b[31m.txt: no record names it"]
 
 
