@@ -214,8 +214,9 @@ def verbs(app):
     return {name: verbs(app[name]) for name in app if not name.startswith("-")}
 print(json.dumps(verbs(application())))
 """
-    training = {"diffusion": {}, "trades": {}, "classifier": {}, "digits": {}}
-    expected = {"demo": {}, "purify": {}, "evaluate": {}, "train": training, "bench": {}, "convert": {}, "doctor": {}}
+    verbs = ("demo", "purify", "verify", "report", "evaluate", "bench", "convert", "doctor")
+    training = ("diffusion", "trades", "classifier", "purifier", "assemble", "digits")
+    expected = {**dict.fromkeys(verbs, {}), "train": dict.fromkeys(training, {})}
     assert json.loads(run(installed, "-c", code, cwd=tmp_path)) == expected
 
 
@@ -226,8 +227,12 @@ def test_doctor_finds_the_installation_healthy(command):
     assert {"extension", "op guided_step", "op attention", "op conv3x3", "purifier", "noise", "gradient"} <= judged
 
 
-def test_images_are_purified(command, labelled, tmp_path):
+def test_images_are_purified_proved_and_reported(command, labelled, tmp_path):
     command("purify", labelled, tmp_path / "out.npz")
+    assert json.loads(command("verify", tmp_path / "out.npz", "--json"))["problems"] == []
+    (tmp_path / "out.report.html").unlink()
+    command("report", tmp_path / "out.npz")
+    assert "<html" in (tmp_path / "out.report.html").read_text()
     before, after = (np.load(path)["images"] for path in (labelled, tmp_path / "out.npz"))
     assert after.shape == before.shape and after.min() >= 0 and after.max() <= 1 and np.abs(after - before).max() > 0.01
 
@@ -259,18 +264,39 @@ def test_the_demonstration_runs(command, tmp_path):
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("job", "settings", "weights"),
-    [
-        ("diffusion", "image-size=8 base-channels=8 channel-mult=1 num-res-blocks=1 norm-groups=4", "unet"),
-        ("trades", "architecture=cifar_resnet depth=8 width=4 num-classes=2 mean=0.5 std=0.5", "guide"),
-        ("classifier", "architecture=cifar_resnet depth=8 width=4 num-classes=2 mean=0.5 std=0.5", "classifier"),
-    ],
-)
-def test_networks_are_trained(job, settings, weights, command, labelled, tmp_path):
-    network = [f"--network.{setting}" for setting in (*settings.split(), "in-channels=1")]
-    command("train", job, labelled, tmp_path / "trained", "--steps", 1, "--batch-size", 4, *network)
-    assert (tmp_path / "trained" / f"{weights}.safetensors").exists()
+TRAINED = """
+import json, sys
+from purify_engine.cli.run import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+    except SystemExit as ended:
+        assert not ended.code, (words, ended.code)
+"""
+
+
+def options(prefix: str, settings: str) -> list[str]:
+    return [f"--{prefix}{setting}" for setting in settings.split()]
+
+
+def test_networks_are_trained_one_by_one_and_together_and_become_purifiers(installed, labelled, tmp_path):
+    """In one process, as each would load PyTorch again."""
+    source, light = str(labelled), "steps=1 batch-size=4"
+    unet = "image-size=8 in-channels=1 base-channels=8 channel-mult=1 num-res-blocks=1 norm-groups=4"
+    net = "architecture=cifar_resnet depth=8 width=4 in-channels=1"
+    networks = {"diffusion": unet, "trades": net, "classifier": net}
+    jobs = [
+        ["train", job, source, "single", *options("", light), *options("network.", settings)]
+        for job, settings in networks.items()
+    ]
+    jobs.append(["train", "assemble", "single", source])
+    names = {"unet": unet, "guide-network": net, "classifier-network": net}
+    settings = [*(options(f"{job}.", light) for job in networks), *(options(f"{name}.", net) for name, net in names.items())]
+    jobs.append(["train", "purifier", source, "all", *(word for words in settings for word in words)])
+    run(installed, "-c", TRAINED, json.dumps(jobs), cwd=tmp_path)
+    for folder in ("single", "all"):
+        assert {path.stem for path in (tmp_path / folder).glob("*.safetensors")} == {"unet", "guide", "classifier"}
+        assert "purifier" in json.loads((tmp_path / folder / "config.json").read_text())
 
 
 def test_the_embedded_networks_are_trained_until_it_is_stopped(installed, tmp_path):
