@@ -167,13 +167,13 @@ def _circumstances(model: GuidedPurifier) -> dict[str, Any]:
 
 
 def _text(summary: PurificationSummary, output: Path, failures: Path, where: str) -> str:
-    how = f"{summary.images_per_second:.1f} images/s, {where}" if summary.ok_now else "none of them now"
+    how = f"{summary.images_per_second:.1f} images/s, {where}" if summary.ok_now or not summary.ok else "none of them now"
     lines = [f"{summary.ok} images purified into {output}, {how}"]
     if summary.elsewhere:
         lines.append(f"{summary.elsewhere} images are left to other shares; the last of them ends the run")
     if summary.skipped:
         named = ", ".join(visible(entry.name) for entry in summary.skipped[:5]) + (", ..." if len(summary.skipped) > 5 else "")
-        lines.append(f"{len(summary.skipped)} files are no images and were skipped: {named}")
+        lines.append(f"{len(summary.skipped)} other things there were skipped, with a reason in skipped.jsonl: {named}")
     if summary.failed:
         lines.append(f"{len(summary.failed)} images failed, listed in {failures}:")
         lines += [f"  {visible(failure.name)}: {visible(failure.reason)}" for failure in summary.failed[:10]]

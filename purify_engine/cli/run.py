@@ -21,6 +21,7 @@ from purify_engine import __version__
 from purify_engine.cli.stopping import Stopped, stop_at_once
 from purify_engine.cli.streams import print_escaped_errors, printable, robust_streams
 from purify_engine.cli.threads import wait_without_spinning
+from purify_engine.config import require
 from purify_engine.foreign import NotInstalledError
 
 USAGE, INPUT_OUTPUT, INTERRUPTED = 2, 5, 130
@@ -47,10 +48,20 @@ def application(words: Sequence[str] = ()) -> App:
         config: Annotated[Path | None, Parameter(help="TOML file of options, one table a verb; the command line wins.")] = None,
     ) -> Any:
         if config is not None:
-            app.config = (Toml(config, must_exist=True),)
+            app.config = (_options_in(config),)
         return call(app, words)
 
     return app.meta
+
+
+def _options_in(path: Path) -> Toml:
+    require(path.is_file(), "config", "an existing TOML file", str(path))
+    toml = Toml(path)
+    try:
+        toml.config  # noqa: B018 (reads it, which nothing that is wrong in it may do without its name)
+    except CycloptsError as broken:
+        raise ValueError(f"config must be a TOML file, got {str(path)!r}: {broken}") from broken
+    return toml
 
 
 def _training() -> App:

@@ -42,7 +42,8 @@ class Stopping:
         if len(self.received) > 2:  # a thread that hangs is waited for no longer; what is written is whole
             os._exit(CODES[self.received[-1]])
         if len(self.received) == 2:
-            raise Stopped(self.received[-1])
+            last = self.received[-1]
+            raise Stopped(last, f"{NAMES[last]}; go on with: {command_line()}")
         self.stop.requested = True
         _tell("stopping: what is being worked on is finished first; once more (Ctrl-C) stops at once")
 

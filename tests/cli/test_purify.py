@@ -82,7 +82,7 @@ def test_some_failures_are_listed_and_the_rest_goes_on(folder, tmp_path, command
     (folder / "readme.md").write_text("no image")
     code, out, _ = command("purify", folder, tmp_path / "out", "--purifier", small_purifier)
     assert code == 3
-    assert "6 images purified" in out and "1 files are no images and were skipped: readme.md" in out
+    assert "6 images purified" in out and "1 other things there were skipped, with a reason in skipped.jsonl: readme.md" in out
     assert "even/broken.png: cannot read the image" in out and "odd/large.png: is 9x9 pixels" in out
     listed = [json.loads(line)["name"] for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert listed == ["even/broken.png", "odd/large.png"]

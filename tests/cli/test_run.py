@@ -32,7 +32,7 @@ def test_every_verb_explains_itself(verb, command):
         (["purify", "in", "out", "--nonsense", "1"], "Unknown option"),
         (["evaluate", "in", "--defences", "DiffPure", "ours"], "too many words: 'ours'. An option that takes several"),
         (["purify", ".", "out", "--purifier", "nobody"], "got 'nobody'"),
-        (["purify", "in", "out", "--config", "nowhere.toml"], "nowhere.toml"),
+        (["purify", "in", "out", "--config", "nowhere.toml"], "config must be an existing TOML file, got 'nowhere.toml'"),
         (["train", "diffusion", "nowhere", "out"], "source must be an existing image folder"),
         (["train", "diffusion", "digits", "out", "--steps", "0"], "steps must be at least 1, got 0"),
         (["train", "classifier", "digits", "out", "--device", "nonsense"], "device must be one that PyTorch"),
@@ -43,6 +43,12 @@ def test_a_users_mistake_is_one_line_and_code_2(words, says, command):
     code, out, err = command(*words)
     assert code == 2 and says in err and out == ""
     assert err.startswith("purify-engine: ") and err.count("\n") == 1
+
+
+def test_what_is_wrong_in_a_configuration_file_is_told_with_its_name(tmp_path, command):
+    (tmp_path / "broken.toml").write_text("[purify\n")
+    code, _, err = command("purify", "in", "out", "--config", tmp_path / "broken.toml")
+    assert code == 2 and f"config must be a TOML file, got '{tmp_path}/broken.toml': " in err and err.count("\n") == 1
 
 
 def test_a_users_mistake_is_told_before_pytorch_is_imported(tmp_path):

@@ -32,7 +32,7 @@ def test_the_first_signal_asks_the_second_stops_the_third_ends_the_process(numbe
         assert stop.requested and "stopping" in capfd.readouterr().err
         with pytest.raises(Stopped) as stopped:
             signal.raise_signal(number)
-        assert stopped.value.code == code and not ended
+        assert stopped.value.code == code and not ended and "; go on with: purify-engine " in stopped.value.said
         with pytest.raises(Stopped):  # of the process that was not ended after all
             signal.raise_signal(number)
             raise Stopped(number)
