@@ -10,8 +10,9 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -22,6 +23,9 @@ from purify_engine.cli.streams import printable
 from purify_engine.pace import Pace, memory
 from purify_engine.pages import visible
 
+if TYPE_CHECKING:
+    from purify_engine.data import Skipped
+
 LINE_EVERY = 10.0  # seconds
 DRAW_EVERY = 0.1  # seconds between two changes of a bar, which is not drawn more often anyway
 
@@ -31,6 +35,13 @@ MeterT = TypeVar("MeterT", bound="Meter")
 def say(result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """The result of a verb: `text` for people, or `result` as one JSON line."""
     print(json.dumps(result) if as_json else printable(text), flush=True)
+
+
+def named(entries: Sequence[Skipped], most: int = 5) -> str:
+    """What lies in a source and is no image, as people read it: "2 other things (.git/: hidden, a.txt: no image)"."""
+    told = [f"{visible(entry.name)}: {visible(entry.reason)}" for entry in entries[:most]]
+    things = "other thing" if len(entries) == 1 else "other things"
+    return f"{len(entries)} {things} ({', '.join([*told, *(['...'] if len(entries) > most else [])])})"
 
 
 def show(table: Table) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from purify_engine.cli.console import named
 from purify_engine.config import require
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def labelled(source: str, shape: ImageShape, *, split: Literal["train", "test"] 
         images, labels = digits(split)
         return Labelled(source, labels, tuple("0123456789"), len(labels), lambda rows: images[torch.as_tensor(list(rows))])
     opened = open_source(Path(source), shape)
+    if opened.skipped:
+        print(f"purify-engine: {source}: {named(opened.skipped)} skipped", file=sys.stderr)
     known = None if opened.labels is None else torch.as_tensor(opened.labels, dtype=torch.int64)
     return Labelled(source, known, opened.classes, len(opened), lambda rows: read_rows(opened, rows))
 

@@ -73,3 +73,13 @@ def test_a_spread_choice_is_of_all_rows_and_always_the_same():
     assert chosen == sorted(set(chosen)) == spread(1000, 100) and len(chosen) == 100
     assert 5 <= sum(row < 100 for row in chosen) <= 20 and chosen[-1] < 1000
     assert spread(7, 100) == list(range(7))
+
+
+def test_what_is_no_image_is_named_and_is_no_class(tmp_path, capsys):
+    for name in ("a/1.png", "b/2.png", ".ipynb_checkpoints/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "b" / "notes\x1b[31m.txt").touch()
+    assert labelled(str(tmp_path), SHAPE).classes == ("a", "b")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 other things (.ipynb_checkpoints/: a hidden folder" in line and "notes\\x1b[31m.txt: " in line and line.endswith(" skipped")
