@@ -67,11 +67,11 @@ def labelled(source: str, shape: ImageShape, *, split: Literal["train", "test"] 
 
     if source == DIGITS:
         images, labels = digits(split)
-        return Labelled(source, labels, tuple("0123456789"), len(labels), lambda rows: images[torch.as_tensor(list(rows))])
+        return Labelled(source, labels, tuple("0123456789"), len(labels), lambda rows: images[list(rows)])
     opened = open_source(Path(source), shape)
     if opened.skipped:
         print(f"purify-engine: {source}: {named(opened.skipped)} skipped", file=sys.stderr)
-    known = None if opened.labels is None else torch.as_tensor(opened.labels, dtype=torch.int64)
+    known = None if opened.labels is None else torch.as_tensor(opened.labels, dtype=torch.int64, device="cpu")
     return Labelled(source, known, opened.classes, len(opened), lambda rows: read_rows(opened, rows))
 
 

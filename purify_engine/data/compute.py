@@ -102,7 +102,7 @@ class SideStreams:
     def back(self, purified: Tensor) -> tuple[Tensor, torch.cuda.Event]:
         self.fro.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.fro):
-            host = torch.empty(purified.shape, dtype=torch.float32, pin_memory=True)
+            host = torch.empty(purified.shape, dtype=torch.float32, device="cpu", pin_memory=True)
             host.copy_(purified, non_blocking=True)
             purified.record_stream(self.fro)
             there = torch.cuda.Event()
