@@ -27,7 +27,7 @@ class Budget:
     origin: dict[str, str]
     """Of each radius that is known: its norm, and who says it."""
     unknown: tuple[str, ...] = field(default=())
-    """Norms that nobody gave a radius for: their attacks are left out."""
+    """Norms without a radius: their attacks are left out."""
 
     def known(self, attacks: list[AttackConfig], named: list[str] | None) -> list[AttackConfig]:
         """The attacks that there is a radius for. ValueError where one without was asked for by name."""
@@ -44,9 +44,9 @@ class Budget:
         return "linf" in self.origin and (norm == "linf" or self.origin["linf"] != BY_THE_GUIDE)
 
     def settings(self) -> dict[str, Any]:
-        """As a record holds them: without the radii that nobody gave."""
-        nobodys = {RADII[norm] for norm in self.unknown}
-        settings = {name: value for name, value in to_dict(self.config).items() if name not in nobodys}
+        """As a record holds them: without the radii that are not known."""
+        without = {RADII[norm] for norm in self.unknown}
+        settings = {name: value for name, value in to_dict(self.config).items() if name not in without}
         return {**settings, "radii_from": self.origin, "left_out": list(self.unknown)}
 
     def said(self) -> str:

@@ -28,7 +28,7 @@ PASSING = {errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, er
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether `error` may be another next time, though nobody changes the source."""
+    """Whether `error` may be gone the next time, though the source is the same."""
     return isinstance(error, OSError) and error.errno in PASSING
 
 

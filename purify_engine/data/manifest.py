@@ -193,7 +193,7 @@ def refuse_what_is_there(sink: Sink) -> None:
 
 
 def leftovers(output: Path) -> Iterator[Path]:
-    """Temporary files and folders of an output, which nobody writes any more: those within a folder, those beside a file."""
+    """Temporary files and folders of an output whose writer has ended: those within a folder, those beside a file."""
     if output.is_dir():
         for folder, folders, names in os.walk(output):
             yield from (Path(folder, name) for name in sorted(folders + names) if TEMPORARY.fullmatch(name))

@@ -19,15 +19,12 @@ from purify_engine.data.pixels import POLICIES
 from purify_engine.data.retrying import NeverWorse, is_worse, to_retry
 from purify_engine.data.shares import share_of
 from purify_engine.data.tuning import measured
+from purify_engine.data.work import tell_nothing
 
 if TYPE_CHECKING:
     from torch import nn
 
 BATCH_SIZE = 64
-
-
-def silent(event: str, **facts: Any) -> None:
-    """Tells nobody."""
 
 
 class Stop:
@@ -88,7 +85,7 @@ def purify_dataset(
     sink: Sink,
     *,
     config: OfflineConfig | None = None,
-    told: Told = silent,
+    told: Told = tell_nothing,
     stop: Stop | None = None,
     about: Mapping[str, Any] | None = None,
     load: Load | None = None,
@@ -112,7 +109,7 @@ def run(
     sink: Sink,
     *,
     config: OfflineConfig | None = None,
-    told: Told = silent,
+    told: Told = tell_nothing,
     stop: Stop | None = None,
     about: Mapping[str, Any] | None = None,
     engine: Engine | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Source, Written
 from purify_engine.data.pixels import encode
+from purify_engine.data.sinks.in_folder import InFolder
 from purify_engine.files import make_durable, write_bytes
 
 # Of a name, which costs one image; any other error concerns them all: a full or broken disk, a folder that none may write to.
@@ -24,7 +25,7 @@ OF_ONE_NAME = frozenset(
 RECORDS = (".json", ".jsonl", ".html", ".csv")  # how names of records end, which lie beside the images
 
 
-class FolderSink:
+class FolderSink(InFolder):
     """PNG files under the same relative paths; a file that was no PNG gets `.png` appended, so that a.png and a.jpg stay two."""
 
     def __init__(self, source: Source, output: Path) -> None:
@@ -32,9 +33,6 @@ class FolderSink:
         require(not inside, "output", "a folder outside the source", str(output))
         require(not output.exists() or output.is_dir(), "output", "a folder, as the source is one", str(output))
         self.output, self.taken = output, _taken(source)
-
-    def prepare(self) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
 
     def encode(self, item: Item, image: np.ndarray) -> bytes:
         self._require_a_place(item.name)
@@ -53,16 +51,6 @@ class FolderSink:
                 failed.append((item, reason))
         make_durable(self.output / file.file for file in written)
         return written, failed
-
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
-        """Every image is in its place already."""
-        return []
-
-    def record(self, name: str) -> Path:
-        return self.output / name
-
-    def holds(self, written: Written) -> Path:
-        return self.output / written.file
 
     def _require_a_place(self, name: str) -> None:
         """ItemError where the image's name belongs to another image, to a record, or to a place that is not below the output."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,14 +13,14 @@ from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Written
 from purify_engine.data.pixels import encode
 from purify_engine.data.sinks.folder import as_png, refuse_names_of_records
+from purify_engine.data.sinks.in_folder import DIGITS, InFolder, part_name
 from purify_engine.data.sources.tables import Row, TableSource, pyarrow
 from purify_engine.files import write_whole
 
 CHUNK = 2**20
-DIGITS = 5  # of the number of a part
 
 
-class TableSink:
+class TableSink(InFolder):
     """Files of the source's kind in folders as the source's; the other columns, the schema and its metadata as they were.
 
     A file of one part keeps its name; the parts of a larger one are files whose names end in their numbers. Rows that failed are
@@ -37,9 +37,6 @@ class TableSink:
         clash = _clash(source)
         require(clash is None, "source", "free of a file that is named as a part of another", clash)
         self.source, self.output = source, output
-
-    def prepare(self) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
 
     def encode(self, item: Item, image: np.ndarray) -> bytes:
         return encode(image)
@@ -67,16 +64,6 @@ class TableSink:
         """Write pyarrow's `table`, the rows of a part, to `path`."""
         raise NotImplementedError
 
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
-        """Every part is in its place already."""
-        return []
-
-    def record(self, name: str) -> Path:
-        return self.output / name
-
-    def holds(self, written: Written) -> Path:
-        return self.output / written.file
-
     def _table(self, rows: list[Row], images: list[bytes]) -> Any:
         """The rows of the source with `images` in the place of theirs."""
         pa = pyarrow()
@@ -87,12 +74,6 @@ class TableSink:
         fields = [field.type.field(number).name for number in range(field.type.num_fields)]
         values = [{"bytes": image, "path": name} for image, name in zip(images, names, strict=True)] if fields else images
         return table.set_column(place, field, pa.array(values, field.type))
-
-
-def part_name(part: Part) -> str:
-    """The file of a part, relative to the output: "train.parquet", or "train-00000.parquet" where it has several."""
-    file = PurePosixPath(part.container)
-    return part.container if part.places == 1 else str(file.with_name(f"{file.stem}-{part.place:0{DIGITS}d}{file.suffix}"))
 
 
 def _clash(source: TableSource) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -14,13 +14,14 @@ from purify_engine.config import require
 from purify_engine.data.items import Item, ItemError, Outcome, Part, Written
 from purify_engine.data.pixels import encode
 from purify_engine.data.sinks.folder import refuse_names_of_records
+from purify_engine.data.sinks.in_folder import InFolder, part_name
 from purify_engine.data.sources.samples import Stored
 from purify_engine.data.sources.webdataset import WebDatasetSource
 from purify_engine.data.tar import CLOSING, header, padding
 from purify_engine.files import write_whole
 
 
-class WebDatasetSink:
+class WebDatasetSink(InFolder):
     """A shard for each part: of the source's name where the shard is one part, else NAME-00000.tar, NAME-00001.tar, ...
 
     A sample has its members in their order: the image as KEY.png, the others byte for byte, whatever they are. Times, owners and
@@ -38,14 +39,11 @@ class WebDatasetSink:
         require(not clash, "source", "free of shards with the name of another's part: rename it", clash)
         self.output = output
 
-    def prepare(self) -> None:
-        self.output.mkdir(parents=True, exist_ok=True)
-
     def encode(self, item: Item, image: np.ndarray) -> bytes:
         return encode(image)
 
     def write(self, part: Part, outcomes: Iterable[Outcome]) -> tuple[list[Written], list[tuple[Item, ItemError]]]:
-        name = shard_name(part)
+        name = part_name(part)
         shard = _Shard(outcomes)
         try:
             write_whole(self.output / name, shard.fill)
@@ -53,24 +51,6 @@ class WebDatasetSink:
             (self.output / name).unlink(missing_ok=True)
             return [], shard.failed
         return [Written(name, shard.size, shard.digest.hexdigest())], shard.failed
-
-    def assemble(self, parts: Sequence[Part], failed: Sequence[int], written: Iterable[Written]) -> list[Written]:
-        """Every shard is in its place already."""
-        return []
-
-    def record(self, name: str) -> Path:
-        return self.output / name
-
-    def holds(self, written: Written) -> Path:
-        return self.output / written.file
-
-
-def shard_name(part: Part) -> str:
-    """Of the shard that `part` becomes, relative to the output."""
-    if part.places == 1:
-        return part.container
-    path = PurePosixPath(part.container)
-    return str(path.with_name(f"{path.stem}-{part.place:05d}{path.suffix}"))
 
 
 class _NothingError(Exception):
