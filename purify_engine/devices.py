@@ -7,8 +7,11 @@ device of compute capability 8.0 or newer, else float32. The plan's tables, the 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +24,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 NETWORK_DTYPES = (torch.float32, torch.float64, *SIXTEEN_BITS)
 BF16_FROM = TF32_FROM = (8, 0)  # compute capability: older GPUs have neither
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of x86 CPUs
 NO_FLOAT64 = ("mps",)  # kinds of device without it
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -65,6 +69,27 @@ def dtype_on(device: torch.device, precision: Precision | torch.dtype = "auto") 
     if precision != "auto":
         return DTYPES[precision]
     return torch.bfloat16 if _capability(device) >= BF16_FROM else torch.float32
+
+
+def training_precision(device: torch.device, precision: str = "auto") -> str:
+    """What autocast computes in while a network is trained, its weights in float32: "float32" or "bf16".
+
+    "auto" is bf16 on CUDA devices of compute capability 8.0 or newer and on CPUs with instructions for it, else float32.
+    """
+    if precision != "auto":
+        return precision
+    has_bf16 = _cpu_flags() & BF16_FLAGS if device.type == "cpu" else _capability(device) >= BF16_FROM
+    return "bf16" if has_bf16 else "float32"
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """Instruction sets of this machine's processor; none where the system does not say."""
+    try:
+        found = re.search(r"^(?:flags|Features)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        return frozenset()
+    return frozenset(found[1].split()) if found else frozenset()
 
 
 def place(module: ModuleT, device: str | torch.device = AUTO, precision: Precision | torch.dtype = "auto") -> ModuleT:

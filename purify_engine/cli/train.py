@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 from cyclopts import Parameter
 
@@ -42,6 +42,13 @@ Output = Annotated[
 ]
 Resume = Annotated[bool, Parameter(negative="", help="Go on from the checkpoint in OUTPUT; what is finished there is kept.")]
 Replace = Annotated[bool, Parameter(negative="", help="Train again what is finished, or was interrupted, in OUTPUT.")]
+Seconds = Annotated[
+    Optional[float],  # noqa: UP045  (cyclopts asks for it)
+    Parameter(
+        help="Wall-clock time that all runs together may train for: the learning rate falls to its end within it, and what is "
+        "trained by then is saved."
+    ),
+]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON line.")]
 
 
@@ -51,6 +58,7 @@ def diffusion(
     *,
     resume: Resume = False,
     replace: Replace = False,
+    seconds: Seconds = None,
     device: Device = "auto",
     json: Json = False,
     network: UNetOptions | None = None,
@@ -62,7 +70,7 @@ def diffusion(
     DiffPure.
     """
     with Reports("train diffusion", json) as told:
-        job = Job(source, output, resume, replace, device, told)
+        job = Job(source, output, resume, replace, device, told, seconds)
         job.diffusion(network, options)
         job.assemble()
 
@@ -73,6 +81,7 @@ def trades(
     *,
     resume: Resume = False,
     replace: Replace = False,
+    seconds: Seconds = None,
     device: Device = "auto",
     json: Json = False,
     network: GuideOptions | None = None,
@@ -83,7 +92,7 @@ def trades(
     Where OUTPUT has a diffusion model, it is then a guided purifier, its guidance calibrated on images of SOURCE.
     """
     with Reports("train trades", json) as told:
-        job = Job(source, output, resume, replace, device, told)
+        job = Job(source, output, resume, replace, device, told, seconds)
         job.trades(network, options)
         job.assemble()
 
@@ -94,6 +103,7 @@ def classifier(
     *,
     resume: Resume = False,
     replace: Replace = False,
+    seconds: Seconds = None,
     device: Device = "auto",
     json: Json = False,
     network: ClassifierOptions | None = None,
@@ -101,7 +111,7 @@ def classifier(
 ) -> None:
     """Train a plain classifier on the labelled images of SOURCE: what a purifier protects, and what `evaluate` attacks."""
     with Reports("train classifier", json) as told:
-        Job(source, output, resume, replace, device, told).classifier(network, options)
+        Job(source, output, resume, replace, device, told, seconds).classifier(network, options)
 
 
 def purifier(
@@ -110,6 +120,7 @@ def purifier(
     *,
     resume: Resume = False,
     replace: Replace = False,
+    seconds: Seconds = None,
     device: Device = "auto",
     json: Json = False,
     unet: UNetOptions | None = None,
@@ -122,7 +133,8 @@ def purifier(
 ) -> None:
     """Train classifier, guide and diffusion model on the labelled images of SOURCE: OUTPUT is then what --purifier takes.
 
-    The same as `train classifier`, `train trades` and `train diffusion` into one OUTPUT, then `train assemble`.
+    The same as `train classifier`, `train trades` and `train diffusion` into one OUTPUT, each within a third of the seconds where
+    they are limited, then `train assemble`.
 
     Parameters
     ----------
@@ -140,7 +152,7 @@ def purifier(
         Of the classifier's training.
     """
     with Reports("train purifier", json) as told:
-        job = Job(source, output, resume, replace, device, told)
+        job = Job(source, output, resume, replace, device, told, seconds)
         networks = Networks(unet, guide_network, classifier_network)
         job.everything(networks, Trainings(diffusion, trades, classifier), options)
 
@@ -171,6 +183,7 @@ def digits(
     output: Output = Path("runs/digits"),
     resume: Resume = False,
     replace: Replace = False,
+    seconds: Seconds = None,
     json: Json = False,
 ) -> None:
     """Train the embedded U-Net, guide and classifier again, on scikit-learn's bundled digits."""
@@ -181,4 +194,4 @@ def digits(
     for part in PARTS:
         require_room(output, part, resume=resume, replace=replace)
     with Reports("train digits", json) as told:
-        train_embedded(*bundled("train"), output, held_out=bundled("test"), resume=resume, progress=told)
+        train_embedded(*bundled("train"), output, held_out=bundled("test"), seconds=seconds, resume=resume, progress=told)

@@ -83,6 +83,7 @@ class Job:
     replace: bool
     device: str
     told: Reports
+    seconds: float | None = None
     read: dict[tuple[int, int | None], Labelled] = field(default_factory=dict, init=False)
     """SOURCE by the channels and the size that it was asked for in."""
 
@@ -95,7 +96,9 @@ class Job:
         images = self._read(net.in_channels, net.image_size).images
         if not self._is_kept("unet", net, how, images, None):
             there = images.to(self._where())
-            train_diffusion(there, net, how, self.output, data=self.source, resume=self.resume, progress=self.told)
+            train_diffusion(
+                there, net, how, self.output, data=self.source, seconds=self.seconds, resume=self.resume, progress=self.told
+            )
 
     def trades(self, network: Any, options: Any, unet: UNetConfig | None = None, schedule: ScheduleConfig | None = None) -> None:
         """Train the guide; `unet`, `schedule`: of the diffusion model that comes after it."""
@@ -120,6 +123,7 @@ class Job:
         unet, how = with_options(UNetConfig(), networks.unet), with_options(DiffusionTraining(), trainings.diffusion)
         guide = with_options(TradesTraining(schedule=how.schedule), trainings.trades)
         assembly.depth(with_options(assembly.settled(self.output), options), how, guide)
+        self.seconds = self.seconds and self.seconds / 3
         self.classifier(networks.classifier, trainings.classifier, unet)
         self.trades(networks.guide, trainings.trades, unet, how.schedule)
         self.diffusion(networks.unet, trainings.diffusion)
@@ -158,7 +162,7 @@ class Job:
         if not self._is_kept(part, net, how, data.images, labels):
             train(
                 data.images.to(self._where()), labels.to(self._where()), net, how, self.output,
-                data=self.source, class_names=data.classes, resume=self.resume, progress=self.told,
+                data=self.source, class_names=data.classes, seconds=self.seconds, resume=self.resume, progress=self.told,
             )  # fmt: skip
 
     def _beside(self, unet: UNetConfig | None) -> tuple[int, int | None]:

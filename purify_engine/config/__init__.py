@@ -55,10 +55,12 @@ from purify_engine.config.timesteps import Spacing, check_timesteps, ddim_landin
 from purify_engine.config.training import (
     Assembly,
     ClassifierTraining,
+    Decay,
     DiffusionTraining,
     Perturbation,
     TradesTraining,
     Training,
+    TrainingPrecision,
 )
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "ClassifierConfig",
     "ClassifierTraining",
     "ClipX0",
+    "Decay",
     "DecoderAttention",
     "DemoConfig",
     "DiffusionTraining",
@@ -110,6 +113,7 @@ __all__ = [
     "TimeLabels",
     "TradesTraining",
     "Training",
+    "TrainingPrecision",
     "UNIT_RANGE",
     "UNetConfig",
     "check_timesteps",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from purify_engine.config.checks import require
+from purify_engine.config.checks import one_of, require
 from purify_engine.config.purification import ScheduleConfig
+
+TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16"]
+Decay: TypeAlias = Literal["cosine", "linear", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,29 @@ class Training:
     steps: int = 100_000
     """Batches to train on."""
     batch_size: int = 128
-    """Images a step."""
+    """Images a step, those of all processes together."""
+    accumulate: int = 1
+    """Parts that a batch is split into, whose gradients are added up: less memory, the same step. Batch norms see a part only."""
+    precision: TrainingPrecision = "auto"
+    """Networks compute in bf16 by autocast (weights stay float32), or in float32; auto is bf16 on GPUs of compute capability 8.0
+    or newer and on CPUs with instructions for it."""
     learning_rate: float = 1e-1
-    """Of the first steps (after the warm-up, where there is one)."""
+    """At its largest: of the first steps after the warm-up."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    hold: float = 0.0
+    """Share of the steps before the learning rate falls, where it falls gradually; no less than the warm-up."""
+    decay: Decay = "cosine"
+    """How it falls after that: by half a cosine or in a line, down to 0; or in one step at drop_at, to a tenth."""
+    drop_at: float = 0.9
+    """Where decay is step: share of the steps after which the learning rate falls to a tenth."""
     weight_decay: float = 0.0
     """Of the optimiser."""
+    ema_decay: float | None = None
+    """Share of itself that an exponential moving average of the weights keeps in each step. The average is saved; None saves
+    the last weights."""
+    other_ema_decays: tuple[float, ...] = ()
+    """Averages of other lengths, kept beside; the best on the held-out images is saved, ema_decay's where there are none."""
     shift: int = 0
     """Augmentation: a random shift by up to so many pixels, zeros coming in."""
     flip: bool = False
@@ -55,6 +76,19 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "report_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        parts = f"in [1, {self.batch_size}], the images of a batch"
+        require(1 <= self.accumulate <= self.batch_size, "accumulate", parts, self.accumulate)
+        one_of("precision", self.precision, TrainingPrecision)
+        one_of("decay", self.decay, Decay)
+        require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
+        require(0 <= self.hold < 1, "hold", "in [0, 1)", self.hold)
+        require(self.decay != "step" or self.hold == 0, "hold", "0 where decay is step, whose drop_at says when", self.hold)
+        require(0 <= self.drop_at <= 1, "drop_at", "in [0, 1]", self.drop_at)
+        require(self.ema_decay is None or 0 <= self.ema_decay < 1, "ema_decay", "in [0, 1), or None", self.ema_decay)
+        others = self.other_ema_decays
+        require(all(0 <= decay < 1 for decay in others), "other_ema_decays", "each in [0, 1)", others)
+        different = len({self.ema_decay, *others}) == 1 + len(others)
+        require(different, "other_ema_decays", f"different, and none of them {self.ema_decay}, the ema_decay", others)
         require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
         require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
         require(self.shift >= 0, "shift", "at least 0", self.shift)
@@ -67,14 +101,11 @@ class DiffusionTraining(Training):
 
     steps: int = 800_000
     learning_rate: float = 2e-4
-    """At its largest, after the warm-up."""
-    flip: bool = True
     warmup_steps: int = 5000
-    """Steps of linear warm-up; a half cosine down to 0 follows."""
+    flip: bool = True
     gradient_clip: float = 1.0
     """Largest norm of a step's gradient."""
-    ema_decay: float = 0.9999
-    """The weights that are saved are an exponential moving average; this share of it is kept in each step."""
+    ema_decay: float | None = 0.9999
     t_max: int | None = None
     """Train on timesteps [0, t_max) only, since a purifier never goes beyond t_star; None trains on all."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -84,14 +115,12 @@ class DiffusionTraining(Training):
         super().__post_init__()
         last = self.schedule.num_timesteps
         require(self.t_max is None or 1 <= self.t_max <= last, "t_max", f"in [1, {last}]", self.t_max)
-        require(self.warmup_steps >= 0, "warmup_steps", "at least 0", self.warmup_steps)
         require(self.gradient_clip > 0, "gradient_clip", "positive", self.gradient_clip)
-        require(0 <= self.ema_decay < 1, "ema_decay", "in [0, 1)", self.ema_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTraining(Training):
-    """How a plain classifier is trained: SGD with momentum, a half cosine down to 0."""
+    """How a plain classifier is trained: SGD with momentum, a half cosine down to 0 unless told otherwise."""
 
     steps: int = 78_000
     """Batches to train on; 78,000 are 200 epochs of CIFAR-10."""
@@ -123,8 +152,7 @@ class TradesTraining(Training):
     """The search for the perturbed images that it is trained on."""
     trade_off: float = 6.0
     """lambda: weight of the robust term."""
-    drop_at: float = 0.9
-    """Share of the steps after which the learning rate falls to a tenth."""
+    decay: Decay = "step"
     t_star: int = 0
     """Noise-aware: images are noised to timesteps [0, t_star), the same noise on both sides; 0 leaves them clean."""
     clean_share: float = 0.0
@@ -137,7 +165,6 @@ class TradesTraining(Training):
         last = self.schedule.num_timesteps
         require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         require(self.trade_off >= 0, "trade_off", "at least 0", self.trade_off)
-        require(0 <= self.drop_at <= 1, "drop_at", "in [0, 1]", self.drop_at)
         require(0 <= self.t_star <= last, "t_star", f"in [0, {last}]", self.t_star)
         require(0 <= self.clean_share <= 1, "clean_share", "in [0, 1]", self.clean_share)
 

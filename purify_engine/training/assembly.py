@@ -60,7 +60,8 @@ def require_same(folder: Path, part: str, network: Any, how: Any, images: Images
     said, was = _training(there, part), there.get(part)
     learned = said.get("data", {})
     now = {**to_dict(network), **to_dict(how), "pixels": data.sha256, "labels": data.labels_sha256}
-    then = {**(was or {}), **said, "pixels": learned.get("sha256"), "labels": learned.get("labels_sha256")}
+    unsaid = json.loads(json.dumps(to_dict(type(how)())))  # of fields that came later than the folder
+    then = {**unsaid, **(was or {}), **said, "pixels": learned.get("sha256"), "labels": learned.get("labels_sha256")}
     plain = json.loads(json.dumps(now))
     changed = {name: (then.get(name), value) for name, value in plain.items() if then.get(name) != value}
     require(not changed, "resume", f"of the training that made {part}.safetensors (then, now), or --replace", changed)

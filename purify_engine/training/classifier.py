@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from purify_engine.config import ClassifierConfig, ClassifierTraining, Perturbation, TradesTraining, require
 from purify_engine.models import Classifier
 from purify_engine.training.batches import check_training_set
-from purify_engine.training.loop import Loop, initialised, warmup_cosine
+from purify_engine.training.computing import in_full
+from purify_engine.training.loop import Loop, averages_of, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.perturbation import accuracy, robust_accuracy
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images, Labels
 
@@ -32,6 +34,7 @@ def train_classifier(
     held_out: LabelledImages | None = None,
     data: str = "",
     class_names: tuple[str, ...] | None = None,
+    seconds: float | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Classifier:
@@ -46,18 +49,23 @@ def train_classifier(
     require(named, "class_names", f"{network.num_classes} different names, one a class of the network", class_names)
     learned = remembered(images, labels, data)
     model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
+    averages = averages_of(model, config)
     loop = Loop(
         name="classifier",
         model=model,
         network=network,
         config=config,
         optimizer=momentum_sgd(model, config),
-        rate=partial(warmup_cosine, steps=config.steps),
-        loss=lambda x, y: F.cross_entropy(model(x), y),
+        rate=partial(rate_at, config=config),
+        loss=lambda x, y: F.cross_entropy(in_full(model(x)), y),
         out_dir=out_dir,
         data=learned,
+        averages=averages,
+        seconds=seconds,
     )
     loop.run(images, labels, resume=resume, progress=progress)
+    if config.ema_decay is not None:
+        model = cast(Classifier, next(iter(averages.values())).module).requires_grad_(True)
     figures = classification_figures(model, {"training": (images, labels), "held-out": held_out}, config.attack)
     publish(model, _card(model, network, config, figures, learned, class_names), out_dir)
     progress({"network": "classifier", "figures": figures, "weights": str(out_dir / "classifier.safetensors")})

@@ -14,9 +14,10 @@ from purify_engine.models import UNet
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.training.batches import check_training_set
-from purify_engine.training.loop import Loop, MovingAverage, initialised, warmup_cosine
+from purify_engine.training.loop import Loop, averages_of, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images
 
@@ -29,6 +30,7 @@ def train_diffusion(
     *,
     held_out: Images | None = None,
     data: str = "",
+    seconds: float | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> UNet:
@@ -44,22 +46,23 @@ def train_diffusion(
     schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
     model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    average = MovingAverage(model, config.ema_decay)
+    averages = averages_of(model, config)
     loop = Loop(
         name="unet",
         model=model,
         network=network,
         config=config,
         optimizer=optimizer,
-        rate=partial(warmup_cosine, steps=config.steps, warmup_steps=config.warmup_steps),
+        rate=partial(rate_at, config=config),
         loss=lambda x, _: noise_prediction_loss(model, x, schedule, t_max),
         out_dir=out_dir,
         data=learned,
         gradient_clip=config.gradient_clip,
-        average=average,
+        averages=averages,
+        seconds=seconds,
     )
     loop.run(images, None, resume=resume, progress=progress)
-    smoothed = cast(UNet, average.module)
+    smoothed = cast(UNet, next(iter(averages.values())).module) if config.ema_decay is not None else model.eval()
     figures = _figures(smoothed, {"training": images, "held-out": held_out}, schedule, t_max)
     publish(smoothed, _card(smoothed, network, config, figures, learned), out_dir)
     progress({"network": "unet", "figures": figures, "weights": str(out_dir / "unet.safetensors")})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from purify_engine.config import Training, to_dict
+from purify_engine.config import Training, require, to_dict
 from purify_engine.training.batches import augment, batch_indices, seed_everything
 from purify_engine.training.checkpoint import load_checkpoint, save_checkpoint
+from purify_engine.training.computing import Computing
 from purify_engine.training.progress import LossMeter, Progress
 from purify_engine.training.record import TrainingSet
 from purify_engine.types import Images, Labels
@@ -32,26 +34,33 @@ class Loop:
     network: Any  # the model's configuration
     config: Training
     optimizer: torch.optim.Optimizer
-    rate: Callable[[int], float]  # step -> factor on the learning rate
+    rate: Callable[[float], float]  # how many of the steps are done -> factor on the learning rate
     loss: Loss
     out_dir: Path
     data: TrainingSet | None = None  # what it is trained on: another set does not resume it
     gradient_clip: float = math.inf
-    average: MovingAverage | None = None
+    averages: dict[str, MovingAverage] = field(default_factory=dict)  # of the weights, by their decays
+    seconds: float | None = None  # of wall-clock time that all runs together may take
+    clock: Callable[[], float] = time.monotonic
     step: int = 0
+    elapsed: float = 0.0  # seconds of the runs before this one
 
     def run(self, images: Images, labels: Labels | None, *, resume: bool, progress: Progress) -> None:
-        """Train until `config.steps`; the caller's random generators are left as they were found."""
+        """Train until `config.steps`, or until `seconds` are over; the caller's random generators are left as they were found."""
+        require(self.seconds is None or self.seconds > 0, "seconds", "positive, or None", self.seconds)
+        self.computing = Computing(self.model, self.config)
         if resume and self.checkpoint_path.exists():
             self._restore()
-        meter = LossMeter()
+        meter, self.began = LossMeter(), self.clock()
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-            while self.step < self.config.steps:
+            over = self._is_over()
+            while not over:
                 meter.add(self._advance(images, labels))
-                if self._due(self.config.checkpoint_every):
+                over = self._is_over()
+                if over or self.step % self.config.checkpoint_every == 0:
                     self._save()
-                if self._due(self.config.report_every):
-                    progress(self._report(meter))
+                if over or self.step % self.config.report_every == 0:
+                    progress(self._report(meter, over))
 
     @property
     def checkpoint_path(self) -> Path:
@@ -62,35 +71,50 @@ class Loop:
         """One optimizer step. It draws from (seed, step) alone, so nothing about randomness needs saving."""
         seed_everything(self.config.seed, f"step {self.step}")
         chosen = batch_indices(self.step, self.config.batch_size, len(images), self.config.seed).to(images.device)
-        batch = augment(images[chosen], self.config.shift, self.config.flip)
+        batch = self.computing.laid_out(augment(images[chosen], self.config.shift, self.config.flip))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.rate(self.step)
+            group["lr"] = self.config.learning_rate * self.rate(self._position())
         self.model.train()
-        loss = self.loss(batch, None if labels is None else labels[chosen])
+        with self.computing.autocast():
+            loss = self.loss(batch, None if labels is None else labels[chosen])
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
         self.optimizer.step()
         self.step += 1
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        for average in self.averages.values():
+            average.update_parameters(self.model)
         return loss
 
-    def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.steps
+    def _spent(self) -> float:
+        """Seconds of all runs up to now."""
+        return self.elapsed + self.clock() - self.began
 
-    def _report(self, meter: LossMeter) -> dict[str, Any]:
+    def _position(self) -> float:
+        """How much of the training is done, in steps: those taken, or the share of the time that is over, whichever is more."""
+        if self.seconds is None:
+            return self.step
+        return max(self.step, self.config.steps * min(1.0, self._spent() / self.seconds))
+
+    def _is_over(self) -> bool:
+        out_of_time = self.seconds is not None and self.step > 0 and self._spent() >= self.seconds
+        return self.step >= self.config.steps or out_of_time
+
+    def _report(self, meter: LossMeter, over: bool) -> dict[str, Any]:
         loss, seconds = meter.read()
         if not math.isfinite(loss):
             raise FloatingPointError(f"{self.name}: the loss is {loss} at step {self.step}; lower learning_rate")
+        left = 0 if over else self.config.steps - self.step
+        if self.seconds is not None:
+            left = min(left, math.ceil(max(0.0, self.seconds - self._spent()) / seconds))
         return {
             "network": self.name,
             "step": self.step,
-            "steps": self.config.steps,
+            "steps": self.step + left,
             "loss": loss,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.config.batch_size / seconds,
-            "seconds_left": seconds * (self.config.steps - self.step),
+            "seconds_left": seconds * left,
         }
 
     def _experiment(self) -> dict[str, Any]:
@@ -98,18 +122,18 @@ class Loop:
         return {"name": self.name, **to_dict(self.network), **to_dict(self.config), **data}
 
     def _save(self) -> None:
-        state = {"experiment": self._experiment(), "step": self.step, "model": self.model.state_dict()}
+        state = {"experiment": self._experiment(), "step": self.step, "seconds": self._spent(), "model": self.model.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
-        state["average"] = None if self.average is None else self.average.state_dict()
+        state["averages"] = {decay: average.state_dict() for decay, average in self.averages.items()}
         save_checkpoint(self.checkpoint_path, state)
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint_path, self._experiment())
-        self.step = state["step"]
+        self.step, self.elapsed = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        for decay, average in self.averages.items():
+            average.load_state_dict(state["averages"][decay])
 
 
 class MovingAverage(AveragedModel):
@@ -140,8 +164,7 @@ def initialised(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def warmup_cosine(step: int, steps: int, warmup_steps: int = 0) -> float:
-    """Factor on the learning rate: linear up over `warmup_steps`, then half a cosine down to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+def averages_of(model: nn.Module, config: Training) -> dict[str, MovingAverage]:
+    """The moving averages that a configuration asks for, by their decays; the one that it names comes first."""
+    named = () if config.ema_decay is None else (config.ema_decay,)
+    return {str(decay): MovingAverage(model, decay) for decay in (*named, *config.other_ema_decays)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,10 +18,12 @@ from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
 from purify_engine.training.batches import check_training_set
 from purify_engine.training.classifier import LabelledImages, classification_figures, momentum_sgd
-from purify_engine.training.loop import Loop, initialised
+from purify_engine.training.computing import in_full
+from purify_engine.training.loop import Loop, averages_of, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters, publish
 from purify_engine.training.perturbation import accuracy, perturb
 from purify_engine.training.progress import Progress, silent
+from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images, Labels, Logits
 
@@ -37,6 +40,7 @@ def train_trades(
     held_out: LabelledImages | None = None,
     data: str = "",
     class_names: tuple[str, ...] | None = None,
+    seconds: float | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> Classifier:
@@ -52,18 +56,23 @@ def train_trades(
     learned = remembered(images, labels, data)
     schedule = make_schedule(config.schedule)
     model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
+    averages = averages_of(model, config)
     loop = Loop(
         name="guide",
         model=model,
         network=network,
         config=config,
         optimizer=momentum_sgd(model, config),
-        rate=lambda step: 1.0 if step < config.drop_at * config.steps else 0.1,
+        rate=partial(rate_at, config=config),
         loss=lambda x, y: trades_loss(model, x, y, config, schedule),
         out_dir=out_dir,
         data=learned,
+        averages=averages,
+        seconds=seconds,
     )
     loop.run(images, labels, resume=resume, progress=progress)
+    if config.ema_decay is not None:
+        model = cast(Classifier, next(iter(averages.values())).module).requires_grad_(True)
     figures = _figures(model, {"training": (images, labels), "held-out": held_out}, config, schedule)
     publish(model, _card(model, network, config, figures, learned, class_names), out_dir)
     progress({"network": "guide", "figures": figures, "weights": str(out_dir / "guide.safetensors")})
@@ -81,7 +90,7 @@ def trades_loss(model: Classifier, images: Images, labels: Labels, config: Trade
     model.train()
     logits = model(view(images))
     robust = divergence(logits, model(view(adversarial))) / len(images)
-    return F.cross_entropy(logits, labels) + config.trade_off * robust
+    return F.cross_entropy(in_full(logits), labels) + config.trade_off * robust
 
 
 def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) -> View:
@@ -102,7 +111,7 @@ def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) 
 
 def divergence(logits: Logits, perturbed: Logits) -> Tensor:
     """KL(p || p'), summed over the batch."""
-    return F.kl_div(perturbed.log_softmax(1), logits.log_softmax(1), reduction="sum", log_target=True)
+    return F.kl_div(in_full(perturbed).log_softmax(1), in_full(logits).log_softmax(1), reduction="sum", log_target=True)
 
 
 def _figures(

@@ -100,7 +100,7 @@ def test_the_digits_are_trained_on_their_training_split(tmp_path, command, monke
 
     given = {}
 
-    def train(images, labels, output, *, held_out, resume, progress):
+    def train(images, labels, output, *, held_out, seconds, resume, progress):
         given.update(images=images, labels=labels, output=output, held_out=held_out, resume=resume)
         progress({"network": "unet", "step": 1, "steps": 2, "loss": 0.5})
         progress({"network": "unet", "figures": {"error": 0.123456}, "weights": "unet.safetensors"})

@@ -37,6 +37,10 @@ GUIDANCE = GuidanceConfig(
 )  # fmt: skip
 GROWING = GuidanceConfig(growth="noise")
 PERTURBATION = Perturbation(norm="l2", epsilon=0.5, step_size=0.1, num_steps=3)
+TRAINED = {
+    "accumulate": 2, "precision": "bf16", "warmup_steps": 13, "hold": 0.2, "decay": "linear", "drop_at": 0.15, "ema_decay": 0.15,
+    "other_ema_decays": (0.5,),
+}  # fmt: skip
 CHANGED = {  # every field of every configuration at another value than its default
     SCHEDULE,
     GUIDANCE,
@@ -75,20 +79,20 @@ CHANGED = {  # every field of every configuration at another value than its defa
     ),
     Training(
         steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=True, seed=10, report_every=11,
-        checkpoint_every=12,
+        checkpoint_every=12, **TRAINED,
     ),
     DiffusionTraining(
         steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
-        checkpoint_every=12, warmup_steps=13, gradient_clip=14.0, ema_decay=0.15, t_max=16, schedule=SCHEDULE,
+        checkpoint_every=12, gradient_clip=14.0, t_max=16, schedule=SCHEDULE, **TRAINED,
     ),
     ClassifierTraining(
         steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
-        checkpoint_every=12, momentum=0.13, attack=PERTURBATION,
+        checkpoint_every=12, momentum=0.13, attack=PERTURBATION, **TRAINED,
     ),
     TradesTraining(
         steps=5, batch_size=6, learning_rate=0.7, weight_decay=0.8, shift=9, flip=False, seed=10, report_every=11,
-        checkpoint_every=12, momentum=0.13, attack=PERTURBATION, trade_off=14.0, drop_at=0.15, t_star=16, clean_share=0.17,
-        schedule=SCHEDULE,
+        checkpoint_every=12, momentum=0.13, attack=PERTURBATION, trade_off=14.0, t_star=16, clean_share=0.17,
+        schedule=SCHEDULE, **TRAINED,
     ),
     OfflineConfig(
         batch_size=2, part_size=3, decoders=4, retry_failed=True, max_failed=0.5, workers=6, threads=7, engine="ray",

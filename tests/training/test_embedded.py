@@ -150,8 +150,8 @@ class Asked:
 
 def test_each_network_is_trained_by_its_configuration_on_the_same_digits(monkeypatch, tmp_path):
     asked, images, labels, held_out, progress = Asked(monkeypatch), range(9), object(), (object(), object()), object()
-    embedded.train_embedded(images, labels, tmp_path, held_out=held_out, progress=progress)
-    shared = {"data": embedded.DATA, "resume": False, "progress": progress}
+    embedded.train_embedded(images, labels, tmp_path, held_out=held_out, seconds=6.0, progress=progress)
+    shared = {"data": embedded.DATA, "seconds": 2.0, "resume": False, "progress": progress}
     classified = {**shared, "held_out": held_out, "class_names": embedded.CLASSES}
     assert asked.calls == {
         "classifier": ((images, labels, embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING, tmp_path), classified),

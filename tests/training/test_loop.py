@@ -9,7 +9,8 @@ from torch import nn
 from purify_engine.config import ClassifierTraining, DiffusionTraining, Perturbation, TradesTraining
 from purify_engine.training.classifier import train_classifier
 from purify_engine.training.diffusion import train_diffusion
-from purify_engine.training.loop import MovingAverage, initialised, warmup_cosine
+from purify_engine.training.loop import MovingAverage, initialised
+from purify_engine.training.rates import rate_at
 from purify_engine.training.trades import train_trades
 
 ATTACK = Perturbation(epsilon=0.1, step_size=0.05, num_steps=2)
@@ -112,6 +113,7 @@ def test_initial_weights_follow_from_the_seed():
 
 
 def test_the_learning_rate_rises_over_the_warmup_and_falls_to_nothing():
-    rates = [warmup_cosine(step, steps=100, warmup_steps=10) for step in range(101)]
+    config = ClassifierTraining(steps=100, warmup_steps=10)
+    rates = [rate_at(step, config) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1 and rates[100] == pytest.approx(0, abs=1e-12)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)

@@ -9,7 +9,8 @@ from torch import nn
 
 from purify_engine.config import ClassifierTraining, ScheduleConfig
 from purify_engine.training import loop as loop_module
-from purify_engine.training.loop import Loop, MovingAverage, initialised, warmup_cosine
+from purify_engine.training.loop import Loop, MovingAverage, initialised
+from purify_engine.training.rates import rate_at
 
 IMAGES = torch.linspace(0, 1, 12).view(12, 1, 1, 1)
 
@@ -48,12 +49,12 @@ def loop_in(folder, *, average=True, momentum=0.9, **changes):
         rate=lambda step: 1 / (1 + step),
         loss=lambda x, _: (model(x) - 1 + 0.1 * torch.randn(len(x), 1, 1)).square().mean(),
         out_dir=folder,
-        average=MovingAverage(model, 0.9) if average else None,
+        averages={"0.9": MovingAverage(model, 0.9)} if average else {},
     )
 
 
 def state_of(loop):
-    average = {} if loop.average is None else loop.average.state_dict()
+    average = {name: value for each in loop.averages.values() for name, value in each.state_dict().items()}
     velocity = loop.optimizer.state_dict()["state"][0]["momentum_buffer"]
     return {**loop.model.state_dict(), **{f"average {name}": value for name, value in average.items()}, "velocity": velocity}
 
@@ -85,10 +86,10 @@ def test_a_checkpoint_holds_everything_that_a_step_changes(tmp_path):
     loop.run(IMAGES, None, resume=False, progress=lambda report: None)
     state = torch.load(loop.checkpoint_path, weights_only=True)
     assert state["step"] == 12
-    assert set(state) == {"experiment", "step", "model", "optimizer", "average"}
+    assert set(state) == {"experiment", "step", "seconds", "model", "optimizer", "averages"}
     assert set(state["model"]) == {"weight", "mean", "calls"} and int(state["model"]["calls"]) == 12
-    assert int(state["average"]["n_averaged"]) == 13, "twelve steps and the initial weights"
-    assert torch.equal(state["average"]["module.weight"], loop.average.module.weight)
+    assert int(state["averages"]["0.9"]["n_averaged"]) == 13, "twelve steps and the initial weights"
+    assert torch.equal(state["averages"]["0.9"]["module.weight"], loop.averages["0.9"].module.weight)
     assert torch.equal(state["optimizer"]["state"][0]["momentum_buffer"], state_of(loop)["velocity"])
     assert state["experiment"] == {
         "name": "tiny",
@@ -255,4 +256,4 @@ def test_initial_weights_differ_from_what_the_first_step_draws(tmp_path):
     ],
 )
 def test_the_rate_at_points_that_are_known(step, steps, warmup, factor):
-    assert warmup_cosine(step, steps, warmup) == pytest.approx(factor, abs=1e-12)
+    assert rate_at(step, ClassifierTraining(steps=steps, warmup_steps=warmup)) == pytest.approx(factor, abs=1e-12)
