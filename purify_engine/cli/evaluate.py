@@ -101,12 +101,14 @@ def evaluate(
     report:
         Also write a report, one HTML file, and its figures beside it as CSV and JSON.
     calibration:
-        Training images that the guidance scales of GDMP and "ours, latent" are calibrated on: a folder, a file, or "digits",
-        which is taken where SOURCE is "digits". Never those evaluated. Not needed where --defences leaves both out.
+        Training images that the guidance scales of GDMP, "ours, latent", "ours, label" and "ours, both" are calibrated on: a
+        folder, a file, or "digits", which is taken where SOURCE is "digits". Never those evaluated. Not needed where --defences
+        leaves these out.
     limit:
         Only so many images, as many of each class as of any other: always the same ones, with the noise that they have among all.
     defences:
-        Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "the guide alone".
+        Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "ours, label", "ours, both" (those that ours is not),
+        "ours, fixed noise", "the guide alone".
     attacks:
         Only these attacks of the protocol, by name, such as exact or BPDA.
     workers:
@@ -122,7 +124,7 @@ def evaluate(
 
     from purify_engine.devices import computing
     from purify_engine.evaluation import protocol
-    from purify_engine.evaluation.self_test import gradient_self_test
+    from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
     from purify_engine.evaluation.suite import fitted
 
     calibration = calibration or (DIGITS if source == DIGITS else None)
@@ -136,7 +138,8 @@ def evaluate(
     rows = _defences(ours, defended, calibration, defences)
     images, ids = data.rows(chosen), torch.tensor(chosen, device=ours.device)
     labels = everyone[ids]
-    self_test = gradient_self_test(ours, images[:8], seed=config.seed)
+    few = slice(0, SELF_TESTED)
+    self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
     total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
     with Meter("evaluate") as meter:
 
@@ -177,10 +180,10 @@ def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier, revi
 def _defences(
     ours: GuidedPurifier, classifier: Classifier, calibration: str | None, names: list[str] | None
 ) -> tuple[Defence, ...]:
-    from purify_engine.evaluation.defences import CALIBRATED, CALIBRATION_IMAGES, GUIDED, defence_names, standard_defences
+    from purify_engine.evaluation.defences import CALIBRATED, CALIBRATION_IMAGES, defence_names, is_guided, standard_defences
 
     wanted = _chosen(defence_names(ours), names, "defences")
-    if set(wanted) & set(GUIDED):
+    if any(map(is_guided, wanted)):
         require_same_classes(ours.guide, classifier)
     uncalibrated, known = [name for name in wanted if name in CALIBRATED], None
     if uncalibrated:
@@ -232,6 +235,7 @@ def _say(
 ) -> None:
     from purify_engine.devices import computing, described, in_sixteen_bits
     from purify_engine.evaluation.report import terminal_by_attack
+    from purify_engine.evaluation.row_self_test import self_test_said
     from purify_engine.evaluation.summary import against_ours, summarise, to_json
 
     rows, comparisons = summarise(cells, confidence), against_ours(cells, confidence)
@@ -249,4 +253,5 @@ def _say(
     if ours is not None:
         print(f"scored {described(ours)}" + ("; gradients in float32" if in_sixteen_bits(ours) else ""))
     if self_test is not None:
-        print(f"gradient self-test {'passed' if self_test['passed'] else 'FAILED: exact figures mean nothing'}")
+        for line in self_test_said(self_test):
+            print(line)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig, require
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
@@ -18,16 +20,24 @@ if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Ids, Images, Logits
 
-GDMP, OURS, LATENT, GUIDE_ALONE = "GDMP", "ours", "ours, latent", "the guide alone"
-CALIBRATED = (GDMP, LATENT)  # their scales are found on training images; that of ours is the purifier's own
-GUIDED = (OURS, LATENT, GUIDE_ALONE)  # the guide takes part: its answers are compared with labels
-BASELINES = ("DiffPure", GDMP, "undefended", LATENT, GUIDE_ALONE)  # what ours is compared with, image by image
+UNDEFENDED, DIFFPURE, GDMP, OURS, GUIDE_ALONE = "undefended", "DiffPure", "GDMP", "ours", "the guide alone"
+LATENT, LABEL, BOTH, FIXED = "ours, latent", "ours, label", "ours, both", "ours, fixed noise"
+CALIBRATED = (GDMP, LATENT, LABEL, BOTH)  # their scales are found on training images; that of ours is the purifier's own
+BASELINES = (DIFFPURE, GDMP, UNDEFENDED, LATENT, LABEL, BOTH, GUIDE_ALONE)  # what ours is compared with, image by image
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
 # A setting that is not here is left out of a fingerprint at its default: cells that were finished without it are still found.
 ALWAYS_NAMED = frozenset(
     "t_star sampler num_steps eta guidance schedule cycles seed noise gradient surrogate_steps".split()  # noqa: SIM905
 )
 LATENT_TERM = {"kind": "adversarial", "latent_weight": 1.0, "label_weight": 0.0, "pseudo_label": "none"}
+LABEL_TERM = {"kind": "adversarial", "latent_weight": 0.0, "label_weight": 1.0, "pseudo_label": "pseudo"}
+# The terms of each row, and the ratio at which they did best on training digits (bench/results/digits-guidance.jsonl).
+TERMS: dict[str, tuple[dict[str, Any], float]] = {
+    LATENT: (LATENT_TERM, LATENT_RATIO),
+    LABEL: (LABEL_TERM, 0.2),
+    BOTH: (LABEL_TERM | {"latent_weight": 0.15}, 0.4),
+}
+UNGUIDED = GuidanceConfig(kind="none", label_weight=1.0, latent_weight=1.0, pseudo_label="pseudo")  # as finished cells have it
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,11 @@ class Defence:
     bare: nn.Module | None = None
     """The network that a blind attacker knows: the classifier itself unless given."""
 
+    def __post_init__(self) -> None:
+        for network in (self.classifier, self.bare):
+            if network is not None:
+                refuse_training(network, self.name)
+
     def __call__(self, images: Images, ids: Ids, draw: int) -> Logits:
         return self.classifier(self.purify(images, ids, draw))
 
@@ -53,11 +68,12 @@ class Defence:
         if self.purifier is None:
             return images
         refuse_other_ranges(self.purifier)
-        return self.purifier(images, ids=ids, draw=draw)
+        return self.purifier(images, ids=ids, draw=draw) if self.randomised else self.purifier(images)
 
     @property
     def randomised(self) -> bool:
-        return self.purifier is not None
+        """Whether the attacker does not know the noise that it is scored on: not with noise="fixed", which no draw changes."""
+        return self.purifier is not None and self.purifier.config.noise != "fixed"
 
     def through(self, gradient: GradientMode, *, queried: bool = False) -> Defence:
         """The same defence, differentiated by another gradient mode; `blind` sees the bare classifier.
@@ -92,35 +108,86 @@ def _decisive(config: PurifierConfig) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in ALWAYS_NAMED or value != default[name]}
 
 
-def defence_names(purifier: GuidedPurifier) -> tuple[str, ...]:
-    """The rows of every comparison with `purifier`."""
-    unguided = ("undefended", "DiffPure", GDMP, OURS)
+def refuse_training(network: nn.Module, name: str) -> None:
+    """ValueError where a part of `network` is in training mode and answers otherwise there: a batch norm, dropout."""
+    for path, part in network.named_modules():
+        moves = isinstance(part, _NormBase) and part.track_running_stats
+        if part.training and (moves or (isinstance(part, _DropoutNd) and part.p > 0)):
+            mode = f"in evaluation mode, by classifier.eval(): its {type(part).__name__} {path!r} changes with the batch"
+            require(False, f"classifier of {name!r}", mode, "one in training mode")
+
+
+def defence_names(purifier: GuidedPurifier, presets: Mapping[str, PurifierConfig] | None = None) -> tuple[str, ...]:
+    """The rows of every comparison with `purifier`; `presets`: its other configurations by name, each a row of its own."""
+    others = tuple(f"{OURS}, {name}" for name, config in (presets or {}).items() if config != purifier.config)
+    fixed = (FIXED,) if purifier.config.noise != "fixed" else ()
+    unguided = (UNDEFENDED, DIFFPURE, GDMP, OURS)
     if purifier.guide is None:
-        return unguided
-    return (*unguided, *((LATENT,) if purifier.config.guidance.label_weight > 0 else ()), GUIDE_ALONE)
+        return (*unguided, *fixed, *others)
+    terms = _terms(purifier.config.guidance)
+    return (*unguided, *(name for name in TERMS if name != terms), *fixed, *others, GUIDE_ALONE)
+
+
+def is_guided(name: str) -> bool:
+    """Whether the guide takes part in this row, so that its answers are compared with labels."""
+    return name == GUIDE_ALONE or name.split(", ")[0] == OURS
+
+
+def _terms(guidance: GuidanceConfig) -> str | None:
+    """Which row of `TERMS` guides by the same terms; None where nothing of them guides."""
+    if guidance.kind != "adversarial" or guidance.scale == 0:
+        return None
+    label = guidance.label_weight > 0 and guidance.pseudo_label != "none"
+    if not label:
+        return LATENT if guidance.latent_weight > 0 else None
+    return BOTH if guidance.latent_weight > 0 else LABEL
 
 
 def standard_defences(
-    purifier: GuidedPurifier, classifier: nn.Module, training_images: Images | None, names: Sequence[str] | None = None
+    purifier: GuidedPurifier,
+    classifier: nn.Module,
+    training_images: Images | None,
+    names: Sequence[str] | None = None,
+    *,
+    presets: Mapping[str, PurifierConfig] | None = None,
 ) -> tuple[Defence, ...]:
-    """The rows of every comparison: undefended, DiffPure, GDMP, ours, ours by the latent term alone, the guide alone.
+    """The rows of every comparison, in the order of `defence_names`.
 
-    All purifiers share the sampler, the depth and the noise of `purifier`, so only the guidance differs. The baselines'
-    scales are calibrated on `training_images`, to the ratios at which they did best on training digits; None will do where no
-    row of `CALIBRATED` is wanted. A purifier in 16 bits is scored in them; its guide alone, and attacks on it, compute in
-    float32. `names`: of the rows that are wanted; None: all.
+    undefended. DiffPure: without guidance. GDMP: by the pixels of the input. ours: as `purifier` is configured. "ours, latent",
+    "ours, label", "ours, both": by those terms of the guide, where ours is guided by others. "ours, fixed noise": the same noise
+    in every call, which the attacker knows and which it is scored on. "ours, NAME": by a preset. "the guide alone": as the
+    classifier.
+
+    All purifiers but those of presets share the depth and the noise of `purifier`, so only the guidance differs. The scales of
+    `CALIBRATED` are found on `training_images`, at the ratios at which they did best on training digits; None will do where no
+    such row is wanted. A purifier in 16 bits is scored in them; its guide alone, and attacks on it, compute in float32.
+    `names`: of the rows that are wanted; None: all. ValueError where `classifier` is in training mode.
     """
     guide = None if purifier.guide is None else in_float32(purifier.guide)
     known = None if training_images is None else training_images[:CALIBRATION_IMAGES]
+
+    def ours(name: str, sibling: GuidedPurifier) -> Defence:
+        return Defence(name, classifier, sibling, guide)
+
     rows: dict[str, Callable[[], Defence]] = {
-        "undefended": lambda: Defence("undefended", classifier),
-        "DiffPure": lambda: Defence("DiffPure", classifier, purifier.configured(guidance=GuidanceConfig(kind="none"))),
+        UNDEFENDED: lambda: Defence(UNDEFENDED, classifier),
+        DIFFPURE: lambda: Defence(DIFFPURE, classifier, purifier.configured(guidance=UNGUIDED)),
         GDMP: lambda: Defence(GDMP, classifier, _pixel(purifier, _required(known))),
-        OURS: lambda: Defence(OURS, classifier, purifier, guide),
-        LATENT: lambda: Defence(LATENT, classifier, calibrated(purifier, _required(known), LATENT_RATIO, **LATENT_TERM), guide),
+        OURS: lambda: ours(OURS, purifier),
+        FIXED: lambda: ours(FIXED, purifier.configured(noise="fixed")),
         GUIDE_ALONE: lambda: Defence(GUIDE_ALONE, cast(nn.Module, guide), bare=classifier),
     }
-    return tuple(rows[name]() for name in defence_names(purifier) if not names or name in names)
+    for name, (terms, ratio) in TERMS.items():
+        rows[name] = lambda name=name, terms=terms, ratio=ratio: ours(  # type: ignore[misc]
+            name, calibrated(purifier, _required(known), ratio, **terms)
+        )
+    for name, config in (presets or {}).items():
+        rows[f"{OURS}, {name}"] = lambda name=name, config=config: ours(f"{OURS}, {name}", _by(purifier, config))  # type: ignore[misc]
+    return tuple(rows[name]() for name in defence_names(purifier, presets) if not names or name in names)
+
+
+def _by(purifier: GuidedPurifier, config: PurifierConfig) -> GuidedPurifier:
+    return purifier.configured(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
 
 
 def _required(known: Images | None) -> Images:
@@ -130,7 +197,7 @@ def _required(known: Images | None) -> Images:
 
 def _pixel(purifier: GuidedPurifier, images: Images) -> GuidedPurifier:
     scale = calibrated(purifier, images, PIXEL_RATIO, kind="pixel").config.guidance.scale
-    return purifier.configured(guidance=GuidanceConfig(kind="pixel", scale=scale))
+    return purifier.configured(guidance=dataclasses.replace(UNGUIDED, kind="pixel", scale=scale))
 
 
 def calibrated(purifier: GuidedPurifier, images: Tensor, ratio: float, **guidance: Any) -> GuidedPurifier:

@@ -14,9 +14,9 @@ from torch import nn
 from purify_engine.config import AttackConfig, DemoConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.contact_sheet import Exhibit, exhibits
-from purify_engine.evaluation.defences import LATENT, OURS, Defence, standard_defences
+from purify_engine.evaluation.defences import DIFFPURE, GDMP, GUIDE_ALONE, OURS, UNDEFENDED, Defence, standard_defences
 from purify_engine.evaluation.protocol import score
-from purify_engine.evaluation.self_test import gradient_self_test
+from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
 from purify_engine.evaluation.statistics import Scores, mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import CLEAN, TRANSFERRED, fitted
 from purify_engine.evaluation.summary import Comparison, Row
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images, Labels
 
+ROWS = (UNDEFENDED, DIFFPURE, GDMP, OURS, GUIDE_ALONE)  # further ones are of the full evaluation: each takes as long as ours
 NOTES = (
     f"{TRANSFERRED}: PGD on the bare classifier, which does not know of the purifier.",
     f"{ADAPTIVE}: each image's minimum over PGD on the purifier's exact gradient (a hard pseudo-label relaxed to a soft one), "
@@ -64,11 +65,10 @@ def run_demo(
     """
     budget, started = budget or DemoConfig(), time.perf_counter()
     on_stage("gradient self-test")
-    self_test = gradient_self_test(purifier, images[:4], seed=budget.seed)
+    defences = standard_defences(purifier, classifier, training_images, ROWS)
+    self_test = row_self_tests(defences, images[:SELF_TESTED], labels[:SELF_TESTED], seed=budget.seed)
     rows, adaptive = [], {}
-    for defence in standard_defences(purifier, classifier, training_images):
-        if defence.name == LATENT:  # a row of the full evaluation only: it takes as long as ours
-            continue
+    for defence in defences:
         on_stage(defence.name)
         row, adaptive[defence.name] = _row(defence, images, labels, budget)
         rows.append(row)

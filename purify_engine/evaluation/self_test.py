@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from purify_engine.engine.masking import masking_is_known
+from purify_engine.evaluation.differences import central_differences, errors_along, normal
 from purify_engine.images import refuse_other_ranges
 
 if TYPE_CHECKING:
     from purify_engine.purifier import GuidedPurifier
     from purify_engine.types import Images
 
-TOLERANCE = (
-    1e-6  # relative; the median over images and directions, because kinks (ReLU, clamp) spoil single differences
-)
+TOLERANCE = 1e-6  # relative; the median over images and directions, because kinks (ReLU, clamp) spoil single differences
 DIFFERENCE_STEP = 1e-6  # small, so that few kinks lie within it; float64 rounding is then near 1e-9
 RELEVANT_SHARE = 0.05  # below it a detached guide changes too little to be caught
 
@@ -44,9 +44,7 @@ class SelfTest:
     tolerance: float = TOLERANCE
 
 
-def gradient_self_test(
-    purifier: GuidedPurifier, images: Images, *, num_directions: int = 20, seed: int = 0
-) -> dict[str, Any]:
+def gradient_self_test(purifier: GuidedPurifier, images: Images, *, num_directions: int = 20, seed: int = 0) -> dict[str, Any]:
     """Is the exact gradient of `purifier` right? Against finite differences in float64, and is a guide cut out of it noticed?
 
     images: [B, C, H, W] in [0, 1]; eight are plenty. num_directions: random ones along which it is differentiated. seed: of them.
@@ -56,15 +54,10 @@ def gradient_self_test(
     double = copy.deepcopy(purifier).double()
     images = images.double().clamp(0.01, 0.99)  # differences must not leave [0, 1]
     generator = torch.Generator().manual_seed(seed)
-    weights, directions = (  # drawn on the CPU: the same on every device
-        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(images.device)
-        for shape in (images.shape, (num_directions, *images.shape))
-    )
-    exact, detached = (
-        _gradient(double.configured(gradient=mode), images, weights) for mode in ("exact", "detached_guidance")
-    )
-    differences = _central_differences(double, images, weights, directions)
-    exact_error, detached_error = (_median_error(grad, directions, differences) for grad in (exact, detached))
+    weights, along = (normal(shape, generator, images.device) for shape in (images.shape, (num_directions, *images.shape)))
+    exact, detached = (_gradient(double.configured(gradient=mode), images, weights) for mode in ("exact", "detached_guidance"))
+    differences = central_differences(partial(_functional, double, weights=weights), images, along, DIFFERENCE_STEP)
+    exact_error, detached_error = (float(errors_along(grad, along, differences).median()) for grad in (exact, detached))
     share = float((exact - detached).norm() / exact.norm().clamp(min=1e-300))
     matters = share >= RELEVANT_SHARE
     caught = detached_error > 100 * TOLERANCE
@@ -94,18 +87,3 @@ def _gradient(purifier: GuidedPurifier, images: Images, weights: Tensor) -> Tens
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(_functional(purifier, leaf, weights).sum(), leaf)[0]
-
-
-@torch.no_grad()
-def _central_differences(purifier: GuidedPurifier, images: Images, weights: Tensor, directions: Tensor) -> Tensor:
-    """Derivative of each image's functional along each direction [D, B]; all are one batch."""
-    offsets = DIFFERENCE_STEP * directions
-    ahead, behind = _functional(purifier, torch.stack([images + offsets, images - offsets]), weights)
-    return (ahead - behind) / (2 * DIFFERENCE_STEP)
-
-
-def _median_error(grad: Tensor, directions: Tensor, differences: Tensor) -> float:
-    along = (grad * directions).flatten(2).sum(dim=2)
-    floor = 1e-3 * grad.flatten(1).norm(dim=1)  # a direction nearly orthogonal to the gradient has no relative error
-    errors = (along - differences).abs() / torch.maximum(along.abs(), floor).clamp(min=1e-300)
-    return float(errors.median())

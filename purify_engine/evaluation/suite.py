@@ -64,7 +64,7 @@ def fitted(attack: AttackConfig, defence: Defence) -> AttackConfig | None:
         return replace(attack, gradient="exact") if guided else None
     if defence.purifier is None and attack.gradient not in ("exact", "blind"):
         return None
-    if defence.purifier is None and attack.kind != "square":
+    if not defence.randomised and attack.kind != "square":
         return replace(attack, num_steps=attack.num_steps * attack.num_eot, num_eot=1)
     return attack
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from purify_engine import Classifier, GuidedPurifier, load_classifier
-from purify_engine.config import AttackConfig, ClassifierConfig, EvaluationConfig, GuidanceConfig
+from purify_engine.config import AttackConfig, ClassifierConfig, EvaluationConfig
 from purify_engine.data import digits
-from purify_engine.evaluation import protocol, self_test
+from purify_engine.evaluation import protocol, row_self_test
+from purify_engine.evaluation.defences import UNGUIDED
 from purify_engine.evaluation.suite import CLEAN, attack_suite
 
-NONE = GuidanceConfig(kind="none")
 LINF_SCORES = {"ours": (1.0, 0.5, 1.0, 0.0), "undefended": (0.0, 0.0, 1.0, 0.0)}
 
 
@@ -38,12 +38,12 @@ def handed_on(monkeypatch):
                 norm = "none" if attack.kind == "none" else attack.norm
                 on_cell(protocol.Cell(row.name, attack.name, norm, scores, scores, 0.0, "", {}))
 
-    def tested(purifier, images, *, seed=0):
-        seen.update(tested=purifier, tested_images=images, tested_seed=seed)
-        return {"passed": seen["verdict"], "exact_error": 1e-9}
+    def tested(rows, images, labels, *, ids, seed=0):
+        seen.update(tested=rows, tested_images=images, tested_labels=labels, tested_ids=ids, tested_seed=seed)
+        return {"passed": seen["verdict"], "rows": {}}
 
     monkeypatch.setattr(protocol, "evaluate", evaluate)
-    monkeypatch.setattr(self_test, "gradient_self_test", tested)
+    monkeypatch.setattr(row_self_test, "row_self_tests", tested)
     return seen
 
 
@@ -69,7 +69,7 @@ def test_the_held_out_digits_are_evaluated_and_the_training_digits_calibrated_on
     assert command("evaluate", "--purifier", small_purifier)[0] == 0
     images, labels = digits("test")
     assert torch.equal(handed_on["images"], images) and torch.equal(handed_on["labels"], labels)
-    assert len(images) == 360 and torch.equal(handed_on["tested_images"], images[:8])
+    assert len(images) == 360 and torch.equal(handed_on["tested_images"], images[:4])
     assert calibrated_on and all(torch.equal(known, digits("train")[0][:256]) for known in calibrated_on)
     assert str(handed_on["results"]) == "evaluation.jsonl" and handed_on["workers"] == 1
 
@@ -77,11 +77,11 @@ def test_the_held_out_digits_are_evaluated_and_the_training_digits_calibrated_on
 def test_by_default_every_defence_meets_the_whole_protocol(handed_on, evaluated, small_purifier, labelled):
     code, out, err = evaluated("--json", "--epsilon-l2", 0.75, "--max-shift", 0.3)
     assert code == 0, err
-    names = ["undefended", "DiffPure", "GDMP", "ours", "ours, latent", "the guide alone"]
+    names = ["undefended", "DiffPure", "GDMP", "ours", "ours, latent", "ours, label", "ours, fixed noise", "the guide alone"]
     assert [row.name for row in handed_on["rows"]] == names
     assert handed_on["config"] == EvaluationConfig() and handed_on["attacks"] == list(attack_suite(EvaluationConfig()))
     ours, saved = handed_on["rows"][3], GuidedPurifier.from_pretrained(small_purifier)
-    assert ours.purifier.config == saved.config and handed_on["tested"] is ours.purifier and handed_on["tested_seed"] == 0
+    assert ours.purifier.config == saved.config and handed_on["tested"] is handed_on["rows"]
     weights = load_classifier(small_purifier).state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in handed_on["rows"][0].classifier.state_dict().items())
     assert torch.equal(handed_on["images"], labelled[1]) and torch.equal(handed_on["labels"], labelled[2])
@@ -114,6 +114,7 @@ def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     )
     assert handed_on["attacks"] == [attack for attack in attack_suite(config) if attack.name in ("BPDA", "square")]
     assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
+    assert torch.equal(handed_on["tested_ids"], handed_on["ids"]) and torch.equal(handed_on["tested_labels"], handed_on["labels"])
     assert handed_on["results"] == tmp_path / "o"
 
 
@@ -127,7 +128,7 @@ def test_images_of_another_size_are_evaluated_where_the_purifier_is_told_how(han
     assert command(*words, *options, "--output", tmp_path / "o")[0] == 0
     saved = GuidedPurifier.from_pretrained(small_purifier).config
     told = dataclasses.replace(saved, sizes="tile", tile_stride=7, clamp=False)
-    assert [row.purifier.config for row in handed_on["rows"]] == [dataclasses.replace(told, guidance=NONE), told]
+    assert [row.purifier.config for row in handed_on["rows"]] == [dataclasses.replace(told, guidance=UNGUIDED), told]
     assert torch.equal(handed_on["images"], torch.tensor(images))
 
 
@@ -141,7 +142,7 @@ def test_the_rivals_are_calibrated_on_the_images_that_are_named(
     words = ["--purifier", small_purifier, "--calibration", tmp_path / "known.npz", "--output", tmp_path / "o"]
     assert command("evaluate", labelled[0], *words)[0] == 0
     assert known and all(torch.equal(images, torch.tensor(other)) for images in known)
-    assert handed_on["rows"][2].purifier.config.guidance == GuidanceConfig(kind="pixel", scale=3.0)
+    assert handed_on["rows"][2].purifier.config.guidance == dataclasses.replace(UNGUIDED, kind="pixel", scale=3.0)
 
 
 def test_an_attack_of_ones_own_stands_beside_the_clean_images_and_takes_the_rest_from_the_evaluation(handed_on, evaluated):
@@ -173,7 +174,7 @@ def test_the_purifier_is_scored_in_the_precision_asked_for_and_that_is_said(hand
     assert code == 0, err
     assert "scored on cpu in bf16, channels_last; gradients in float32" in out.splitlines()
     ours = handed_on["rows"][0].purifier
-    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16} and handed_on["tested"] is ours
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16} and handed_on["tested"][0].purifier is ours
     assert {parameter.dtype for parameter in handed_on["rows"][0].guide.parameters()} == {torch.float32}
     assert json.loads(evaluated(*words, "--json")[1])["computing"]["precision"] == "bf16"
     assert "scored on cpu in float32" in evaluated(*words[:-2])[1].splitlines()
@@ -213,7 +214,7 @@ def test_the_report_holds_the_settings_the_figures_and_the_self_test(handed_on, 
     code, _, _ = evaluated(*words, "--num-draws", 6, "--report", tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text()
     assert code == 0
-    for text in ("Evaluation", "evaluation.num_draws", "purifier.guidance.scale", "undefended", "62.5", "passed", "exact_error"):
+    for text in ("Evaluation", "evaluation.num_draws", "purifier.guidance.scale", "undefended", "62.5", "passed"):
         assert text in html, text
     for name in ("data", "labels", "radii", "date", "images"):
         assert f"<dt>{name}</dt>" in html, name

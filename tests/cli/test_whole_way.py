@@ -8,7 +8,7 @@ from PIL import Image
 
 from purify_engine import GuidedPurifier, load_classifier
 from purify_engine.data import digits
-from purify_engine.evaluation import self_test
+from purify_engine.evaluation import row_self_test
 
 UNET = "--unet.image-size 8 --unet.in-channels 1 --unet.base-channels 8 --unet.channel-mult 1 --unet.num-res-blocks 1"
 NETWORK = "--{0}.architecture cifar_resnet --{0}.depth 8 --{0}.width 4"
@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 
 
 def test_class_folders_become_a_purifier_that_purifies_and_is_evaluated(folders, command, tmp_path, monkeypatch):
-    monkeypatch.setattr(self_test, "gradient_self_test", lambda purifier, images, *, seed: {"passed": True})
+    monkeypatch.setattr(row_self_test, "row_self_tests", lambda rows, images, labels, *, ids, seed: {"passed": True})
     train, test, made = folders / "train", folders / "test", tmp_path / "purifier"
     code, out, err = command("train", "purifier", train, made, *TINY, "--device", "cpu")
     assert code == 0, err

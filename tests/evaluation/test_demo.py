@@ -44,7 +44,7 @@ def test_rows_differ_in_guidance_alone():
     purifier = ToyPurifier(guided(1.0))
     purifier.guide = classifier
     rows = standard_defences(purifier, classifier, images)
-    configs = {row.name: row.purifier.config for row in rows if row.purifier is not None}
+    configs = {row.name: row.purifier.config for row in rows if row.purifier is not None and row.randomised}
     assert len({dataclasses.replace(config, guidance=GuidanceConfig()) for config in configs.values()}) == 1
     kinds = {name: (config.guidance.kind, config.guidance.scale > 0) for name, config in configs.items()}
     assert kinds["DiffPure"] == ("none", False) and kinds["GDMP"] == ("pixel", True)
@@ -156,7 +156,7 @@ def test_it_says_what_is_about_to_run_and_shows_the_first_images_attacked():
     _, images, labels = linear_world(20)
     assert [row.label for row in demo.sheet] == [str(int(label)) for label in labels[:4]]
     assert all(row.attacked != row.input and row.input.right for row in demo.sheet)
-    assert demo.self_test["num_images"] == 4 and demo.config == BUDGET
+    assert demo.self_test["rows"]["ours"]["num_images"] == 4 and demo.config == BUDGET
 
 
 def test_rivals_are_calibrated_on_the_training_images():

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from purify_engine.evaluation import self_test
+from purify_engine.evaluation.differences import errors_along
 from purify_engine.evaluation.self_test import TOLERANCE, gradient_self_test
 from tests.evaluation.worlds import QuadraticPurifier, guided
 
@@ -164,7 +164,7 @@ def test_a_direction_across_the_gradient_is_judged_by_a_thousandth_of_its_length
     grad = torch.tensor([3.0, 4.0], dtype=torch.float64).view(1, 1, 1, 2)
     across = torch.tensor([4.0, -3.0], dtype=torch.float64).view(1, 1, 1, 1, 2)
     differences = torch.tensor([[1e-3]], dtype=torch.float64)
-    assert self_test._median_error(grad, across, differences) == pytest.approx(1e-3 / (1e-3 * 5))
+    assert float(errors_along(grad, across, differences)) == pytest.approx(1e-3 / (1e-3 * 5))
     along = grad[None]
-    assert self_test._median_error(grad, along, torch.full((1, 1), 24.0)) == pytest.approx(1 / 25)
-    assert self_test._median_error(0 * grad, along, torch.zeros(1, 1)) == 0
+    assert float(errors_along(grad, along, torch.full((1, 1), 24.0))) == pytest.approx(1 / 25)
+    assert float(errors_along(0 * grad, along, torch.zeros(1, 1))) == 0
