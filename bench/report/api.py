@@ -93,7 +93,8 @@ SECTIONS = (
         _of("purify_engine.evaluation.attacks", "attack")
         + _of("purify_engine.evaluation.defences", "Defence")
         + _of("purify_engine.config", "AttackConfig")
-        + _of("purify_engine.evaluation.self_test", "gradient_self_test"),
+        + _of("purify_engine.evaluation.self_test", "gradient_self_test")
+        + _of("purify_engine.evaluation.row_self_test", "row_self_test", "RowTest"),
     ),
     Section(
         "Which kernels run",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -165,29 +165,30 @@ def standard_defences(
     """
     guide = None if purifier.guide is None else in_float32(purifier.guide)
     known = None if training_images is None else training_images[:CALIBRATION_IMAGES]
-
-    def ours(name: str, sibling: GuidedPurifier) -> Defence:
-        return Defence(name, classifier, sibling, guide)
-
-    rows: dict[str, Callable[[], Defence]] = {
-        UNDEFENDED: lambda: Defence(UNDEFENDED, classifier),
-        DIFFPURE: lambda: Defence(DIFFPURE, classifier, purifier.configured(guidance=UNGUIDED)),
-        GDMP: lambda: Defence(GDMP, classifier, _pixel(purifier, _required(known))),
-        OURS: lambda: ours(OURS, purifier),
-        FIXED: lambda: ours(FIXED, purifier.configured(noise="fixed")),
-        GUIDE_ALONE: lambda: Defence(GUIDE_ALONE, cast(nn.Module, guide), bare=classifier),
-    }
-    for name, (terms, ratio) in TERMS.items():
-        rows[name] = lambda name=name, terms=terms, ratio=ratio: ours(  # type: ignore[misc]
-            name, calibrated(purifier, _required(known), ratio, **terms)
-        )
-    for name, config in (presets or {}).items():
-        rows[f"{OURS}, {name}"] = lambda name=name, config=config: ours(f"{OURS}, {name}", _by(purifier, config))  # type: ignore[misc]
-    return tuple(rows[name]() for name in defence_names(purifier, presets) if not names or name in names)
+    others = {f"{OURS}, {name}": config for name, config in (presets or {}).items()}
+    rows: dict[str, Defence] = {}
+    for name in defence_names(purifier, presets):
+        if names and name not in names:
+            continue
+        if name == UNDEFENDED:
+            rows[name] = Defence(name, classifier)
+        elif name == GUIDE_ALONE:
+            rows[name] = Defence(name, cast(nn.Module, guide), bare=classifier)
+        else:
+            before = purifier.configured(**vars(others[name])) if name in others else _purifier(name, purifier, known)
+            rows[name] = Defence(name, classifier, before, guide if is_guided(name) else None)
+    return tuple(rows.values())
 
 
-def _by(purifier: GuidedPurifier, config: PurifierConfig) -> GuidedPurifier:
-    return purifier.configured(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+def _purifier(name: str, purifier: GuidedPurifier, known: Images | None) -> GuidedPurifier:
+    """What stands before the classifier in a row that is no preset's."""
+    if name in TERMS:
+        terms, ratio = TERMS[name]
+        return calibrated(purifier, _required(known), ratio, **terms)
+    if name == GDMP:
+        return _pixel(purifier, _required(known))
+    changes: dict[str, dict[str, Any]] = {DIFFPURE: {"guidance": UNGUIDED}, FIXED: {"noise": "fixed"}}
+    return purifier.configured(**changes[name]) if name in changes else purifier
 
 
 def _required(known: Images | None) -> Images:

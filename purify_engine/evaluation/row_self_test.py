@@ -48,6 +48,7 @@ class RowTest:
     gradient: str
     """right, wrong, or none: zero in every pixel of every image."""
     passed: bool
+    """Whether the gradient is right and the noise drawn as it should be."""
     reasons: tuple[str, ...]
     """Why it did not pass, in sentences."""
     difference_error: float | None = None
@@ -69,9 +70,13 @@ class RowTest:
     spread: float | None = None
     """Root mean square difference of an image's purifications by two draws; None where nothing is random."""
     precision: str = ""
+    """Of the attacked gradient."""
     num_images: int = 0
+    """Images that were looked at."""
     num_draws: int = 0
+    """Noise draws that each gradient was looked at on."""
     num_directions: int = 0
+    """Directions of the differences."""
 
 
 def row_self_tests(
