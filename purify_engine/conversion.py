@@ -119,9 +119,14 @@ def purifier_of(unet: Published, preset: str | None = None) -> Settings:
     return Settings(PurifierConfig(**{"schedule": unet.schedule, **_from_t_star(unet.sampling)}), None)
 
 
-def preset_config(name: str, schedule: ScheduleConfig) -> PurifierConfig:
-    """A preset's configuration, for a network that was trained on `schedule`; ValueError where the preset needs another."""
-    require(name in PRESETS, "preset", f"one of {', '.join(PRESETS)}", name)
+def preset_config(name: str, schedule: ScheduleConfig, own: Sequence[str] = ()) -> PurifierConfig:
+    """A paper's configuration, for a network that was trained on `schedule`; ValueError where the preset needs another.
+
+    own: names of presets that the purifier's folder has, which the error lists first.
+    """
+    papers = ", ".join(PRESETS)
+    known = f"one of {', '.join(own)} (of this purifier) or {papers} (of papers)" if own else f"one of {papers}"
+    require(name in PRESETS, "preset", known, name)
     config = PRESETS[name].config
     same = config.schedule == schedule
     trained = f"{schedule.num_timesteps} timesteps, {schedule.kind}"

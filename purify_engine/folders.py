@@ -1,8 +1,9 @@
 """A purifier's folder, written and read: `config.json` and weights as safetensors.
 
 `config.json` holds schema_version, unet and purifier, and where there are such: guide, classifier, precision (of the stored
-weights), origin (the files that were converted), class_names (of guide and classifier), and training (what each network was
-trained on and how, and what the guidance was calibrated on). `{part}.safetensors` lies beside it for unet, guide and classifier.
+weights), origin (the files that were converted), class_names (of guide and classifier), training (what each network was
+trained on and how, and what the guidance was calibrated on), and presets (other ways to purify, by name: what differs from
+purifier, and a sentence `about` it). `{part}.safetensors` lies beside it for unet, guide and classifier.
 Where networks are not ours, own_denoiser stands in place of unet, own_guide in place of guide: what a purifier must know of them,
 and their weights. Their code is the user's, who hands the modules in: a folder's is never run.
 """
@@ -13,9 +14,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from purify_engine.config import SCHEMA_VERSION, require, to_dict
+from purify_engine.config import PRESETS, SCHEMA_VERSION, PurifierConfig, from_dict, require, to_dict
 from purify_engine.files import write_text
 
 EMBEDDED = Path(__file__).parent / "weights"
@@ -46,6 +47,41 @@ def class_names(config: Mapping[str, Any], part: str, num_classes: int) -> tuple
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == num_classes
     require(names is None or whole, f"class_names.{part}", f"a list of {num_classes} different texts, or null", names)
     return None if names is None else tuple(names)
+
+
+class OwnPreset(NamedTuple):
+    """A way to purify that a purifier's folder names."""
+
+    config: PurifierConfig
+    about: str
+
+
+def own_presets(config: Mapping[str, Any], folder: Path) -> dict[str, OwnPreset]:
+    """The presets that a folder's `config.json` names, in its order; ValueError, in one line, where one is impossible.
+
+    Each is an object of fields of PurifierConfig, `guidance` one of its own fields, in place of what `purifier` says.
+    """
+    said = config.get("presets", {})
+    require(isinstance(said, dict), f"presets of {folder / 'config.json'}", "an object of presets", said)
+    found = {}
+    for name, changes in said.items():
+        where = f"presets.{name} of {folder / 'config.json'}"
+        require(name not in PRESETS, where, "called otherwise than a paper's preset", name)
+        require(isinstance(changes, dict), where, "an object of what differs from purifier", changes)
+        try:
+            found[name] = _preset({**changes}, config["purifier"])
+        except ValueError as wrong:
+            raise ValueError(f"{where} is impossible: {wrong}") from None
+    return found
+
+
+def _preset(changes: dict[str, Any], purifier: dict[str, Any]) -> OwnPreset:
+    about, guidance = changes.pop("about", ""), changes.pop("guidance", {})
+    require(isinstance(about, str), "about", "a text", about)
+    require(isinstance(guidance, dict), "guidance", "an object of its fields", guidance)
+    require("schedule" not in changes, "schedule", "left out: the diffusion model has one", changes.get("schedule"))
+    merged = {**purifier, **changes, "guidance": {**purifier.get("guidance", {}), **guidance}}
+    return OwnPreset(from_dict(PurifierConfig, merged), about)
 
 
 def differing_classes(wanted: tuple[str, ...], found: tuple[str, ...]) -> str:

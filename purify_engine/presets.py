@@ -29,7 +29,7 @@ from purify_engine.config import (
     require,
 )
 from purify_engine.conversion import AS_IT_IS, Stated, load_unet, preset_config
-from purify_engine.folders import EMBEDDED, class_names, read_config
+from purify_engine.folders import EMBEDDED, class_names, own_presets, read_config
 from purify_engine.models.checkpoints import built_from_safetensors, load_safetensors
 from purify_engine.models.checkpoints.reading import is_published
 from purify_engine.models.classifiers import Classifier
@@ -75,17 +75,29 @@ def load_networks(
 ) -> Parts:
     """The networks and the configuration of a purifier that `resolve` finds, on `device` in `precision` (devices.py).
 
-    preset: how to purify, in place of what is saved (config/presets.py). handed: what the weights of other networks than ours are
-    loaded into; ValueError where they are missing, or where the folder's networks are ours.
+    preset: how to purify, in place of what is saved: of the folder's own, or a paper's (config/presets.py). handed: what the
+    weights of other networks than ours are loaded into; ValueError where they lack, or the folder's networks are ours.
     """
     where = devices.torch_device(device)  # refused before anything is loaded
     folder = resolve(name_or_path, stated, revision)
     config = read_config(folder)
     denoiser = _denoiser(folder, config, handed.denoiser, devices.dtype_on(where, precision))
     guide = _guide(folder, config, handed.guide)
-    saved = from_dict(PurifierConfig, config["purifier"])
-    how = saved if preset is None else preset_config(preset, saved.schedule)
-    return _placed(denoiser, guide, how, where, precision)
+    return _placed(denoiser, guide, _how(folder, config, preset), where, precision)
+
+
+def presets_of(name_or_path: str | Path, stated: Stated = AS_IT_IS, revision: str | None = None) -> dict[str, PurifierConfig]:
+    """The ways to purify that a purifier's own folder names ("faithful", "fast", ...); none where it names none."""
+    folder = resolve(name_or_path, stated, revision)
+    return {name: preset.config for name, preset in own_presets(read_config(folder), folder).items()}
+
+
+def _how(folder: Path, config: Mapping[str, Any], preset: str | None) -> PurifierConfig:
+    """As saved, or as a preset of the folder or of a paper has it; presets that are not asked for are read, too."""
+    saved, own = from_dict(PurifierConfig, config["purifier"]), own_presets(config, folder)
+    if preset is None:
+        return saved
+    return own[preset].config if preset in own else preset_config(preset, saved.schedule, tuple(own))
 
 
 def load_parts(
@@ -110,7 +122,8 @@ def load_parts(
 
 def nothing_guides(preset: str | None, how: PurifierConfig) -> str | None:
     """What is to be done before a preset that its paper gives no scale guides as the paper's does; None where nothing is."""
-    ratio = None if preset is None else PRESETS[preset].calibrate_to
+    paper = PRESETS.get(preset or "")
+    ratio = None if paper is None else paper.calibrate_to
     if ratio is None or how.guidance.scale > 0:
         return None
     found = f"purifier.calibrate(training_images, {ratio:g})"

@@ -47,11 +47,12 @@ class StoredPurifier(nn.Module):
     ) -> PurifierT:
         """A purifier by embedded name (`list_purifiers()`), folder, published checkpoint, or Hub id (needs the `hub` extra).
 
-        revision: of a Hub id, a branch, tag or commit; None is its main branch. preset: how to purify (config/presets.py), in
-        place of what is saved. layout: of a checkpoint whose names fit several. device: where its networks go; "auto" is a GPU
-        where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on GPUs that have it, float32 elsewhere
-        (docs/performance.md). dtype: of the networks, in place of `precision`; torch.float64 too. denoiser, guide: of a folder
-        whose networks are not ours, the modules that its weights are loaded into (docs/own_networks.md).
+        revision: of a Hub id, a branch, tag or commit; None is its main branch. preset: how to purify, in place of what is saved:
+        one of the folder's own ("fast"), or a paper's (config/presets.py). layout: of a checkpoint whose names fit several.
+        device: where its networks go; "auto" is a GPU where there is one. precision: "float32", "bf16", "fp16"; "auto" is bf16 on
+        GPUs that have it, float32 elsewhere (docs/performance.md). dtype: of the networks, in place of `precision`;
+        torch.float64 too. denoiser, guide: of a folder whose networks are not ours, the modules that its weights are loaded into
+        (docs/own_networks.md).
         Raises FileNotFoundError where there is nothing of that name, ValueError where a file or an argument is wrong.
         """
         handed, asked = presets.Handed(denoiser, guide), devices.asked_for(precision, dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from purify_engine.cli.console import Meter, say, show
-from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, load_purifier
+from purify_engine.cli.loading import Device, LayoutName, NetworkPrecision, PresetName, load_purifier
 from purify_engine.config import require
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ Batches = Annotated[list[int] | None, Parameter(negative_iterable=())]
 def bench(
     *,
     purifier: str = "digits",
+    preset: PresetName = None,
     layout: LayoutName = None,
     batch: Batches = None,
     device: Device = "auto",
@@ -60,7 +61,7 @@ def bench(
     where = torch_device(device)
     batches = list(batch or (GPU_BATCHES if where.type == "cuda" else CPU_BATCHES))
     require(min(batches) >= 1, "batch", "at least 1", min(batches))
-    ours, done = place(_purifier(purifier, where, layout), where, precision), 0
+    ours, done = place(_purifier(purifier, where, preset, layout), where, precision), 0
     with Meter("bench") as meter:
 
         def tell(point: Point) -> None:
@@ -76,13 +77,14 @@ def bench(
     return 0
 
 
-def _purifier(name: str, device: torch.device, layout: str | None) -> GuidedPurifier:
+def _purifier(name: str, device: torch.device, preset: str | None, layout: str | None) -> GuidedPurifier:
     from purify_engine.benchmark.networks import named_networks, random_purifier
     from purify_engine.config import PurifierConfig
 
     named = named_networks(name)
     if named is None:
-        return load_purifier(name, device=str(device), precision="float32", layout=layout)
+        return load_purifier(name, device=str(device), precision="float32", preset=preset, layout=layout)
+    require(preset is None, "preset", f"left out: {name} has random weights, and is timed over {RANDOM_STEPS} steps", preset)
     return random_purifier(*named, PurifierConfig(t_star=100, num_steps=RANDOM_STEPS), device=device)
 
 

@@ -89,8 +89,9 @@ def evaluate(
     Parameters
     ----------
     source:
-        "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`. Folders become labels
-        by the classifier's names of its classes, or where it names none, by their sorted position.
+        "digits" (its held-out scans), class folders of images, or a .npz file with `images` and `labels`; of CIFAR's batches
+        (cifar-10-batches-py or the .tar.gz) and of a folder with test-0.npz, ... the test split. Folders become labels by the
+        classifier's names of its classes, or where it names none, by their sorted position.
     classifier:
         What is defended: a published checkpoint (TRADES, RobustBench, torchvision, ...) or a folder with a classifier; by default
         the one beside the purifier.

@@ -60,14 +60,22 @@ class Labelled:
 
 
 def labelled(source: str, shape: ImageShape, *, split: Literal["train", "test"] = "train") -> Labelled:
-    """The folder or file, or the bundled digits (`split` of them) where `source` is "digits"; no image is read yet."""
+    """The folder or file, or `split` of what holds both splits: CIFAR's batches, folders of .npz files, the bundled "digits".
+
+    But for CIFAR's batches no image is read yet.
+    """
     import torch
 
     from purify_engine.data import digits, open_source, read_rows
+    from purify_engine.data.splits import open_split
 
     if source == DIGITS:
         images, labels = digits(split)
         return Labelled(source, labels, tuple("0123456789"), len(labels), lambda rows: images[list(rows)])
+    one = open_split(Path(source), shape, split)
+    if one is not None:
+        numbers = None if one.labels is None else torch.from_numpy(one.labels)
+        return Labelled(source, numbers, one.classes, one.count, one.read)
     opened = open_source(Path(source), shape)
     if opened.skipped:
         print(f"purify-engine: {source}: {named(opened.skipped)} skipped", file=sys.stderr)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from purify_engine.cli.options import with_options
 from purify_engine.config import PRESETS, UNIT_RANGE, Precision, PurifierConfig, UNetConfig, from_dict, require
-from purify_engine.folders import EMBEDDED, read_config
+from purify_engine.folders import EMBEDDED, own_presets, read_config
 
 if TYPE_CHECKING:
     from purify_engine.data import ImageShape
@@ -39,7 +39,8 @@ PurifierName = Annotated[
 PresetName = Annotated[
     str | None,
     Parameter(
-        help=f"How to purify, as a paper does, in place of what is saved; other options win. Of {', '.join(PRESETS)}."
+        help="How to purify, in place of what is saved; other options win. One of the purifier's own (`doctor` lists those of "
+        f"embedded ones), or as a paper does: {', '.join(PRESETS)}."
     ),
 ]
 LayoutName = Annotated[
@@ -102,12 +103,16 @@ class PurifierToLoad:
     def _saved(self) -> tuple[UNetConfig, PurifierConfig] | None:
         embedded = EMBEDDED / self.name_or_path / "config.json"
         path = embedded if embedded.is_file() else Path(self.name_or_path) / "config.json"
-        if self.preset is not None or not path.is_file():
+        if not path.is_file():
             return None
         if '"schema_version"' not in path.read_text(errors="replace"):  # another library's
             return None
         said = read_config(path.parent)
-        return from_dict(UNetConfig, said["unet"]), with_options(from_dict(PurifierConfig, said["purifier"]), self.options)
+        own = own_presets(said, path.parent)
+        if self.preset is not None and self.preset not in own:
+            return None
+        how = from_dict(PurifierConfig, said["purifier"]) if self.preset is None else own[self.preset].config
+        return from_dict(UNetConfig, said["unet"]), with_options(how, self.options)
 
 
 def stored_training(name_or_path: str, layout: str | None = None, revision: str | None = None) -> dict[str, Any]:

@@ -35,8 +35,14 @@ SettledOptions: Any = options_of(Assembly, saved=True)
 ClassifierBesideUNet: Any = options_of(ClassifierConfig, derived=AS_THE_UNET)
 GuideBesideUNet: Any = options_of(GUIDE, derived=AS_THE_UNET)
 
-Source = Annotated[str, Parameter(help='An image folder, a .npy or .npz file, or "digits".')]
-Labelled = Annotated[str, Parameter(help='Class folders of images, a .npz file with an array `labels`, or "digits".')]
+Source = Annotated[str, Parameter(help='An image folder, a .npy or .npz file, CIFAR\'s batches, or "digits".')]
+Labelled = Annotated[
+    str,
+    Parameter(
+        help="Class folders of images, a .npz file with an array `labels`, a folder of them (train-0.npz, ...), CIFAR's batches "
+        'as published (cifar-10-batches-py, cifar-10-python.tar.gz), or "digits".'
+    ),
+]
 Output = Annotated[
     Path, Parameter(help="Folder for weights, model cards and config.json: a purifier's as soon as its diffusion model is there.")
 ]

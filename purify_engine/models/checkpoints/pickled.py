@@ -11,7 +11,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Ignored:
         pass
 
 
-class _StandIn:
+class StandIn:
     """Called in place of a function that a pickle names. A pickle cannot change it."""
 
     __slots__ = ("_function",)
@@ -104,11 +104,11 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
 
 # What a pickle may name, and what stands for it.
 KNOWN: Mapping[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _StandIn(_recorded),
-    ("torch.storage", "_load_from_bytes"): _StandIn(_storage),
-    ("torch._utils", "_rebuild_tensor"): _StandIn(_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _StandIn(_tensor),
-    ("torch._utils", "_rebuild_parameter"): _StandIn(lambda tensor, *_: tensor),
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): StandIn(_recorded),
+    ("torch.storage", "_load_from_bytes"): StandIn(_storage),
+    ("torch._utils", "_rebuild_tensor"): StandIn(_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): StandIn(_tensor),
+    ("torch._utils", "_rebuild_parameter"): StandIn(lambda tensor, *_: tensor),
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("dnnlib.util", "EasyDict"): dict,
@@ -116,24 +116,37 @@ KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch.nn.modules.container", "ModuleList"): Recorded,
     ("torch.nn.modules.container", "Sequential"): Recorded,
     **{
-        (f"numpy.{core}.{module}", name): _StandIn(lambda *_: Ignored())
+        (f"numpy.{core}.{module}", name): StandIn(lambda *_: Ignored())
         for core in ("core", "_core")
         for module, name in (("multiarray", "scalar"), ("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
     },
-    ("numpy", "dtype"): _StandIn(lambda *_: Ignored()),
+    ("numpy", "dtype"): StandIn(lambda *_: Ignored()),
     ("numpy", "ndarray"): Ignored,
 }
 
 
 class _Reader(pickle._Unpickler):  # in Python: the one in C lets a file of a few bytes ask for a table of gigabytes
+    def __init__(self, file: IO[bytes], known: Mapping[tuple[str, str], Any], encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self.known = known
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in KNOWN:
-            raise _UnknownNameError(f"{module}.{name}"[:80])
-        return KNOWN[module, name]
+        if (module, name) not in self.known:
+            raise UnknownNameError(f"{module}.{name}"[:80])
+        return self.known[module, name]
 
 
-class _UnknownNameError(Exception):
+class UnknownNameError(Exception):
     """A class or function that is not read."""
+
+
+def unpickled(file: IO[bytes], known: Mapping[tuple[str, str], Any], encoding: str = "ASCII") -> Any:
+    """What a pickle holds that names nothing but `known`, with the stand-ins in place of what it names.
+
+    encoding: of what Python 2 wrote as `str`; "bytes" leaves it as it is. UnknownNameError where it names anything else, and any
+    other error where it is damaged.
+    """
+    return _Reader(file, known, encoding).load()
 
 
 def read_pickle(path: Path) -> Any:
@@ -143,8 +156,8 @@ def read_pickle(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _Reader(file).load()
-    except _UnknownNameError as error:
+            return unpickled(file, KNOWN)
+    except UnknownNameError as error:
         raise ValueError(f"{path} holds {error}, which only running code could read: save its state_dict alone") from None
     except Exception as error:  # a hostile file can raise anything from within
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
