@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "norm_gradients.h"
 #include "ops.h"
 #include "silu.h"
 
@@ -39,11 +40,6 @@ Moments<T> moments(const T* x, int64_t n, double norm_eps) {
   const W mean = sum<W>(n, [=](int64_t i) { return x[i]; }) / count;
   const W variance = sum<W>(n, [=](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) / count;
   return {mean, 1 / std::sqrt(variance + norm_eps)};
-}
-
-template <typename T>
-Wide<T> gain_of(const Norm<T>& norm, int64_t image, int64_t channel) {
-  return norm.scale ? Wide<T>(1) + norm.scale[image * norm.channels + channel] : Wide<T>(1);
 }
 
 template <typename T>
@@ -104,12 +100,6 @@ void through_silu(T* grad, const T* grad_out, const T* x, ChannelAffine<T> map, 
   }
 }
 
-// Over the pixels of one channel of one image: the sum of the gradient through SiLU, and of its product with the normed input.
-template <typename T>
-struct ChannelSums {
-  Wide<T> grad, grad_normed;
-};
-
 // Writes grad_x of one group and the sums of its channels. In between, grad_x holds the gradient through SiLU. What is left of it after
 // the two means are taken away is rounded once: in a group of one element, whose gradient is 0, they cancel to 0.
 template <typename T>
@@ -157,24 +147,10 @@ void group_norm_silu(T* y, const Norm<T>& norm) {
 
 template <typename T>
 void group_norm_silu_backward(const NormGrads<T>& grads, const T* grad_out, const Norm<T>& norm) {
-  const int64_t channels = norm.channels;
-  std::vector<ChannelSums<T>> storage(norm.images * channels);
+  std::vector<ChannelSums<T>> storage(norm.images * norm.channels);
   ChannelSums<T>* sums = storage.data();
   for_each_group(norm, [=](int64_t image, int64_t group) { backward_group(grads.x, sums, grad_out, norm, image, group); });
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    Wide<T> weight = 0, bias = 0;  // in the order of the images, whatever thread computed their sums
-    for (int64_t image = 0; image < norm.images; ++image) {
-      const ChannelSums<T>& of = sums[image * channels + channel];
-      const Wide<T> gain = gain_of(norm, image, channel);
-      weight += gain * of.grad_normed;
-      bias += gain * of.grad;
-      const Wide<T> along_scale = norm.weight[channel] * of.grad_normed + norm.bias[channel] * of.grad;
-      if (grads.scale) grads.scale[image * channels + channel] = static_cast<T>(along_scale);
-      if (grads.shift) grads.shift[image * channels + channel] = static_cast<T>(of.grad);
-    }
-    grads.weight[channel] = static_cast<T>(weight);
-    grads.bias[channel] = static_cast<T>(bias);
-  }
+  write_channel_gradients(grads, sums, norm);
 }
 
 template void group_norm_silu(float*, const Norm<float>&);

@@ -21,6 +21,7 @@ namespace py = pybind11;
 namespace {
 
 using purify::Batch;
+using purify::BFloat16;
 using purify::Convolution;
 using purify::Filters;
 using purify::Norm;
@@ -87,10 +88,10 @@ Batch batch_of(const BatchArguments& given) {
 // (x, weight, bias, scale, shift, images, channels, pixels, groups, norm_eps, silu, threads).
 using NormArguments = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, double, bool, int>;
 
-template <typename T>
-Norm<T> norm_of(const NormArguments& given) {
+template <typename T, typename S = T>
+Norm<T, S> norm_of(const NormArguments& given) {
   const auto& [x, weight, bias, scale, shift, images, channels, pixels, groups, norm_eps, silu, threads] = given;
-  return {pointer<T>(x), pointer<T>(weight), pointer<T>(bias), pointer<T>(scale), pointer<T>(shift), images, channels,
+  return {pointer<S>(x), pointer<T>(weight), pointer<T>(bias), pointer<T>(scale), pointer<T>(shift), images, channels,
           pixels,        groups,             norm_eps,         silu,              threads};
 }
 
@@ -139,8 +140,17 @@ void group_norm_silu_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uin
   PURIFY_RUN(group_norm_silu_backward, grads, pointer<const T>(grad_out), norm_of<T>(norm));
 }
 
+template <typename S>
 void group_norm_silu_nhwc(uintptr_t y, const NormArguments& norm, uintptr_t skip, int64_t own) {
-  PURIFY_RUN_WIDE(group_norm_silu_nhwc, pointer<float>(y), norm_of<float>(norm), pointer<const float>(skip), own);
+  PURIFY_RUN_WIDE(group_norm_silu_nhwc, pointer<S>(y), norm_of<float, S>(norm), pointer<const S>(skip), own);
+}
+
+template <typename S>
+void group_norm_silu_nhwc_backward(uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t scale, uintptr_t shift, uintptr_t grad_out,
+                                   const NormArguments& given) {
+  const NormGrads<float, S> grads{pointer<S>(x), pointer<float>(weight), pointer<float>(bias), pointer<float>(scale), pointer<float>(shift)};
+  const Norm<float, S> norm = norm_of<float, S>(given);
+  PURIFY_RUN_WIDE(group_norm_silu_nhwc_backward, grads, pointer<const S>(grad_out), norm);
 }
 
 int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels) {
@@ -198,18 +208,27 @@ void define_ops(py::module_& module, const std::string& dtype) {
   define("group_norm_silu_backward", &group_norm_silu_backward<T>);
 }
 
+// Of images stored in S, which are computed on in float.
+template <typename S>
+void define_nhwc_ops(py::module_& module, const std::string& dtype) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  module.def(("group_norm_silu_nhwc_" + dtype).c_str(), &group_norm_silu_nhwc<S>, released);
+  module.def(("group_norm_silu_nhwc_backward_" + dtype).c_str(), &group_norm_silu_nhwc_backward<S>, released);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ extension of purify_engine.ops: bare pointers, no checks. Use purify_engine.ops.";
-  module.attr("INTERFACE") = 5;  // purify_engine/ops/_extension.py refuses an extension built for another
+  module.attr("INTERFACE") = 6;  // purify_engine/ops/_extension.py refuses an extension built for another
   module.def("instruction_sets", &instruction_sets, "What this CPU offers, best first.");
   module.def("instruction_set", &instruction_set, "What the ops run on.");
   module.def("use_instruction_set", &use_instruction_set, "Run the ops on another of instruction_sets().");
   module.def("philox_block", &philox_block, "Philox 4x32-10 of one counter, for its known answers.");
   const auto released = py::call_guard<py::gil_scoped_release>();
   module.def("philox", &philox, released);
-  module.def("group_norm_silu_nhwc", &group_norm_silu_nhwc, released);
+  define_nhwc_ops<float>(module, "float32");
+  define_nhwc_ops<BFloat16>(module, "bfloat16");
   module.def("conv3x3_winograd_packed_size", &conv3x3_winograd_packed_size, "Floats of packed filters, for this instruction set.");
   module.def("conv3x3_winograd_pack", &conv3x3_winograd_pack, released);
   module.def("conv3x3_winograd", &conv3x3_winograd, released);

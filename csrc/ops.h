@@ -35,10 +35,14 @@ struct Row {
   double a, b, d, c;
 };
 
-// The arguments of group_norm_silu. `scale` and `shift` are null where they are not given.
-template <typename T>
+// The bits of a bfloat16, as a type of its own; bfloat16.h computes with it.
+enum class BFloat16 : uint16_t {};
+
+// The arguments of group_norm_silu; images are stored in S. `scale` and `shift` are null where they are not given.
+template <typename T, typename S = T>
 struct Norm {
-  const T *x, *weight, *bias, *scale, *shift;
+  const S* x;
+  const T *weight, *bias, *scale, *shift;
   int64_t images, channels, pixels, groups;
   double norm_eps;
   bool silu;
@@ -46,9 +50,10 @@ struct Norm {
 };
 
 // Where its gradients go. `scale` and `shift` may be null.
-template <typename T>
+template <typename T, typename S = T>
 struct NormGrads {
-  T *x, *weight, *bias, *scale, *shift;
+  S* x;
+  T *weight, *bias, *scale, *shift;
 };
 
 // 3x3 filters: the nine taps of one lie together; `flip` turns them round, for the gradient to the input.
@@ -96,10 +101,13 @@ struct Convolution {
   }
 
 // Those for which wider vectors pay. `results` is 2 or 4, of F(2x2, 3x3) and F(4x4, 3x3); `nhwc` is channels_last,
-// where the images may be two side by side: x has the first `own` channels, `skip` the others.
+// where the images may be two side by side: x has the first `own` channels, `skip` the others. S is float or BFloat16.
 #define PURIFY_DECLARE_WIDE_OPS(isa)                                                                                 \
   namespace isa {                                                                                                    \
-  void group_norm_silu_nhwc(float* y, const Norm<float>& norm, const float* skip, int64_t own);                      \
+  template <typename S>                                                                                              \
+  void group_norm_silu_nhwc(S* y, const Norm<float, S>& norm, const S* skip, int64_t own);                           \
+  template <typename S>                                                                                              \
+  void group_norm_silu_nhwc_backward(const NormGrads<float, S>& grads, const S* grad_out, const Norm<float, S>& norm); \
   int64_t conv3x3_winograd_packed_size(int kept, int64_t channels, int64_t out_channels);                            \
   void conv3x3_winograd_pack(float* packed, int kept, const Filters& filters);                                       \
   void conv3x3_winograd(int results, const Convolution& conv);                                                       \

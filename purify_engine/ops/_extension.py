@@ -19,7 +19,7 @@ from torch import Tensor
 
 from purify_engine.ops._registry import Declines, Judge, Launcher
 
-INTERFACE = 5  # of the extension that these launchers know how to call
+INTERFACE = 6  # of the extension that these launchers know how to call
 
 Observer = Callable[[Callable[..., None], tuple[Any, ...]], None]
 

@@ -93,39 +93,45 @@ def _check_backward(grad_out: Tensor, x: Tensor, norm: Norm, silu: bool) -> None
 
 
 def group_norm_silu_cpp(x: Tensor, norm: Norm, silu: bool = True, skip: Tensor | None = None) -> Tensor:
-    """Channels_last images as they are in float32, and a skip where it is."""
-    if _is_read_as_it_is(x) and (skip is None or _is_read_as_it_is(skip)):
+    """Channels_last images as they are in float32 and bfloat16, and a skip where it is."""
+    if _is_read_as_it_is(x) and (skip is None or skip.dtype == x.dtype and _is_read_as_it_is(skip)):
         return group_norm_silu_nhwc(x, norm, silu, skip)
     if skip is not None:
         return group_norm_silu_cpp(joined(x, skip), norm, silu)
-    y = _extension.empty(x.shape, _extension.computed_in(x))
-    _extension.launch(_extension.named("group_norm_silu", y.dtype), y, _arguments_cpp(x, norm, silu))
+    images = _extension.dense(x, _extension.computed_in(x))
+    y = _extension.empty(x.shape, images.dtype)
+    _extension.launch(_extension.named("group_norm_silu", y.dtype), y, _arguments_cpp(images, norm, silu))
     return in_layout_of(x, _extension.in_dtype(y, x.dtype))
 
 
 def _is_read_as_it_is(image: Tensor) -> bool:
-    return image.dtype == torch.float32 and is_channels_last(image)
+    return image.dtype in (torch.float32, torch.bfloat16) and is_channels_last(image)
 
 
 def group_norm_silu_nhwc(x: Tensor, norm: Norm, silu: bool, skip: Tensor | None) -> Tensor:
-    """Of float32 channels_last images."""
+    """Of channels_last images in float32 or bfloat16."""
     batch, own, height, width = x.shape
     channels = own if skip is None else own + skip.shape[1]
-    y = _extension.empty((batch, channels, height, width), torch.float32, torch.channels_last)
-    arguments = _arguments_cpp(x, norm, silu, torch.channels_last, channels)
-    _extension.launch("group_norm_silu_nhwc", y, arguments, skip, own)
+    y = _extension.empty((batch, channels, height, width), x.dtype, torch.channels_last)
+    images = x.contiguous(memory_format=torch.channels_last)
+    skip = None if skip is None else skip.contiguous(memory_format=torch.channels_last)
+    arguments = _arguments_cpp(images, norm, silu, channels)
+    _extension.launch(_extension.named("group_norm_silu_nhwc", x.dtype), y, arguments, skip, own)
     return y
 
 
 def group_norm_silu_backward_cpp(
     grad_out: Tensor, x: Tensor, norm: Norm, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dtype = _extension.computed_in(x)
-    grad_x = _extension.empty(x.shape, dtype)
+    """Channels_last images as they are in float32 and bfloat16."""
+    dtype, layout, op = _extension.computed_in(x), torch.contiguous_format, "group_norm_silu_backward"
+    stored = dtype
+    if _is_read_as_it_is(x):
+        stored, layout, op = x.dtype, torch.channels_last, "group_norm_silu_nhwc_backward"
+    grad_out, images = (_extension.in_dtype(given, stored).contiguous(memory_format=layout) for given in (grad_out, x))
+    grad_x = _extension.empty(x.shape, stored, layout)
     grads = [None if tensor is None else _extension.empty(tensor.shape, dtype) for tensor in norm.tensors]
-    arguments = _arguments_cpp(x, norm, silu)
-    kernel_name = _extension.named("group_norm_silu_backward", dtype)
-    _extension.launch(kernel_name, grad_x, *grads, _extension.dense(grad_out, dtype), arguments)
+    _extension.launch(_extension.named(op, stored), grad_x, *grads, grad_out, _arguments_cpp(images, norm, silu))
     like_inputs = (
         x.new_empty(0) if grad is None else _extension.in_dtype(grad, tensor.dtype)  # type: ignore[union-attr]
         for grad, tensor in zip(grads, norm.tensors, strict=True)
@@ -133,19 +139,12 @@ def group_norm_silu_backward_cpp(
     return in_layout_of(x, _extension.in_dtype(grad_x, x.dtype)), *like_inputs  # type: ignore[return-value]
 
 
-def _arguments_cpp(
-    x: Tensor,
-    norm: Norm,
-    silu: bool,
-    layout: torch.memory_format = torch.contiguous_format,
-    channels: int | None = None,
-) -> tuple[Any, ...]:
-    """The arguments of both directions; `channels` where x has not all of them."""
-    dtype = _extension.computed_in(x)
+def _arguments_cpp(images: Tensor, norm: Norm, silu: bool, channels: int | None = None) -> tuple[Any, ...]:
+    """The arguments of both directions; `images` as the kernel reads them, `channels` where they have not all of them."""
+    dtype = _extension.computed_in(images)
     *tensors, num_groups, norm_eps = norm
     dense = [None if tensor is None else _extension.dense(tensor, dtype) for tensor in tensors]
-    batch, own, height, width = x.shape
-    images = _extension.in_dtype(x, dtype).contiguous(memory_format=layout)
+    batch, own, height, width = images.shape
     sizes = batch, channels or own, height * width
     return images, *dense, *sizes, num_groups, norm_eps, silu, torch.get_num_threads()
 

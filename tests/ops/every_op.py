@@ -21,7 +21,7 @@ def extension() -> Any:
 
 
 def buffer(kind: str, length: int) -> Any:
-    return array(kind, [0] * length) if kind == "q" else array(kind, [0.1 * (i % 7) for i in range(length)])
+    return array(kind, [0] * length) if kind in "qH" else array(kind, [0.1 * (i % 7) for i in range(length)])
 
 
 def at(values: Any) -> int:
@@ -50,11 +50,18 @@ def norm(module: Any, images: int, channels: int, pixels: int, groups: int, thre
         getattr(module, f"group_norm_silu_{dtype}")(at(y), arguments)
         grads = map(at, (grad_x, grad_weight, grad_bias, grad_scale, grad_shift, grad_out))
         getattr(module, f"group_norm_silu_backward_{dtype}")(*grads, arguments)
-        if kind == "f":
-            module.group_norm_silu_nhwc(at(y), arguments, 0, channels)
-            for own in {1, channels // 2, channels - 1}:
-                one, other = (buffer(kind, images * pixels * width) for width in (own, channels - own))
-                module.group_norm_silu_nhwc(at(y), (at(one), *arguments[1:]), at(other), own)
+    for kind, dtype in (("f", "float32"), ("H", "bfloat16")):
+        x, y, grad_out, grad_x = (buffer(kind, images * channels * pixels) for _ in range(4))
+        weight, bias, grad_weight, grad_bias = (buffer("f", channels) for _ in range(4))
+        scale, shift, grad_scale, grad_shift = (buffer("f", images * channels) for _ in range(4))
+        arguments = (*map(at, (x, weight, bias, scale, shift)), images, channels, pixels, groups, 1e-5, True, threads)
+        grads = map(at, (grad_x, grad_weight, grad_bias, grad_scale, grad_shift, grad_out))
+        getattr(module, f"group_norm_silu_nhwc_backward_{dtype}")(*grads, arguments)
+        forward = getattr(module, f"group_norm_silu_nhwc_{dtype}")
+        forward(at(y), arguments, 0, channels)
+        for own in {1, channels // 2, channels - 1}:
+            one, other = (buffer(kind, images * pixels * width) for width in (own, channels - own))
+            forward(at(y), (at(one), *arguments[1:]), at(other), own)
 
 
 def convolution(module: Any, sizes: tuple[int, int, int], channels: tuple[int, int], threads: int) -> None:
