@@ -33,6 +33,7 @@ COMMANDS = {
     "check-graph": Command("bench.runs.check_graph", "a captured graph against the loop, bit for bit"),
     "check-gradient": Command("bench.runs.check_gradient", "the exact gradient against the CPU's in float64"),
     "guide-activation": Command("bench.runs.guide_activation", "what guides with ReLU hide from attacks, and what SiLU costs"),
+    "ablation": Command("bench.runs.ablation", "a purifier's settings varied one at a time, on validation images"),
     "gpu": Command("bench.gpu", "all of these that concern a GPU, each within its time"),
     "tune-conv3x3": Command("bench.tuning.conv3x3_tiles", "the fastest tile of the GPU's 3x3 convolution"),
     "tune-norm": Command("bench.tuning.norm_tiles", "the fastest tile of the GPU's norm in 16 bits"),
