@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from purify_engine.cli.defended import classes_of
 from purify_engine.cli.labelled import DIGITS, Labelled
 from purify_engine.cli.options import given, with_options
 from purify_engine.config import AttackConfig, EvaluationConfig, Perturbation, from_dict, require, to_dict
 
 if TYPE_CHECKING:
-    from purify_engine.models import Classifier
+    from torch import Tensor, nn
+
     from purify_engine.models.own import AnyGuide
     from purify_engine.types import Labels
 
 RADII = {"linf": "epsilon", "l2": "epsilon_l2", "spatial": "max_shift"}  # of each norm, the field of `EvaluationConfig`
+
+FEW = 8  # of so many, a classifier that knows half answers one or none rightly once in thirty times; of fewer, more often
 
 BY_THE_GUIDE = "as the guide was trained for"
 
@@ -72,14 +76,14 @@ def budget(options: Any, source: str, guide: dict[str, Any] | None) -> Budget:
     return Budget(replace(config, **radii), origin, unknown)
 
 
-def numbered(data: Labelled, classifier: Classifier) -> tuple[Labels, str]:
+def numbered(data: Labelled, classifier: nn.Module) -> tuple[Labels, str]:
     """The labels as `classifier` numbers its classes, and in words how that was found; ValueError where it cannot be told."""
     import torch
 
     from purify_engine.folders import differing_classes
 
-    labels, names, known = data.required_labels(), data.classes, classifier.class_names
-    count = classifier.config.num_classes
+    labels, names = data.required_labels(), data.classes
+    count, known = classes_of(classifier)
     said = f"labels are the numbers in {data.name}"
     if names is not None and known is not None:
         differ = differing_classes(known, names)
@@ -93,8 +97,7 @@ def numbered(data: Labelled, classifier: Classifier) -> tuple[Labels, str]:
         require(len(names) == count, "source", wanted, f"{len(names)} in {data.name}")
         said = f"the classifier names no classes: labels by sorted position, 0 {names[0]!r} to {count - 1} {names[-1]!r}"
     _require_labels(labels, count, "the classes of the classifier")
-    several = len(labels) > 0 and int(labels.min()) != int(labels.max())
-    require(several, "labels", "of two classes at least", f"only {sorted(set(labels.tolist()))}")
+    require(len(labels) > 0, "source", "of one image at least", data.name)
     return labels, said
 
 
@@ -104,14 +107,41 @@ def _require_labels(labels: Labels, count: int, whose: str) -> None:
     require(not outside, f"labels[{row}]", f"in [0, {count}), {whose}", int(labels[row]) if outside else None)
 
 
-def require_same_classes(guide: AnyGuide | None, classifier: Classifier) -> None:
+def with_labels(attacks: list[AttackConfig], labels: Labels, named: list[str] | None) -> tuple[list[AttackConfig], str | None]:
+    """The attacks that these labels allow, and in words which are left out: feature matching needs images of two classes.
+
+    ValueError where one of those was asked for by name.
+    """
+    if len(labels.unique()) > 1:
+        return attacks, None
+    without = [attack.name for attack in attacks if attack.loss == "features"]
+    wanted = f"of two classes at least for {', '.join(without)}"
+    require(not set(without) & set(named or ()), "labels", wanted, f"only {labels.unique().tolist()}")
+    left = [attack for attack in attacks if attack.name not in without]
+    return left, f"labels are of one class alone: {', '.join(without)} left out" if without else None
+
+
+def doubts(logits: Tensor, labels: Labels) -> str | None:
+    """That labels do not fit, where the undefended classifier answers clean images by them no better than chance; else None.
+
+    logits: its own, [N, K]. labels: int64 [N]; of fewer than `FEW` nothing is said.
+    """
+    right, (count, classes) = int((logits.argmax(dim=1) == labels).sum()), logits.shape
+    chance = 1 / classes
+    if count < FEW or right > count * chance + (count * chance * (1 - chance)) ** 0.5:  # a standard deviation more
+        return None
+    answers = f"answers {right} of {count:,} clean images as labelled, no better than chance ({classes} classes)"
+    return f"LABELS PROBABLY DO NOT FIT: the undefended classifier {answers}; are they in another order, or of other data?"
+
+
+def require_same_classes(guide: AnyGuide | None, classifier: nn.Module) -> None:
     """Refuse a guide that numbers other classes than the classifier: attacks on it, and its own row, would mean nothing."""
     from purify_engine.folders import differing_classes
 
     count = getattr(guide.config, "num_classes", None) if guide is not None else None
-    mine = classifier.config.num_classes
+    mine, known = classes_of(classifier)
     require(count in (None, mine), "classifier", f"one of {count} classes, as the guide", mine)
-    names, known = getattr(guide, "class_names", None), classifier.class_names
+    names = getattr(guide, "class_names", None)
     same = None in (names, known) or names == known
     require(same, "classifier", f"one of the guide's classes: {differing_classes(names or (), known or ())}", known)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from purify_engine.cli.budget import Budget, budget, numbered, require_same_classes
+from purify_engine.cli.budget import Budget, budget, doubts, numbered, require_same_classes, with_labels
 from purify_engine.cli.console import Meter, say, show
+from purify_engine.cli.defended import load_defended
 from purify_engine.cli.labelled import DIGITS, labelled, spread, stratified
 from purify_engine.cli.loading import (
     Device,
@@ -29,13 +31,15 @@ from purify_engine.cli.report import write_evaluation
 from purify_engine.config import AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from purify_engine.evaluation.defences import Defence
     from purify_engine.evaluation.protocol import Cell
-    from purify_engine.models import Classifier
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images
+    from purify_engine.types import Images, Labels
 
 CHECK_FAILED = 4
+AT_ONCE = 256  # images that the undefended classifier sees at once
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
 
 Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
@@ -93,8 +97,9 @@ def evaluate(
         (cifar-10-batches-py or the .tar.gz) and of a folder with test-0.npz, ... the test split. Folders become labels by the
         classifier's names of its classes, or where it names none, by their sorted position.
     classifier:
-        What is defended: a published checkpoint (TRADES, RobustBench, torchvision, ...) or a folder with a classifier; by default
-        the one beside the purifier.
+        What is defended: an embedded name, a folder with a classifier, a published checkpoint (TRADES, RobustBench, torchvision,
+        ...), or your own as module:factory, a callable that returns an nn.Module from images in [0, 1] to logits, whose names of
+        classes are compared where it has class_names; by default the one beside the purifier.
     normalisation:
         Of that checkpoint's images, where neither the file nor its name tells it: none, half, cifar10, cifar100, imagenet.
     output:
@@ -132,13 +137,15 @@ def evaluate(
     ours = load_purifier(purifier, sizes, device, precision, preset=preset, layout=layout, revision=revision)
     held_to = budget(options, source, stored_training(purifier, layout, revision).get("guide"))
     config, wanted = held_to.config, _attacks(held_to, attacks, given(attack))
-    defended = _classifier(classifier or purifier, normalisation, ours, None if classifier else revision)
+    defended = load_defended(classifier or purifier, ours, normalisation=normalisation, revision=None if classifier else revision)
     data = labelled(source, image_shape(ours), split="test").to(ours.device)
     everyone, told = numbered(data, defended)
     chosen = stratified(everyone, limit)
     rows = _defences(ours, defended, calibration, defences)
     images, ids = data.rows(chosen), torch.tensor(chosen, device=ours.device)
     labels = everyone[ids]
+    wanted, left_out = with_labels(wanted, labels, attacks)
+    doubt = _doubts(defended, images, labels)
     few = slice(0, SELF_TESTED)
     self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
     total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
@@ -149,14 +156,16 @@ def evaluate(
             meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
 
         protocol.evaluate(rows, images, labels, config, attacks=wanted, ids=ids, results=output, workers=workers, on_cell=tell)
-    about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "calibration": calibration},
+    of_labels = {"labels": told, "doubt": doubt}
+    about = {"data": {"source": source, "images": len(images), "of": data.count, **of_labels, "calibration": calibration},
              "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
         settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
-        top = {**_about(source, ours, images), "labels": told, "radii": held_to.said()}
+        top = {**_about(source, ours, images), "labels": doubt or told, "radii": held_to.said()}
         write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
-    _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=[told, held_to.said()])
-    return 0 if self_test["passed"] else CHECK_FAILED
+    lines = [told, held_to.said(), *filter(None, (left_out, doubt))]
+    _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=lines)
+    return 0 if self_test["passed"] and not doubt else CHECK_FAILED
 
 
 def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
@@ -168,18 +177,19 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
         _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
 
 
-def _classifier(name: str, normalisation: str | None, ours: GuidedPurifier, revision: str | None) -> Classifier:
-    from purify_engine.presets import load_classifier
+def _doubts(classifier: nn.Module, images: Images, labels: Labels) -> str | None:
+    """Said before hours of attacks, and again where they end."""
+    import torch
 
-    fields: dict[str, Any] = {} if normalisation is None else {"normalisation": normalisation}
-    found = load_classifier(name, revision=revision, **fields)
-    wanted, channels = ours.denoiser.config.in_channels, found.config.in_channels
-    require(channels == wanted, "classifier", f"one for images of {wanted} channels", channels)
-    return found.to(ours.device)
+    with torch.no_grad():
+        said = doubts(torch.cat([classifier(part) for part in images.split(AT_ONCE)]), labels)
+    if said:
+        print(f"purify-engine: {said}", file=sys.stderr)
+    return said
 
 
 def _defences(
-    ours: GuidedPurifier, classifier: Classifier, calibration: str | None, names: list[str] | None
+    ours: GuidedPurifier, classifier: nn.Module, calibration: str | None, names: list[str] | None
 ) -> tuple[Defence, ...]:
     from purify_engine.evaluation.defences import CALIBRATED, CALIBRATION_IMAGES, defence_names, is_guided, standard_defences
 

@@ -96,7 +96,9 @@ class Defence:
         config: dict[str, Any] = {} if self.purifier is None else _decisive(self.purifier.config)
         config.pop("gradient", None)
         short = {} if self.purifier is None or not in_sixteen_bits(self.purifier) else {"precision": precision_of(self.purifier)}
-        return {"name": self.name, "purifier": config or None, "guided": self.guide is not None, **short}
+        origin = getattr(self.classifier, "origin", None)
+        own = {} if origin is None else {"classifier": origin}
+        return {"name": self.name, "purifier": config or None, "guided": self.guide is not None, **short, **own}
 
 
 def _decisive(config: PurifierConfig) -> dict[str, Any]:

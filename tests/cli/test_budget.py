@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from purify_engine.cli.budget import budget, numbered, require_same_classes
+from purify_engine.cli.budget import budget, doubts, numbered, require_same_classes, with_labels
 from purify_engine.cli.evaluate import EvaluationOptions
 from purify_engine.cli.labelled import Labelled
 from purify_engine.config import EvaluationConfig
@@ -85,9 +85,31 @@ def test_a_label_that_is_no_class_is_named_by_its_row(label):
 
 
 @pytest.mark.parametrize("labels", [[2, 2, 2], [0]])
-def test_labels_of_one_class_are_refused(labels):
-    with pytest.raises(ValueError, match=rf"^labels must be of two classes at least, got 'only \[{labels[0]}\]'$"):
-        numbered(data(labels), network(3))
+def test_labels_of_one_class_leave_out_what_needs_another(labels):
+    numbers, _ = numbered(data(labels), network(3))
+    assert numbers.tolist() == labels
+    suite = list(attack_suite(EvaluationConfig()))
+    left, said = with_labels(suite, numbers, None)
+    assert [attack for attack in suite if attack not in left] == [attack for attack in suite if attack.loss == "features"] != []
+    assert said == "labels are of one class alone: feature matching left out"
+    wanted = rf"^labels must be of two classes at least for feature matching, got 'only \[{labels[0]}\]'$"
+    with pytest.raises(ValueError, match=wanted):
+        with_labels(suite, numbers, ["feature matching"])
+    assert with_labels(suite, torch.tensor([0, 2]), None) == (suite, None)
+    with pytest.raises(ValueError, match="^source must be of one image at least, got 'photos'$"):
+        numbered(Labelled("photos", torch.zeros(0, dtype=torch.int64), None, 0, lambda rows: None), network(3))
+
+
+@pytest.mark.parametrize(("right", "count", "fits"), [(3, 20, False), (4, 20, True), (1, 8, False), (0, 7, True), (8, 8, True)])
+def test_labels_by_which_a_classifier_is_no_better_than_chance_are_doubted(right, count, fits):
+    labels = torch.arange(count) % 10
+    answers = torch.where(torch.arange(count) < right, labels, (labels + 1) % 10)
+    said = doubts(torch.nn.functional.one_hot(answers, 10).float(), labels)
+    if fits:
+        assert said is None
+    else:
+        answers = f"answers {right} of {count} clean images as labelled, no better than chance (10 classes)"
+        assert said.startswith(f"LABELS PROBABLY DO NOT FIT: the undefended classifier {answers}")
 
 
 def test_a_guide_of_other_classes_than_the_classifiers_is_refused():

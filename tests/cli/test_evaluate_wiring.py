@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from purify_engine.config import AttackConfig, ClassifierConfig, EvaluationConfi
 from purify_engine.data import digits
 from purify_engine.evaluation import protocol, row_self_test
 from purify_engine.evaluation.defences import UNGUIDED
+from purify_engine.evaluation.own_classifier import own_classifier
 from purify_engine.evaluation.suite import CLEAN, attack_suite
 
 LINF_SCORES = {"ours": (1.0, 0.5, 1.0, 0.0), "undefended": (0.0, 0.0, 1.0, 0.0)}
@@ -66,7 +68,8 @@ def test_the_held_out_digits_are_evaluated_and_the_training_digits_calibrated_on
         return 3.0
 
     monkeypatch.setattr(GuidedPurifier, "calibrate", calibrate)
-    assert command("evaluate", "--purifier", small_purifier)[0] == 0
+    code, _, err = command("evaluate", "--purifier", small_purifier)
+    assert code == 4 and "LABELS PROBABLY DO NOT FIT" in err, "no digit was shown to its classifier"
     images, labels = digits("test")
     assert torch.equal(handed_on["images"], images) and torch.equal(handed_on["labels"], labels)
     assert len(images) == 360 and torch.equal(handed_on["tested_images"], images[:4])
@@ -253,6 +256,26 @@ def test_the_classifier_of_a_published_file_is_defended(handed_on, evaluated, tm
     defended = handed_on["rows"][0].classifier
     assert all(torch.equal(value, defended.state_dict()[name]) for name, value in network.state_dict().items())
     assert defended.config.mean == pytest.approx((0.3,))
+
+
+def test_a_classifier_of_ones_own_is_defended(handed_on, evaluated, tmp_path, monkeypatch):
+    """Its eight images are labelled as it does not answer: that is said loudly, and is no success."""
+    made = "torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout())"
+    (tmp_path / "own_net.py").write_text(f"import torch\nfrom torch import nn\n\ndef net():\n    {made}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    code, _, err = evaluated("--classifier", "own_net:net", "--defences", "undefended")
+    assert code == 0, err
+    own = handed_on["rows"][0].classifier
+    assert (own.origin, own.num_classes, own.training) == ("own_net:net", 10, False)
+    images = np.random.RandomState(0).rand(8, 1, 8, 8).astype(np.float32)
+    answers = own_classifier("own_net:net")(torch.tensor(images)).argmax(dim=1).numpy()
+    for shift, ended in ((0, 0), (1, 4)):
+        np.savez(tmp_path / "in.npz", images=images, labels=(answers + shift) % 10)
+        code, out, err = evaluated("--classifier", "own_net:net", "--defences", "undefended")
+        assert code == ended
+        assert all(("LABELS PROBABLY DO NOT FIT" in said) == bool(ended) for said in (out, err))
+    del sys.modules["own_net"]
 
 
 @pytest.mark.parametrize(
