@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from purify_engine.cli.defended import classes_of
-from purify_engine.cli.labelled import DIGITS, Labelled
+from purify_engine.cli.labelled import DIGITS, Labelled, stratified
 from purify_engine.cli.options import given, with_options
 from purify_engine.config import AttackConfig, EvaluationConfig, Perturbation, from_dict, require, to_dict
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from purify_engine.models.own import AnyGuide
-    from purify_engine.types import Labels
+    from purify_engine.types import Ids, Images, Labels
 
 RADII = {"linf": "epsilon", "l2": "epsilon_l2", "spatial": "max_shift"}  # of each norm, the field of `EvaluationConfig`
 
+AT_ONCE = 256  # images that the undefended classifier sees at once
 FEW = 8  # of so many, a classifier that knows half answers one or none rightly once in thirty times; of fewer, more often
 
 BY_THE_GUIDE = "as the guide was trained for"
@@ -105,6 +107,35 @@ def _require_labels(labels: Labels, count: int, whose: str) -> None:
     outside = ((labels < 0) | (labels >= count)).nonzero().flatten().tolist()
     row = outside[0] if outside else 0
     require(not outside, f"labels[{row}]", f"in [0, {count}), {whose}", int(labels[row]) if outside else None)
+
+
+class Chosen(NamedTuple):
+    """Which images an evaluation is of."""
+
+    images: Images
+    labels: Labels
+    ids: Ids
+    told: str
+    """How labels became the classifier's numbers."""
+    doubt: str | None
+    """That they probably do not fit."""
+
+
+def chosen(data: Labelled, everyone: tuple[Labels, str], classifier: nn.Module, limit: int | None) -> Chosen:
+    """`limit` images of `data`, `stratified` by their labels as `numbered` gives them, on the device of `data`.
+
+    A doubt about the labels is printed at once: before hours of attacks.
+    """
+    import torch
+
+    numbers, told = everyone
+    rows = stratified(numbers, limit)
+    images, ids = data.rows(rows), torch.tensor(rows, device=numbers.device)
+    with torch.no_grad():
+        doubt = doubts(torch.cat([classifier(part) for part in images.split(AT_ONCE)]), numbers[ids])
+    if doubt:
+        print(f"purify-engine: {doubt}", file=sys.stderr)
+    return Chosen(images, numbers[ids], ids, told, doubt)
 
 
 def with_labels(attacks: list[AttackConfig], labels: Labels, named: list[str] | None) -> tuple[list[AttackConfig], str | None]:

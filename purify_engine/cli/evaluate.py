@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from purify_engine.cli.budget import Budget, budget, doubts, numbered, require_same_classes, with_labels
+from purify_engine.cli.budget import Budget, budget, chosen, numbered, require_same_classes, with_labels
 from purify_engine.cli.console import Meter, say, show
 from purify_engine.cli.defended import load_defended
-from purify_engine.cli.labelled import DIGITS, labelled, spread, stratified
+from purify_engine.cli.labelled import DIGITS, labelled, spread
 from purify_engine.cli.loading import (
     Device,
     LayoutName,
@@ -28,7 +27,7 @@ from purify_engine.cli.loading import (
 )
 from purify_engine.cli.options import given, options_of
 from purify_engine.cli.report import write_evaluation
-from purify_engine.config import AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
+from purify_engine.config import UNIT_RANGE, AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +35,9 @@ if TYPE_CHECKING:
     from purify_engine.evaluation.defences import Defence
     from purify_engine.evaluation.protocol import Cell
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images, Labels
+    from purify_engine.types import Images
 
 CHECK_FAILED = 4
-AT_ONCE = 256  # images that the undefended classifier sees at once
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
 
 Names = Annotated[list[str] | None, Parameter(negative_iterable=())]
@@ -114,7 +112,7 @@ def evaluate(
         Only so many images, as many of each class as of any other: always the same ones, with the noise that they have among all.
     defences:
         Only these rows: undefended, DiffPure, GDMP, ours, "ours, latent", "ours, label", "ours, both" (those that ours is not),
-        "ours, fixed noise", "the guide alone".
+        "ours, fixed noise", "ours, NAME" for each preset in the purifier's folder, "the guide alone".
     attacks:
         Only these attacks of the protocol, by name, such as exact or BPDA.
     workers:
@@ -126,12 +124,12 @@ def evaluate(
     """
     require(workers >= 1, "workers", "at least 1", workers)
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
-    import torch
-
+    from purify_engine.conversion import Stated
     from purify_engine.devices import computing
     from purify_engine.evaluation import protocol
     from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
     from purify_engine.evaluation.suite import fitted
+    from purify_engine.presets import presets_of
 
     calibration = calibration or (DIGITS if source == DIGITS else None)
     ours = load_purifier(purifier, sizes, device, precision, preset=preset, layout=layout, revision=revision)
@@ -139,13 +137,10 @@ def evaluate(
     config, wanted = held_to.config, _attacks(held_to, attacks, given(attack))
     defended = load_defended(classifier or purifier, ours, normalisation=normalisation, revision=None if classifier else revision)
     data = labelled(source, image_shape(ours), split="test").to(ours.device)
-    everyone, told = numbered(data, defended)
-    chosen = stratified(everyone, limit)
-    rows = _defences(ours, defended, calibration, defences)
-    images, ids = data.rows(chosen), torch.tensor(chosen, device=ours.device)
-    labels = everyone[ids]
+    everyone = numbered(data, defended)
+    rows = _defences(ours, defended, calibration, defences, presets_of(purifier, Stated(layout=layout), revision))
+    images, labels, ids, told, doubt = chosen(data, everyone, defended, limit)
     wanted, left_out = with_labels(wanted, labels, attacks)
-    doubt = _doubts(defended, images, labels)
     few = slice(0, SELF_TESTED)
     self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
     total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
@@ -156,9 +151,8 @@ def evaluate(
             meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
 
         protocol.evaluate(rows, images, labels, config, attacks=wanted, ids=ids, results=output, workers=workers, on_cell=tell)
-    of_labels = {"labels": told, "doubt": doubt}
-    about = {"data": {"source": source, "images": len(images), "of": data.count, **of_labels, "calibration": calibration},
-             "evaluation": held_to.settings()}  # fmt: skip
+    about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "doubt": doubt,
+                      "calibration": calibration}, "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
         settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
         top = {**_about(source, ours, images), "labels": doubt or told, "radii": held_to.said()}
@@ -177,23 +171,17 @@ def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
         _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
 
 
-def _doubts(classifier: nn.Module, images: Images, labels: Labels) -> str | None:
-    """Said before hours of attacks, and again where they end."""
-    import torch
-
-    with torch.no_grad():
-        said = doubts(torch.cat([classifier(part) for part in images.split(AT_ONCE)]), labels)
-    if said:
-        print(f"purify-engine: {said}", file=sys.stderr)
-    return said
-
-
 def _defences(
-    ours: GuidedPurifier, classifier: nn.Module, calibration: str | None, names: list[str] | None
+    ours: GuidedPurifier,
+    classifier: nn.Module,
+    calibration: str | None,
+    names: list[str] | None,
+    presets: dict[str, PurifierConfig],
 ) -> tuple[Defence, ...]:
     from purify_engine.evaluation.defences import CALIBRATED, CALIBRATION_IMAGES, defence_names, is_guided, standard_defences
 
-    wanted = _chosen(defence_names(ours), names, "defences")
+    presets = {name: replace(config, image_range=UNIT_RANGE) for name, config in presets.items()}
+    wanted = _chosen(defence_names(ours, presets), names, "defences")
     if any(map(is_guided, wanted)):
         require_same_classes(ours.guide, classifier)
     uncalibrated, known = [name for name in wanted if name in CALIBRATED], None
@@ -203,7 +191,7 @@ def _defences(
         found = labelled(str(calibration), image_shape(ours)).to(ours.device)
         is_mixed = calibration == DIGITS  # the committed evaluation was calibrated on the first of them
         known = found.rows(range(CALIBRATION_IMAGES) if is_mixed else spread(found.count, CALIBRATION_IMAGES))
-    return standard_defences(ours, classifier, known, wanted)
+    return standard_defences(ours, classifier, known, wanted, presets=presets)
 
 
 def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:
