@@ -98,7 +98,7 @@ def test_a_revision_is_of_the_purifier_and_of_the_classifier_beside_it(
     words = ["--purifier", "owner/name", "--revision", "v1", "--calibration", labelled[0], "--output", tmp_path / "o"]
     code, _, err = command("evaluate", labelled[0], *words)
     assert code == 0, err
-    assert [asked[:2] for asked in hub.asked] == [("owner/name", "v1")] * 3  # purifier, its radius, classifier
+    assert [asked[:2] for asked in hub.asked] == [("owner/name", "v1")] * 4  # purifier, its radius, classifier, presets
 
 
 def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
