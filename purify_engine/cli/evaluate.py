@@ -27,15 +27,16 @@ from purify_engine.cli.loading import (
 )
 from purify_engine.cli.options import given, options_of
 from purify_engine.cli.report import write_evaluation
+from purify_engine.cli.stopping import going_on
 from purify_engine.config import UNIT_RANGE, AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from purify_engine.evaluation.cells import Cell
     from purify_engine.evaluation.defences import Defence
-    from purify_engine.evaluation.protocol import Cell
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images
+    from purify_engine.types import Images, Labels
 
 CHECK_FAILED = 4
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
@@ -75,6 +76,7 @@ def evaluate(
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
     workers: int = 1,
+    seconds: float | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
     sizes: Annotated[SizeOptions | None, Parameter(name="*")] = None,
@@ -117,6 +119,8 @@ def evaluate(
         Only these attacks of the protocol, by name, such as exact or BPDA.
     workers:
         Processes of one thread each that share the work; small images scale over processes better than over threads.
+    seconds:
+        Stop within so many seconds: no piece is begun that would take longer, by what pieces took. The same command goes on.
     json:
         Print the result as one JSON line.
     attack:
@@ -124,11 +128,10 @@ def evaluate(
     """
     require(workers >= 1, "workers", "at least 1", workers)
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
+    require(seconds is None or seconds > 0, "seconds", "positive", seconds)
     from purify_engine.conversion import Stated
     from purify_engine.devices import computing
-    from purify_engine.evaluation import protocol
     from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
-    from purify_engine.evaluation.suite import fitted
     from purify_engine.presets import presets_of
 
     calibration = calibration or (DIGITS if source == DIGITS else None)
@@ -143,14 +146,8 @@ def evaluate(
     wanted, left_out = with_labels(wanted, labels, attacks)
     few = slice(0, SELF_TESTED)
     self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
-    total, cells = sum(fitted(how, row) is not None for row in rows for how in wanted), []
-    with Meter("evaluate") as meter:
-
-        def tell(cell: Cell) -> None:
-            cells.append(cell)
-            meter.update(len(cells), total, defence=cell.defence, attack=cell.attack, accuracy=cell.accuracy)
-
-        protocol.evaluate(rows, images, labels, config, attacks=wanted, ids=ids, results=output, workers=workers, on_cell=tell)
+    how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "workers": workers, "seconds": seconds}
+    cells = _computed(rows, images, labels, config, **how)
     about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "doubt": doubt,
                       "calibration": calibration}, "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
@@ -160,6 +157,27 @@ def evaluate(
     lines = [told, held_to.said(), *filter(None, (left_out, doubt))]
     _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=lines)
     return 0 if self_test["passed"] and not doubt else CHECK_FAILED
+
+
+def _computed(
+    rows: Sequence[Defence], images: Images, labels: Labels, config: EvaluationConfig, *, attacks: list[AttackConfig], **how: Any
+) -> list[Cell]:
+    """The cells, with progress told meanwhile; a signal stops at once, and what is finished is kept."""
+    from purify_engine.evaluation import protocol
+    from purify_engine.evaluation.cells import merged
+    from purify_engine.evaluation.suite import fitted
+
+    cells: list[Cell] = []
+    total = len(images) * sum(fitted(attack, row) is not None for row in rows for attack in attacks)
+    with going_on(), Meter("evaluate") as meter:
+
+        def tell(cell: Cell) -> None:
+            cells.append(cell)
+            facts: dict[str, Any] = {"defence": cell.defence, "attack": cell.attack, "accuracy": cell.accuracy}
+            meter.update(sum(len(piece.scores) for piece in cells), total, **facts)
+
+        protocol.evaluate(rows, images, labels, config, attacks=attacks, on_cell=tell, **how)
+    return merged(cells)
 
 
 def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:

@@ -76,6 +76,24 @@ def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     raise Stopped(signal.Signals(number))
 
 
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Inside, a signal ends the command at once and says which command goes on: for runs whose finished pieces are kept."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(signal.Signals(number), f"{NAMES[signal.Signals(number)]}; go on with: {command_line()}")
+
+    before = {number: signal.getsignal(number) for number in CODES}
+    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 def command_line(words: Sequence[str] | None = None) -> str:
     """This process's command as a shell takes it."""
     return " ".join(["purify-engine", *map(quoted, sys.argv[1:] if words is None else words)])

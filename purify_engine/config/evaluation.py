@@ -83,6 +83,8 @@ class EvaluationConfig:
     """Of every interval."""
     seed: int = 0
     """Of the attacks, and of the noise draws that score them."""
+    batch_size: int | None = None
+    """Images that are attacked at once. None: as many as memory holds. Results differ by rounding alone."""
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "epsilon_l2", "max_shift"):
@@ -90,6 +92,7 @@ class EvaluationConfig:
         for name in ("num_steps", "num_eot", "num_queries", "num_draws"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(0 < self.confidence < 1, "confidence", "in (0, 1)", self.confidence)
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1 or None", self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,53 +24,18 @@ from torch import Tensor
 from purify_engine import devices
 from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
+from purify_engine.evaluation.cells import Cell, merged, read_cells
 from purify_engine.evaluation.defences import Defence
+from purify_engine.evaluation.memory import images_at_once
+from purify_engine.evaluation.pieces import MOST, Deadline, pieces
 from purify_engine.evaluation.suite import attack_suite, fitted
 from purify_engine.evaluation.workers import shared
-from purify_engine.files import append_json_line, read_json_lines
+from purify_engine.files import append_json_line
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
 
 SCALE_ROUNDING = 1e-5  # relative: calibrated scales that differ by less are the same scale, rounded by different processors
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One defence under one attack; `scores[i]` is image i's on K draws, `selection[i]` the same on K others."""
-
-    defence: str
-    attack: str
-    norm: str
-    scores: tuple[float, ...]
-    selection: tuple[float, ...]
-    seconds: float
-    fingerprint: str  # of everything that decides the scores: attack, purifier, weights, images, K
-    config: dict[str, Any]
-    computed: dict[str, Any] = dataclasses.field(default_factory=dict)  # device, precision and TF32; part of no fingerprint
-    ids: tuple[int, ...] | None = None  # of the images, where they are some of a larger set; None: 0, 1, ...
-
-    @property
-    def pooled(self) -> tuple[float, ...]:
-        """Each image's score over all 2K draws."""
-        return tuple((first + second) / 2 for first, second in zip(self.scores, self.selection, strict=True))
-
-    @property
-    def accuracy(self) -> float:
-        """Expected accuracy of a single draw."""
-        return sum(self.pooled) / len(self.pooled)
-
-    def as_record(self) -> dict[str, Any]:
-        """What a line of a results file holds."""
-        record = {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
-        return record if self.ids is not None else {name: value for name, value in record.items() if name != "ids"}
-
-    @staticmethod
-    def from_record(record: dict[str, Any]) -> Cell:
-        """The cell of a line; `accuracy` follows from the scores."""
-        values = {name: value for name, value in record.items() if name != "accuracy"}
-        lists = {name: tuple(values[name]) for name in ("scores", "selection", "ids") if values.get(name) is not None}
-        return Cell(**{**values, **lists})
 
 
 def evaluate(
@@ -84,16 +48,21 @@ def evaluate(
     ids: Ids | None = None,
     results: Path | None = None,
     workers: int = 1,
+    seconds: float | None = None,
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
-    """Every attack that applies, on every defence; a `results` file keeps finished cells for the next call.
+    """Every attack that applies, on every defence; a `results` file keeps what is finished for the next call.
 
     `images` [N, C, H, W] in [0, 1], `labels` int64 [N]; `ids` int64 [N] key their noise, so that some of a set's images meet the
-    noise that they meet among all of them. Running the same command again goes on where it stopped; a changed attack, weight or
-    image makes another fingerprint, so nothing stale is reused. `workers` processes of one thread each share the cells; where
-    this one is stopped, they stop, and what was finished is in `results`.
+    noise that they meet among all of them. Cells are computed in pieces of `config.batch_size` images, and each piece is a line
+    of `results` once it is done. Running the same command again goes on where it stopped, with pieces of any size; a changed
+    attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one thread each share
+    the pieces; where this one is stopped, they stop, and what was finished is in `results`.
+
+    seconds: no piece is begun that would not be done by then, as long as pieces took before; the cells that come back may then
+    lack images, or be missing. on_cell: told what was found, then every piece as it is done.
     """
-    config = config or EvaluationConfig()
+    config, deadline = config or EvaluationConfig(), Deadline(seconds)
     ids = None if ids is None or torch.equal(ids.cpu(), torch.arange(len(images), device="cpu")) else ids
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
@@ -102,12 +71,49 @@ def evaluate(
     cells = {} if results is None else _finished(tasks, read_cells(results))
     for cell in cells.values():
         on_cell(cell)
-    for cell in _run([task for key, task in tasks.items() if key not in cells], workers):
+    numbers = range(len(images)) if ids is None else ids.tolist()
+    left = {key: _places(numbers, cells.get(key)) for key in tasks}
+    size = _size([tasks[key] for key, places in left.items() if places], config, workers)
+    planned = (_piece(tasks[key], rows) for key, rows in pieces(left, len(images), size, deadline))
+    for cell in shared(run_piece, planned, workers):
+        deadline.measured(cell.fingerprint, cell.seconds, len(cell.scores))
         if results is not None:
             append_json_line(results, cell.as_record())
         on_cell(cell)
-        cells[cell.fingerprint] = cell
-    return [cells[key] for key in tasks]
+        cells[cell.fingerprint] = _as_one([cells[cell.fingerprint], cell] if cell.fingerprint in cells else [cell])
+    return [cells[key] for key in tasks if key in cells]
+
+
+def _places(numbers: Sequence[int], found: Cell | None) -> set[int]:
+    """Those places whose images a cell lacks."""
+    if found is None:
+        return set(range(len(numbers)))
+    done = set(found.images)
+    return {place for place, number in enumerate(numbers) if number not in done} if found.missing else set()
+
+
+def _piece(task: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
+    """The task on some of its images."""
+    defence, wanted, images, labels, config, key, *ids = task
+    if len(rows) == len(images):
+        return task
+    chosen = torch.tensor(rows, device=images.device)
+    named = ids[0][chosen] if ids else chosen
+    return defence, wanted, images[chosen], labels[chosen], config, key, named, len(images)
+
+
+def _size(tasks: Sequence[tuple[Any, ...]], config: EvaluationConfig, workers: int) -> int:
+    """Images of a piece: as configured, or as many as memory holds while the costliest defence is attacked."""
+    if config.batch_size is not None or not tasks:
+        return config.batch_size or MOST
+    _, _, images, labels, *_ = tasks[0]
+    costliest = max((task[0] for task in tasks), key=lambda defence: (defence.purifier is not None, defence.guide is not None))
+
+    def gradient(count: int) -> None:
+        some, ids = images[:count], torch.arange(count, device=images.device)
+        attack(costliest, some, labels[:count], AttackConfig(name="trial", num_steps=1, num_eot=1), ids=ids)
+
+    return images_at_once(images, gradient, MOST, workers)
 
 
 def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> dict[str, Cell]:
@@ -121,23 +127,20 @@ def _finished(tasks: Mapping[str, tuple[Any, ...]], cells: Sequence[Cell]) -> di
     apart = [(*_without_scale(cell.config), cell) for cell in cells]
     finished = {}
     for key, (defence, wanted, images, labels, config, _, *ids) in tasks.items():
-        cell = by_fingerprint.get(key)
-        if cell is None:
+        found = [by_fingerprint[key]] if key in by_fingerprint else []
+        if not found or found[0].missing:
             settings, scale = _without_scale(_settings(defence, wanted, config))
             tensors = _tensors(defence, images, labels, *ids)
-            alike = (cell for rest, other, cell in apart if rest == settings and _same_scale(scale, other))
-            cell = next((cell for cell in alike if cell.fingerprint == _hash(cell.config, tensors)), None)
-        if cell is not None:
-            finished[key] = cell
+            alike = (cell for rest, other, cell in apart if rest == settings and _same_scale(scale, other) and cell not in found)
+            found += [cell for cell in alike if cell.fingerprint == _hash(cell.config, tensors)]
+        if found:
+            finished[key] = _as_one(found)
     return finished
 
 
-def _run(tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Cell]:
-    """The cells of `tasks` as they finish. Small images scale over processes, not over the threads of one operation."""
-    if workers == 1:
-        yield from (run_cell(*task) for task in tasks)
-        return
-    yield from shared(run_cell, tasks, workers)
+def _as_one(cells: Sequence[Cell]) -> Cell:
+    """Cells of the same evaluation, whose calibrated scales differ by rounding, under the first one's fingerprint."""
+    return merged(dataclasses.replace(cell, fingerprint=cells[0].fingerprint) for cell in cells)[0]
 
 
 def _pairs(defences: Iterable[Defence], attacks: Sequence[AttackConfig]) -> Iterator[tuple[Defence, AttackConfig]]:
@@ -155,8 +158,12 @@ def run_cell(
     config: EvaluationConfig,
     key: str,
     named: Ids | None = None,
+    of: int | None = None,
 ) -> Cell:
-    """Attack once, then score the result on two disjoint sets of draws; `key` is the cell's fingerprint, `named` its ids."""
+    """Attack once, then score the result on two disjoint sets of draws.
+
+    key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them.
+    """
     started = time.perf_counter()
     ids = torch.arange(len(images), device=images.device) if named is None else named
     adversarial = attack(defence, images, labels, wanted, ids=ids)
@@ -179,7 +186,23 @@ def run_cell(
         config=_settings(defence, wanted, config),
         computed=computed_by(defence),
         ids=None if named is None else tuple(named.tolist()),
+        of=of,
     )
+
+
+def run_piece(defence: Defence, wanted: AttackConfig, images: Images, labels: Labels, *rest: Any) -> Cell:
+    """`run_cell`; where a GPU's memory is too small, in halves."""
+    try:
+        return run_cell(defence, wanted, images, labels, *rest)
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+    torch.cuda.empty_cache()
+    config, key, *named = rest
+    ids = named[0] if named else torch.arange(len(images), device=images.device)
+    of = named[1] if len(named) > 1 else len(images)
+    halves = torch.arange(len(images), device=images.device).chunk(2)
+    return merged(run_piece(defence, wanted, images[half], labels[half], config, key, ids[half], of) for half in halves)[0]
 
 
 def computed_by(defence: Defence) -> dict[str, Any]:
@@ -244,8 +267,3 @@ def _without_scale(settings: dict[str, Any]) -> tuple[dict[str, Any], float]:
 
 def _same_scale(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=SCALE_ROUNDING)
-
-
-def read_cells(results: Path) -> list[Cell]:
-    """The finished cells of a results file; none where there is no file, and a line that a kill cut short is left out."""
-    return [Cell.from_record(record) for record in read_json_lines(results)] if results.exists() else []

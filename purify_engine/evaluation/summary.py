@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from purify_engine.evaluation.cells import Cell, common
 from purify_engine.evaluation.defences import BASELINES, OURS
-from purify_engine.evaluation.protocol import Cell
 from purify_engine.evaluation.statistics import Estimate, McNemar, PairedDifference, mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMASKING
 
@@ -72,12 +72,13 @@ def _minima(attacked: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def minimum_scores(cells: Sequence[Cell]) -> tuple[float, ...]:
-    """Each image's score under its worst attack, over all draws."""
-    return tuple(map(min, zip(*(cell.pooled for cell in cells), strict=True)))
+    """Each image's score under its worst attack, over all draws; of the images that every attack has."""
+    return tuple(map(min, zip(*(cell.pooled for cell in common(cells)), strict=True)))
 
 
 def fresh_minimum_scores(cells: Sequence[Cell]) -> tuple[float, ...]:
     """The same with the worst attack picked by one set of draws and scored on the other: no bias from the noise it picks by."""
+    cells = common(cells)
     if not cells:
         return ()
     images = range(len(cells[0].scores))
@@ -89,22 +90,28 @@ def unmasked_by(own: dict[str, Cell], confidence: float = 0.95) -> list[str]:
     """The attacks without the exact gradient that beat it by more than the paired interval: then `exact` is masked."""
     if EXACT not in own:
         return []
-    exact = own[EXACT].pooled
-    others = [own[name] for name in UNMASKING if name in own]
-    return [cell.attack for cell in others if paired_difference(exact, cell.pooled, confidence).low > 0]
+    pairs = [common([own[EXACT], own[name]]) for name in UNMASKING if name in own]
+    return [
+        other.attack
+        for exact, other in pairs
+        if exact.images and paired_difference(exact.pooled, other.pooled, confidence).low > 0
+    ]
 
 
 def compare(cells: Iterable[Cell], a: str, baselines: Sequence[str], confidence: float = 0.95) -> list[Comparison]:
-    """Paired comparison of defence `a` with each baseline, by the per-image minimum over l_inf attacks."""
+    """Paired comparison of defence `a` with each baseline, by the per-image minimum over l_inf attacks, on the images of both."""
     linf = {name: [cell for cell in own.values() if cell.norm == "linf"] for name, own in by_defence(cells).items()}
-    minima = {name: minimum_scores(own) for name, own in linf.items()}
-    fresh = {name: fresh_minimum_scores(own) for name, own in linf.items()}
 
-    def against(b: str) -> Comparison:
-        pooled, again = (paired_difference(scores[a], scores[b], confidence) for scores in (minima, fresh))
-        return Comparison(a, b, pooled, again, mcnemar(minima[a], minima[b]))
+    def against(b: str) -> Comparison | None:
+        both = common([*linf[a], *linf[b]])
+        own, theirs = both[: len(linf[a])], both[len(linf[a]) :]
+        if not (own and theirs and both[0].images):
+            return None
+        mine, others = minimum_scores(own), minimum_scores(theirs)
+        again = paired_difference(fresh_minimum_scores(own), fresh_minimum_scores(theirs), confidence)
+        return Comparison(a, b, paired_difference(mine, others, confidence), again, mcnemar(mine, others))
 
-    return [against(b) for b in baselines if b in minima]
+    return [found for found in map(against, (b for b in baselines if b in linf)) if found is not None]
 
 
 def against_ours(cells: Sequence[Cell], confidence: float = 0.95) -> list[Comparison]:

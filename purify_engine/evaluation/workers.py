@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -18,16 +20,24 @@ PATIENCE = 5.0  # seconds that a worker has to end in before it is killed
 Result = TypeVar("Result")
 
 
-def shared(work: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Result]:
-    """`work(*task)` of every task by so many processes of one thread each, as each is done.
+def shared(work: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], workers: int) -> Iterator[Result]:
+    """`work(*task)` of every task, as each is done; by so many processes of one thread each, or by this one where it is 1.
 
+    Small images scale over processes, not over the threads of one operation. A task is asked for when there is a worker for it.
     Where the caller stops, by a signal or by itself, the workers are stopped, too: what they had not finished is lost.
     """
-    others = set(multiprocessing.active_children())
+    if workers == 1:
+        yield from (work(*task) for task in tasks)
+        return
+    tasks, others = iter(tasks), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=torch.multiprocessing.get_context("spawn"), initializer=_begin)
     try:
-        futures: list[Future[Result]] = [pool.submit(work, *task) for task in tasks]
-        yield from (future.result() for future in as_completed(futures))
+        running = {pool.submit(work, *task) for task in itertools.islice(tasks, workers)}
+        while running:
+            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+            running |= {pool.submit(work, *task) for task in itertools.islice(tasks, workers - len(running))}
         pool.shutdown()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -31,9 +31,9 @@ def handed_on(monkeypatch):
     """What the command gave to the protocol and to the self-test, in place of both; `verdict` is the self-test's."""
     seen = {"verdict": True}
 
-    def evaluate(rows, images, labels, config, *, attacks, ids, results, workers, on_cell):
+    def evaluate(rows, images, labels, config, *, attacks, ids, results, workers, seconds, on_cell):
         seen.update(rows=rows, images=images, labels=labels, config=config, attacks=attacks, results=results, workers=workers)
-        seen.update(ids=ids)
+        seen.update(ids=ids, seconds=seconds)
         for row in rows:
             for attack in attacks:
                 scores = LINF_SCORES.get(row.name, (1.0,) * 4) if attack.kind != "none" else (1.0,) * 4
@@ -104,11 +104,11 @@ def test_a_revision_is_of_the_purifier_and_of_the_classifier_beside_it(
 def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     settings = {
         "epsilon": 0.11, "epsilon_l2": 0.6, "max_shift": 0.2, "num_steps": 7, "num_eot": 2, "num_queries": 30, "num_draws": 6,
-        "confidence": 0.9, "seed": 5,
+        "confidence": 0.9, "seed": 5, "batch_size": 2,
     }  # fmt: skip
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
     code, _, err = evaluated(
-        *words, "--limit", 3, "--workers", 2, "--attacks", "BPDA", "--attacks", "square", "--defences", "GDMP"
+        *words, "--limit", 3, "--workers", 2, "--seconds", 90, "--attacks", "BPDA", "--attacks", "square", "--defences", "GDMP"
     )
     assert code == 0, err
     config = EvaluationConfig(**settings)
@@ -118,7 +118,7 @@ def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     assert handed_on["attacks"] == [attack for attack in attack_suite(config) if attack.name in ("BPDA", "square")]
     assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
     assert torch.equal(handed_on["tested_ids"], handed_on["ids"]) and torch.equal(handed_on["tested_labels"], handed_on["labels"])
-    assert handed_on["results"] == tmp_path / "o"
+    assert handed_on["results"] == tmp_path / "o" and handed_on["seconds"] == 90
 
 
 def test_images_of_another_size_are_evaluated_where_the_purifier_is_told_how(handed_on, command, small_purifier, tmp_path):
@@ -223,10 +223,10 @@ def test_the_report_holds_the_settings_the_figures_and_the_self_test(handed_on, 
         assert f"<dt>{name}</dt>" in html, name
 
 
-def test_progress_is_told_cell_by_cell(handed_on, evaluated):
+def test_progress_is_told_by_images_attacked(handed_on, evaluated):
     _, _, err = evaluated("--defences", "ours", "--attacks", "exact")
     last = json.loads(err.splitlines()[-1])
-    assert (last["job"], last["done"], last["total"]) == ("evaluate", 1, 1)
+    assert (last["job"], last["done"], last["total"]) == ("evaluate", 4, 4)  # images times attacks
     assert (last["defence"], last["attack"], last["accuracy"]) == ("ours", "exact", 0.625)
 
 
