@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from purify_engine.config.checks import one_of, require
-from purify_engine.config.purification import ScheduleConfig
+from purify_engine.config.purification import PseudoLabel, ScheduleConfig
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16"]
 Decay: TypeAlias = Literal["cosine", "linear", "step"]
@@ -171,19 +171,24 @@ class TradesTraining(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """How trained networks become a purifier. Ratio and weights are the embedded digits': tune them on training images."""
+    """How trained networks become a purifier: guided by the guide's features alone, at the ratio that was best on digits.
+
+    With a pseudo-label the verdict after purification is nearly always the guide's own answer, drawn anew: no defence of its own.
+    """
 
     t_star: int | None = None
     """Noising steps of the purifier; None: those that the guide was trained for, else 70, but no more than the U-Net was trained
     on (t_max)."""
     num_steps: int | None = None
     """Reverse steps, evenly strided over t_star; None walks every timestep."""
-    ratio: float = 0.2
+    ratio: float = 0.8
     """How strongly the guide pulls: its length as a share of unit noise prediction's, to which the scale is calibrated."""
-    label_weight: float = 1.0
+    label_weight: float = 0.0
     """Of the guidance by the class that the guide sees."""
-    latent_weight: float = 0.0
+    latent_weight: float = 1.0
     """Of the guidance by the distance between the guide's features."""
+    pseudo_label: PseudoLabel | None = None
+    """What the label term pulls to; None: the class that the guide sees (pseudo) where label_weight is positive, else nothing."""
     calibration_images: int = 256
     """Training images that the scale is calibrated on: a fixed choice among all of them."""
 
@@ -194,4 +199,13 @@ class Assembly:
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         pulls = self.label_weight + self.latent_weight > 0
         require(pulls, "label_weight", "positive where latent_weight is 0", self.label_weight)
+        if self.pseudo_label is not None:
+            one_of("pseudo_label", self.pseudo_label, PseudoLabel)
+        aimless = self.pseudo_label == "none" and self.label_weight > 0
+        require(not aimless, "pseudo_label", "pseudo or soft where label_weight is positive", self.pseudo_label)
         require(self.calibration_images >= 1, "calibration_images", "at least 1", self.calibration_images)
+
+    @property
+    def pulls_to(self) -> PseudoLabel:
+        """`pseudo_label` of the guidance."""
+        return self.pseudo_label or ("pseudo" if self.label_weight > 0 else "none")

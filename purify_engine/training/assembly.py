@@ -120,7 +120,9 @@ def _calibrated(folder: Path, there: dict[str, Any], plan: PurifierConfig, image
     """With the scale at which the networks in `folder` pull by `how.ratio`, to four digits."""
     unet = load_safetensors(UNet(network_of(there, "unet")), folder / "unet.safetensors")
     guide = load_safetensors(Classifier(network_of(there, "guide")), folder / "guide.safetensors")
-    guidance = GuidanceConfig(scale=1.0, label_weight=how.label_weight, latent_weight=how.latent_weight)
+    guidance = GuidanceConfig(
+        scale=1.0, label_weight=how.label_weight, latent_weight=how.latent_weight, pseudo_label=how.pulls_to
+    )
     purifier = GuidedPurifier(Denoiser(unet), guide, replace(plan, guidance=guidance)).to(images.device)
     return replace(plan, guidance=replace(guidance, scale=float(f"{purifier.calibrate(images, how.ratio):.4g}")))
 

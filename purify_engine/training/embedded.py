@@ -93,7 +93,9 @@ CLASSIFIER_TRAINING = ClassifierTraining(
 # term and as much as both, at either strength tried (bench/tuning/guidance.py, bench/results/digits-guidance.jsonl).
 PURIFIER = PurifierConfig(t_star=150, num_steps=5, guidance=GuidanceConfig(scale=1.0, latent_weight=0.0))
 RATIO, CALIBRATION_IMAGES = 0.2, 256  # the scale s is calibrated to this r, on the first so many training digits
-ASSEMBLY = Assembly(t_star=150, num_steps=5, ratio=RATIO, calibration_images=CALIBRATION_IMAGES)
+ASSEMBLY = Assembly(
+    t_star=150, num_steps=5, ratio=RATIO, label_weight=1.0, latent_weight=0.0, calibration_images=CALIBRATION_IMAGES
+)
 
 
 def train_embedded(

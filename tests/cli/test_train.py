@@ -187,7 +187,7 @@ def test_networks_trained_one_by_one_become_a_purifier_and_are_assembled_anew(la
     assert code == 0 and f"{made} is a purifier: t_star 20, not guided (`train trades` adds a guide)" in out, err
     code, out, err = command("train", "trades", labelled, made, *quick("trades"), "--attack.epsilon", 0.25)
     assert code == 0, err
-    assert f"{made} is a purifier: t_star 20, guidance scale 20, calibrated to the ratio 0.2 on 16 images" in out
+    assert f"{made} is a purifier: t_star 20, guidance scale 80, calibrated to the ratio 0.8 on 16 images" in out
     assert "linf up to 0.25" in out
     code, out, err = command("train", "assemble", made, labelled, "--t-star", 10, "--num-steps", 2, "--ratio", 0.4, "--json")
     assert code == 0, err

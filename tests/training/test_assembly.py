@@ -144,6 +144,32 @@ def test_networks_become_a_purifier_whose_scale_is_calibrated_on_the_images_give
     assert contents(folder)["class_names"] == {"guide": list(NAMES)}, "what was there stays"
 
 
+@pytest.mark.parametrize(
+    ("how", "terms"),
+    [
+        ({}, (0.0, 1.0, "none")),
+        ({"label_weight": 0.5}, (0.5, 1.0, "pseudo")),
+        ({"label_weight": 1.0, "latent_weight": 0.0, "pseudo_label": "soft"}, (1.0, 0.0, "soft")),
+    ],
+)
+def test_the_guides_features_guide_unless_its_label_is_asked_for(tmp_path, monkeypatch, how, terms):
+    """With a pseudo-label the verdict is the guide's own answer: that is not what is assembled where nothing is said."""
+    asked = []
+    note = lambda self, images, ratio: asked.append((self.config.guidance, ratio)) or 3.0  # noqa: E731
+    monkeypatch.setattr(GuidedPurifier, "calibrate", note)
+    guidance = assemble(holding(tmp_path / "made", t_star=30), IMAGES, Assembly(num_steps=3, **how)).guidance
+    ((probed, ratio),) = asked
+    assert probed == dataclasses.replace(guidance, scale=1.0) and ratio == 0.8
+    assert (guidance.label_weight, guidance.latent_weight, guidance.pseudo_label) == terms
+
+
+def test_a_label_term_without_a_label_is_refused():
+    with pytest.raises(ValueError, match=r"^pseudo_label must be pseudo or soft where label_weight is positive, got 'none'$"):
+        Assembly(label_weight=0.5, pseudo_label="none")
+    with pytest.raises(ValueError, match=r"^pseudo_label must be one of"):
+        Assembly(pseudo_label="hope")
+
+
 def test_without_a_guide_nothing_guides_and_without_a_diffusion_model_there_is_no_purifier(tmp_path):
     config = assemble(holding(tmp_path / "made", guide=False), IMAGES, Assembly())
     assert config == PurifierConfig(t_star=50, guidance=dataclasses.replace(config.guidance, kind="none", scale=0.0))
