@@ -150,7 +150,7 @@ BOUNDS = [
     *((Assembly, name, [None, 1, 70], [0, -1], "at least 1, or None", {}) for name in ("t_star", "num_steps")),
     *((Assembly, name, [0, 1.5], [-1e-9], "at least 0", {"label_weight": 1.0}) for name in ("ratio", "latent_weight")),
     (Assembly, "label_weight", [1e-9], [0], "positive where latent_weight is 0", {"latent_weight": 0.0}),
-    (Assembly, "pseudo_label", [None, "pseudo", "soft"], ["none"], "pseudo or soft where label_weight is positive", {"label_weight": 1.0}),
+    (Assembly, "pseudo_label", [None, "soft"], ["none"], "pseudo or soft where label_weight is positive", {"label_weight": 1.0}),
     (Assembly, "label_weight", [0], [-1e-9], "at least 0", {"latent_weight": 1.0}),
     (Assembly, "calibration_images", [1, 256], [0], "at least 1", {}),
     (Perturbation, "norm", ["linf", "l2"], ["l1"], "one of linf, l2", {}),
