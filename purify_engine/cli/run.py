@@ -97,7 +97,7 @@ def _ended(words: Sequence[str]) -> int:
     except UnusedCliTokensError as wrong:
         words = " ".join(wrong.unused_tokens or ())
         return _failed(f"too many words: {words!r}. An option that takes several wants its name before each (--x 1 --x 2)", USAGE)
-    except (CycloptsError, ValueError, FileNotFoundError) as wrong:
+    except (CycloptsError, ValueError, FileNotFoundError, FloatingPointError) as wrong:
         return _failed(str(wrong), USAGE)
     except ImportError as missing:
         if missing.name and not isinstance(missing, NotInstalledError):  # Python's own, so a fault of ours

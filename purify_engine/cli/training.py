@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from purify_engine.cli.console import Meter, say
 from purify_engine.cli.labelled import Labelled, labelled, spread
 from purify_engine.cli.options import given, with_options
+from purify_engine.cli.stopping import Stopped, command_line
 from purify_engine.config import (
     Assembly,
     ClassifierConfig,
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 # Smooth unless told otherwise: the exact gradient goes through second derivatives of the guide, and those of a ReLU are zero.
 GUIDE = ClassifierConfig(activation="silu")
+
+SHOWN = ("loss", "learning_rate", "images_per_second")  # of a report, beside the progress
 
 
 class Networks(NamedTuple):
@@ -54,21 +59,39 @@ class Reports(Meter):
     """A meter that understands the trainers' reports; the closing ones (figures, weights) are the verb's result."""
 
     def __init__(self, job: str, as_json: bool) -> None:
+        from purify_engine.training.processes import join
+
         super().__init__(job)
         self.as_json = as_json
         self.finished: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.stopped: dict[str, Any] | None = None
+        self.reports = join().is_first  # of torchrun's processes
         self.about: dict[str, Any] = {}
+
+    def __enter__(self) -> Reports:
+        return super().__enter__() if self.reports else self
 
     def __call__(self, report: dict[str, Any]) -> None:
         if "step" in report:
-            self.update(report["step"], report["steps"], network=report["network"], loss=report["loss"])
+            facts = {name: report[name] for name in SHOWN if name in report}
+            self.update(report["step"], report["steps"], network=report["network"], **facts)
+        elif "stopped" in report:
+            self.stopped = report
+        elif "note" in report:
+            self.notes.append(report["note"])
         else:
             self.finished.append(report)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        super().__exit__(kind, error, trace)
-        if error is None:
+        if self.reports:
+            super().__exit__(kind, error, trace)
+        if self.stopped is not None and isinstance(error, (KeyboardInterrupt, Stopped)):
+            number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
+            again = command_line() if "--resume" in sys.argv else f"{command_line()} --resume"
+            done = f"stopped at step {self.stopped['stopped']} of {self.stopped['steps']} of the {self.stopped['network']}"
+            raise Stopped(number, f"{done}; go on with: {again}") from error
+        if error is None and self.reports:
             lines = [f"{report['network']}: {report['weights']}\n{_figures(report['figures'])}" for report in self.finished]
             say({"trained": self.finished, **self.about}, "\n".join([*lines, *self.notes]), as_json=self.as_json)
 
@@ -133,6 +156,8 @@ class Job:
         """Put together what OUTPUT holds, as it was settled the last time but for `options`, and say what came of it."""
         from purify_engine.training import assembly
 
+        if not self.told.reports:  # the first process does it
+            return
         there = assembly.contents(self.output)
         if "unet" not in there:
             self.told.notes.append(f"{self.output} is no purifier yet: `train diffusion` adds its diffusion model")

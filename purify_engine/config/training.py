@@ -45,6 +45,8 @@ class Training:
     precision: TrainingPrecision = "auto"
     """Networks compute in bf16 by autocast (weights stay float32), or in float32; auto is bf16 on GPUs of compute capability 8.0
     or newer and on CPUs with instructions for it."""
+    compile: bool = False
+    """Compile the network by torch.compile, which takes a minute or two when the training begins."""
     learning_rate: float = 1e-1
     """At its largest: of the first steps after the warm-up."""
     warmup_steps: int = 0

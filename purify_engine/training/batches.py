@@ -31,6 +31,23 @@ def _permutation(epoch: int, count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator, device="cpu")
 
 
+def pixels(images: Images) -> Images:
+    """Stored images as float in [0, 1]: of bytes, their 255ths in float32."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def compact(images: Images) -> Images:
+    """float32 images that are whole 255ths as bytes, from which `pixels` gives the very same; others as they are."""
+    if images.dtype != torch.float32:
+        return images
+    stored = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    for part, kept in zip(images.split(4096), stored.split(4096), strict=True):  # a second float copy may not fit beside it
+        kept.copy_((part * 255).round())
+        if not torch.equal(pixels(kept), part):
+            return images
+    return stored
+
+
 def augment(images: Images, shift: int, flip: bool) -> Images:
     """Shift each image by up to `shift` pixels a side, zeros coming in, and mirror half of them."""
     if flip:
@@ -50,14 +67,15 @@ def _shifted(images: Images, shift: int) -> Images:
 
 
 def check_training_set(images: Images, labels: Labels | None, in_channels: int, num_classes: int | None = None) -> None:
-    """Refuse, in one line, images that are not float [N, C, H, W] in [0, 1], and labels that do not match them.
+    """Refuse, in one line, images that are not [N, C, H, W], float in [0, 1] or uint8, and labels that do not match them.
 
     num_classes: of the network, which labels must be below; the first row whose label is not is named.
     """
     require(images.ndim == 4 and len(images) > 0, "images", "[N, C, H, W] with N at least 1", tuple(images.shape))
     require(images.shape[1] == in_channels, "images", f"of {in_channels} channels, as the network's", tuple(images.shape))
-    require(images.is_floating_point(), "images", "float in [0, 1] (divide uint8 by 255)", images.dtype)
-    low, high = float(images.min()), float(images.max())
+    stored = images.dtype == torch.uint8
+    require(stored or images.is_floating_point(), "images", "float in [0, 1], or uint8", images.dtype)
+    low, high = (0.0, 1.0) if stored else (float(images.min()), float(images.max()))
     require(low >= 0 and high <= 1, "images", "in [0, 1]", (low, high))
     if labels is not None:
         require(labels.shape == images.shape[:1], "labels", f"one per image, [{len(images)}]", tuple(labels.shape))

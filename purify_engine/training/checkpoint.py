@@ -16,11 +16,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def load_checkpoint(path: Path, experiment: dict[str, Any]) -> dict[str, Any]:
-    """The state of an interrupted run of the same `experiment`; ValueError says in what a different one differs."""
+def load_checkpoint(path: Path, experiment: dict[str, Any], free: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The state of an interrupted run of the same `experiment`; what is `free` may differ. ValueError says what else does."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     then = state["experiment"]
-    changed = sorted(key for key in then.keys() | experiment.keys() if then.get(key) != experiment.get(key))
+    named = (then.keys() | experiment.keys()) - {*free}
+    changed = sorted(key for key in named if then.get(key) != experiment.get(key))
     differences = {key: (then.get(key), experiment.get(key)) for key in changed}
     require(not changed, "resume", f"of the configuration that wrote {path.name} (then, now)", differences)
     return state

@@ -27,6 +27,10 @@ class Computing:
         self.layout = torch.channels_last if is_last else torch.contiguous_format
         if is_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.on_trial = config.compile
+        if config.compile:
+            model.compile()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Inside, the network computes in the precision. Casts of weights are not kept: one made without gradients has none."""
@@ -38,16 +42,34 @@ class Computing:
         """A batch in the network's memory format."""
         return images.contiguous(memory_format=self.layout)
 
+    def give_up_compiling(self) -> bool:
+        """Run as written where nothing that was compiled has run yet; whether that changes anything."""
+        changes, self.on_trial = self.on_trial, False
+        if changes:
+            self.release()
+        return changes
+
+    def release(self) -> None:
+        """Leave the network as it was given, which is not compiled."""
+        self.model._compiled_call_impl = None
+
     def described(self) -> dict[str, Any]:
         """What a checkpoint and a card say of it."""
         return {
             "device": self.device.type,
             "processor": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "",
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
+            "instructions": torch.backends.cpu.get_cpu_capability() if self.device.type == "cpu" else "",
             "precision": self.precision,
             "memory_format": "channels_last" if self.layout is torch.channels_last else "contiguous",
             "tf32": tf32_in(self.device),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
+
+
+def fused_on(model: nn.Module) -> bool | None:
+    """Whether an optimiser's step is one kernel: on GPUs; None leaves it to PyTorch."""
+    return True if device_of(model).type == "cuda" else None
 
 
 def in_full(logits: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from purify_engine.config import DiffusionTraining, UNetConfig, require
 from purify_engine.models import UNet
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
-from purify_engine.training.batches import check_training_set
+from purify_engine.training.batches import check_training_set, compact, pixels
+from purify_engine.training.computing import fused_on
+from purify_engine.training.finishing import Comparison, finish
 from purify_engine.training.loop import Loop, averages_of, initialised
-from purify_engine.training.model_card import ModelCard, count_parameters, publish
+from purify_engine.training.model_card import ModelCard, count_parameters
 from purify_engine.training.progress import Progress, silent
 from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
@@ -34,19 +36,22 @@ def train_diffusion(
     resume: bool = False,
     progress: Progress = silent,
 ) -> UNet:
-    """Train a U-Net on `images` (float [N, C, H, W] in [0, 1]), on their device; return it and write it to `out_dir`.
+    """Train a U-Net on `images` ([N, C, H, W], float in [0, 1] or uint8), on their device; return it and write it to `out_dir`.
 
     Writes `unet.safetensors` and the card `unet.md`, and what both say into the folder's `config.json`; until then
     `unet.checkpoint`, which `resume=True` continues from.
-    `held_out` images are only measured. `data` is the card's sentence about the images. ValueError: images that do not fit.
+    `held_out` images are measured only, to choose among averages of several lengths too. `data` is the card's sentence about the
+    images. `seconds` of wall-clock time are what all runs together may take: the learning rate falls to its end within them.
+    ValueError: images that do not fit. FloatingPointError: the loss diverged.
     """
     check_training_set(images, None, network.in_channels)
     learned = remembered(images, None, data)
     require(network.prediction == "eps", "prediction", "'eps' to be trained, as docs/math.md E20 says", network.prediction)
     schedule, t_max = make_schedule(config.schedule), config.t_max or config.schedule.num_timesteps
     model = cast(UNet, initialised(lambda: UNet(network), config.seed)).to(images.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    averages = averages_of(model, config)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused_on(model)
+    )
     loop = Loop(
         name="unet",
         model=model,
@@ -54,25 +59,44 @@ def train_diffusion(
         config=config,
         optimizer=optimizer,
         rate=partial(rate_at, config=config),
-        loss=lambda x, _: noise_prediction_loss(model, x, schedule, t_max),
+        draw=partial(draw_noise, t_max=t_max),
+        loss=lambda x, _, *drawn: noise_prediction_loss(model, x, schedule, t_max, *drawn),
         out_dir=out_dir,
         data=learned,
         gradient_clip=config.gradient_clip,
-        averages=averages,
+        averages=averages_of(model, config),
         seconds=seconds,
     )
-    loop.run(images, None, resume=resume, progress=progress)
-    smoothed = cast(UNet, next(iter(averages.values())).module) if config.ema_decay is not None else model.eval()
-    figures = _figures(smoothed, {"training": images, "held-out": held_out}, schedule, t_max)
-    publish(smoothed, _card(smoothed, network, config, figures, learned), out_dir)
-    progress({"network": "unet", "figures": figures, "weights": str(out_dir / "unet.safetensors")})
-    return smoothed.requires_grad_(True)
+    loop.run(compact(images), None, resume=resume, progress=progress)
+    return finish(
+        loop,
+        _comparison(held_out, schedule, t_max),
+        lambda model: _figures(model, {"training": images, "held-out": held_out}, schedule, t_max),
+        lambda figures: _card(model, network, config, figures, learned),
+        progress,
+    )
 
 
-def noise_prediction_loss(model: UNet, images: Images, schedule: NoiseSchedule, t_max: int) -> Tensor:
-    """L_simple over timesteps drawn uniformly from [0, t_max): mean squared error of the predicted noise."""
-    index = torch.randint(t_max, (len(images),), device=images.device)
-    noise = torch.randn_like(images)
+def _comparison(held_out: Images | None, schedule: NoiseSchedule, t_max: int) -> Comparison[UNet] | None:
+    """Averages of a U-Net are compared by their error of denoising, averaged over the timesteps that its card shows."""
+    if held_out is None:
+        return None
+    images, indices = pixels(held_out[:1000]), _quarters(t_max)
+
+    def error(model: UNet) -> float:
+        return sum(denoising_error(model, images, schedule, index) for index in indices) / len(indices)
+
+    return Comparison("mean RMSE of the denoised images", error, higher_is_better=False)
+
+
+def draw_noise(images: Images, t_max: int) -> tuple[Tensor, Tensor]:
+    """For each image a timestep, uniformly from [0, t_max), and noise."""
+    return torch.randint(t_max, (len(images),), device=images.device), torch.randn_like(images)
+
+
+def noise_prediction_loss(model: UNet, images: Images, schedule: NoiseSchedule, t_max: int, *drawn: Tensor) -> Tensor:
+    """L_simple over timesteps of [0, t_max): mean squared error of the predicted noise; `drawn` by `draw_noise`, or else here."""
+    index, noise = drawn or draw_noise(images, t_max)
     x_t, predicted = _predict_noise(model, images, noise, index, schedule)
     return (predicted - noise).square().mean()
 
@@ -97,13 +121,17 @@ def _predict_noise(model: UNet, images: Images, noise: Images, index: Tensor, sc
 
 
 def _figures(model: UNet, sets: dict[str, Images | None], schedule: NoiseSchedule, t_max: int) -> dict[str, float]:
-    indices = sorted({t_max * quarter // 4 - 1 for quarter in (1, 2, 3, 4)} - {-1})
     return {
-        f"{name}: RMSE of the denoised image at timestep {index}": denoising_error(model, images[:1000], schedule, index)
+        f"{name}: RMSE of the denoised image at timestep {index}": denoising_error(model, pixels(images[:1000]), schedule, index)
         for name, images in sets.items()
         if images is not None
-        for index in indices
+        for index in _quarters(t_max)
     }
+
+
+def _quarters(t_max: int) -> list[int]:
+    """The last timestep of each quarter of those trained on."""
+    return sorted({t_max * quarter // 4 - 1 for quarter in (1, 2, 3, 4)} - {-1})
 
 
 def _card(

@@ -15,12 +15,14 @@ from purify_engine.types import Images, Labels
 SummedObjective = Callable[[Images], Tensor]  # images -> a number to make large, summed over the batch
 
 
-def perturb(images: Images, objective: SummedObjective, attack: Perturbation) -> Images:
+def perturb(images: Images, objective: SummedObjective, attack: Perturbation, start: Tensor | None = None) -> Images:
     """The images [B, C, H, W] in [0, 1], moved within the ball to raise `objective`; starts at x + 1e-3 N(0, I).
 
-    At the image itself a divergence from the image's own prediction has no gradient: hence the start (Zhang et al. 2019).
+    At the image itself a divergence from the image's own prediction has no gradient: hence the start (Zhang et al. 2019), of
+    which `start` is the N(0, I) where it was drawn before.
     """
-    adversarial = (images + 1e-3 * torch.randn_like(images)).clamp(0, 1)
+    away = torch.randn_like(images) if start is None else start
+    adversarial = (images + 1e-3 * away).clamp(0, 1)
     for _ in range(attack.num_steps):
         adversarial.requires_grad_()
         (gradient,) = torch.autograd.grad(objective(adversarial), adversarial)

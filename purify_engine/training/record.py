@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from purify_engine.training.batches import pixels
 from purify_engine.types import Images, Labels
 
 
@@ -28,15 +29,17 @@ class TrainingSet:
 
 
 def remembered(images: Images, labels: Labels | None, source: str) -> TrainingSet:
-    """The record of `images` [N, C, H, W] and `labels` [N]."""
+    """The record of `images` [N, C, H, W], float in [0, 1] or uint8, and `labels` [N]."""
     known = None if labels is None else _sha256(labels.to(torch.int64))
     return TrainingSet(
-        source=source, images=len(images), shape=tuple(images.shape[1:]), sha256=_sha256(images.float()), labels_sha256=known
+        source=source, images=len(images), shape=tuple(images.shape[1:]), sha256=_sha256(images), labels_sha256=known
     )
 
 
 def _sha256(tensor: Tensor) -> str:
+    """Of labels in int64, or of images, as float32."""
     digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
     for part in tensor.detach().split(4096):  # a whole copy of a large set would not fit beside it
-        digest.update(part.cpu().contiguous().numpy().tobytes())
+        read = part if part.dtype == torch.int64 else pixels(part).float()
+        digest.update(read.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -12,21 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purify_engine.config import ClassifierConfig, TradesTraining, require
+from purify_engine.config import ClassifierConfig, Perturbation, TradesTraining, require
 from purify_engine.models import Classifier
 from purify_engine.reference.process import diffuse
 from purify_engine.reference.schedules import NoiseSchedule, make_schedule
-from purify_engine.training.batches import check_training_set
+from purify_engine.training.batches import check_training_set, compact, pixels
 from purify_engine.training.classifier import LabelledImages, classification_figures, momentum_sgd
 from purify_engine.training.computing import in_full
+from purify_engine.training.finishing import Comparison, finish
 from purify_engine.training.loop import Loop, averages_of, initialised
-from purify_engine.training.model_card import ModelCard, count_parameters, publish
-from purify_engine.training.perturbation import accuracy, perturb
+from purify_engine.training.model_card import ModelCard, count_parameters
+from purify_engine.training.perturbation import accuracy, perturb, robust_accuracy
 from purify_engine.training.progress import Progress, silent
 from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
 from purify_engine.types import Images, Labels, Logits
 
+VIEWED = 10_000  # images, for the card
 View = Callable[[Images], Images]  # images in [0, 1] -> what the guide is shown
 
 
@@ -44,11 +46,13 @@ def train_trades(
     resume: bool = False,
     progress: Progress = silent,
 ) -> Classifier:
-    """Train a guide on `images` (float [N, C, H, W] in [0, 1]) and `labels` (int64 [N]), on their device; return and write it.
+    """Train a guide on `images` ([N, C, H, W], float in [0, 1] or uint8) and `labels` (int64 [N]), on their device; return it.
 
     Writes `guide.safetensors` and the card `guide.md` to `out_dir`, and what both say into its `config.json`; until then
-    `guide.checkpoint`, which `resume=True` continues from. `held_out` (images, labels) are only measured. `data` is the card's
-    sentence about the images, `class_names` are those of the labels 0, 1, ... ValueError: what does not fit.
+    `guide.checkpoint`, which `resume=True` continues from. `held_out` (images, labels) are measured only, to choose among
+    averages of several lengths too. `data` is the card's sentence about the images, `class_names` are those of the labels 0, 1,
+    ... `seconds` of wall-clock time are what all runs together may take: the learning rate falls to its end within them.
+    ValueError: what does not fit. FloatingPointError: the loss diverged.
     """
     check_training_set(images, labels, network.in_channels, network.num_classes)
     named = class_names is None or len(set(class_names)) == network.num_classes
@@ -56,7 +60,6 @@ def train_trades(
     learned = remembered(images, labels, data)
     schedule = make_schedule(config.schedule)
     model = cast(Classifier, initialised(lambda: Classifier(network), config.seed)).to(images.device)
-    averages = averages_of(model, config)
     loop = Loop(
         name="guide",
         model=model,
@@ -64,48 +67,72 @@ def train_trades(
         config=config,
         optimizer=momentum_sgd(model, config),
         rate=partial(rate_at, config=config),
-        loss=lambda x, y: trades_loss(model, x, y, config, schedule),
+        draw=lambda x: (*draw_views(x, config), torch.randn_like(x)),
+        loss=lambda x, y, *drawn: trades_loss(model, x, y, config, schedule, *drawn),
         out_dir=out_dir,
         data=learned,
-        averages=averages,
+        averages=averages_of(model, config),
         seconds=seconds,
     )
-    loop.run(images, labels, resume=resume, progress=progress)
-    if config.ema_decay is not None:
-        model = cast(Classifier, next(iter(averages.values())).module).requires_grad_(True)
-    figures = _figures(model, {"training": (images, labels), "held-out": held_out}, config, schedule)
-    publish(model, _card(model, network, config, figures, learned, class_names), out_dir)
-    progress({"network": "guide", "figures": figures, "weights": str(out_dir / "guide.safetensors")})
-    model.class_names = class_names
-    return model
+    loop.run(compact(images), labels, resume=resume, progress=progress)
+    trained = finish(
+        loop,
+        _comparison(held_out, config.attack),
+        lambda model: _figures(model, {"training": (images, labels), "held-out": held_out}, config, schedule),
+        lambda figures: _card(model, network, config, figures, learned, class_names),
+        progress,
+    )
+    trained.class_names = class_names
+    return trained
 
 
-def trades_loss(model: Classifier, images: Images, labels: Labels, config: TradesTraining, schedule: NoiseSchedule) -> Tensor:
-    """CE(p(v(x)), y) + lambda * max KL(p(v(x)) || p(v(x + delta))), v the guide's (perhaps noisy) view; leaves train mode on."""
-    view = noisy_view(images, config, schedule)
+def _comparison(held_out: LabelledImages | None, attack: Perturbation) -> Comparison[Classifier] | None:
+    """Averages of a guide are compared by their robust accuracy, under the attack that it is trained against."""
+    if held_out is None:
+        return None
+    images, labels = pixels(held_out[0][:1000]), held_out[1][:1000]
+    return Comparison("robust accuracy under the training's attack", lambda model: robust_accuracy(model, images, labels, attack))
+
+
+def trades_loss(
+    model: Classifier, images: Images, labels: Labels, config: TradesTraining, schedule: NoiseSchedule, *drawn: Tensor
+) -> Tensor:
+    """CE(p(v(x)), y) + lambda * max KL(p(v(x)) || p(v(x + delta))), v the guide's (perhaps noisy) view; leaves train mode on.
+
+    drawn: what `draw_views` drew for these images, and then the start of the perturbation, N(0, I); by default drawn here.
+    """
+    *views, start = drawn or (*draw_views(images, config), torch.randn_like(images))
+    view = noisy_view(images, config, schedule, *views)
     model.eval()
     with torch.no_grad():
         unperturbed = model(view(images))
-    adversarial = perturb(images, lambda x: divergence(unperturbed, model(view(x))), config.attack)
+    adversarial = perturb(images, lambda x: divergence(unperturbed, model(view(x))), config.attack, start)
     model.train()
     logits = model(view(images))
     robust = divergence(logits, model(view(adversarial))) / len(images)
     return F.cross_entropy(in_full(logits), labels) + config.trade_off * robust
 
 
-def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule) -> View:
+def draw_views(images: Images, config: TradesTraining) -> tuple[Tensor, ...]:
+    """What the guide's views of these images are made of: timesteps, which are clean, noise; nothing where t_star is 0."""
+    if config.t_star == 0:
+        return ()
+    index = torch.randint(config.t_star, (len(images),), device=images.device)
+    clean = torch.rand(len(images), device=images.device) < config.clean_share
+    return index, clean, torch.randn_like(images)
+
+
+def noisy_view(images: Images, config: TradesTraining, schedule: NoiseSchedule, *drawn: Tensor) -> View:
     """What the guide sees of a batch: r(x_t) = (x_t + 1) / 2, x_t diffused to a random timestep of [0, t_star) an image.
 
-    The noise is drawn once, here, so that an image and its perturbed copy differ by their perturbation only. Where t_star is
-    0, and for a share `clean_share` of the images, it is the image itself.
+    The noise is `drawn` once (by `draw_views`, by default here), so that an image and its perturbed copy differ by their
+    perturbation only. Where t_star is 0, and for a share `clean_share` of the images, it is the image itself.
     """
     if config.t_star == 0:
         return lambda x: x
-    index = torch.randint(config.t_star, (len(images),), device=images.device)
-    clean = torch.rand(len(images), device=images.device) < config.clean_share
+    index, clean, noise = drawn or draw_views(images, config)
     alpha_bar = schedule.alphas_cumprod.to(images)[index].masked_fill(clean, 1).view(-1, 1, 1, 1)
     marginal = torch.stack([alpha_bar.sqrt(), (1 - alpha_bar).sqrt()])
-    noise = torch.randn_like(images)
     return lambda x: (diffuse(2 * x - 1, noise, marginal) + 1) / 2
 
 
@@ -123,8 +150,9 @@ def _figures(
         if examples is not None and config.t_star:
             with torch.random.fork_rng(devices=[examples[0].device] if examples[0].is_cuda else []):
                 torch.manual_seed(config.seed)
-                noisy = noisy_view(examples[0], config, schedule)(examples[0])
-            figures[f"{name}: standard accuracy on noisy views"] = accuracy(model, noisy, examples[1])
+                images = pixels(examples[0][:VIEWED])
+                noisy = noisy_view(images, config, schedule)(images)
+            figures[f"{name}: standard accuracy on noisy views"] = accuracy(model, noisy, examples[1][:VIEWED])
     return figures
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from purify_engine.training.batches import augment, batch_indices, check_training_set, seed_everything
+from purify_engine.training.batches import augment, batch_indices, check_training_set, compact, pixels, seed_everything
 
 
 @pytest.mark.parametrize("batch_size, count", [(4, 10), (10, 10), (7, 3)], ids=str)
@@ -41,12 +41,12 @@ def test_half_of_the_images_are_mirrored():
         (torch.zeros(4, 8, 8), None, "images must be"),
         (torch.zeros(0, 1, 8, 8), None, "N at least 1"),
         (torch.zeros(4, 3, 8, 8), None, "of 1 channels"),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), None, "divide uint8 by 255"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.int16), None, r"float in \[0, 1\], or uint8"),
         (torch.full((4, 1, 8, 8), 2.0), None, r"in \[0, 1\]"),
         (torch.full((4, 1, 8, 8), torch.nan), None, r"in \[0, 1\]"),
         (torch.zeros(4, 1, 8, 8), torch.zeros(3), "labels must be one per image"),
     ],
-    ids=["no channels", "empty", "colour", "uint8", "out of range", "nan", "labels"],
+    ids=["no channels", "empty", "colour", "integers", "out of range", "nan", "labels"],
 )
 def test_images_that_do_not_fit_are_refused_in_one_line(images, labels, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -112,6 +112,7 @@ def test_the_largest_shift_is_the_one_asked_for():
 def test_the_closed_unit_interval_and_matching_labels_are_accepted():
     check_training_set(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.tensor([0, 1]), in_channels=1)
     check_training_set(torch.zeros(1, 3, 2, 2, dtype=torch.float16), None, in_channels=3)
+    check_training_set(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), None, in_channels=3)
 
 
 @pytest.mark.parametrize("value", [-1e-3, 1.001, -torch.inf, torch.inf])
@@ -126,3 +127,23 @@ def test_a_single_pixel_outside_the_unit_interval_is_refused(value):
 def test_labels_of_another_shape_are_refused(labels):
     with pytest.raises(ValueError, match=r"labels must be one per image, \[3\], got"):
         check_training_set(torch.zeros(3, 1, 2, 2), labels, in_channels=1)
+
+
+def test_images_of_255ths_are_kept_as_bytes_and_come_back_the_same():
+    levels = torch.arange(256).view(1, 1, 16, 16)
+    for images in (levels / 255, levels.numpy() / 255):  # as PyTorch and as NumPy round them
+        images = torch.as_tensor(images, dtype=torch.float32)
+        assert compact(images).dtype == torch.uint8 and torch.equal(pixels(compact(images)), images)
+    many = torch.randint(256, (9000, 1, 2, 2)) / 255
+    assert torch.equal(pixels(compact(many)), many)
+
+
+@pytest.mark.parametrize("images", [torch.full((5, 1, 1, 1), 0.5), torch.zeros(2, 1, 1, 1, dtype=torch.float64)], ids=str)
+def test_images_that_bytes_would_change_are_kept_as_they_are(images):
+    assert compact(images) is images and pixels(images) is images
+
+
+def test_one_pixel_between_two_bytes_keeps_all_as_they_are():
+    images = torch.zeros(9000, 1, 1, 1)
+    images[8999] = 0.3
+    assert compact(images) is images

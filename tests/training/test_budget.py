@@ -78,4 +78,5 @@ def test_a_training_that_ran_out_of_time_is_published(tiny_classifier, stripes, 
     config, reports = ClassifierTraining(steps=10**6, batch_size=8, shift=0), []
     train_classifier(*stripes, tiny_classifier, config, tmp_path, seconds=1e-9, progress=reports.append)
     assert [report.get("step") for report in reports] == [1, None]
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".md", ".safetensors"]
+    assert "1 steps of 1,000,000, when its time was over" in (tmp_path / "classifier.md").read_text()

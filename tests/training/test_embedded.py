@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -78,6 +79,8 @@ def test_the_cards_print_the_configurations_in_force():
         assert all(rows[field] == str(value) for field, value in vars(network).items() if isinstance(value, (int, str)))
         fields = dict(flattened({**to_dict(network), **to_dict(training)}))
         assert {field: rows.get(field) for field in fields} == fields
+        digest = hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert f"SHA-256 of the weights: `{digest}`" in (WEIGHTS / f"{name}.md").read_text()
 
 
 def test_the_folder_says_what_its_networks_were_trained_on_and_which_classes_they_name():

@@ -1,5 +1,6 @@
 """What the trainers measure after training, and what the cards say of it."""
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -217,7 +218,8 @@ def test_publishing_writes_weights_and_card_and_then_drops_the_checkpoint(tmp_pa
     (tmp_path / "unet.checkpoint").touch()
     publish(nn.Linear(1, 1), CARD, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "guide.md", "guide.safetensors", "unet.checkpoint"]
-    assert (tmp_path / "guide.md").read_text() == CARD.render()
+    digest = hashlib.sha256((tmp_path / "guide.safetensors").read_bytes()).hexdigest()
+    assert (tmp_path / "guide.md").read_text() == CARD.render(sha256=digest) and f"weights: `{digest}`." in CARD.render(sha256=digest)
     publish(nn.Linear(1, 1), CARD, tmp_path)  # no checkpoint to drop is fine
 
 

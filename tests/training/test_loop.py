@@ -60,7 +60,7 @@ def test_ten_steps_and_ten_resumed_equal_twenty_bit_for_bit(trainer, tmp_path):
 
 def test_a_finished_run_leaves_weights_card_and_configuration_only(trainer, tmp_path):
     trainer(tmp_path, 2)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".safetensors"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".md", ".safetensors", ".svg"]
 
 
 def test_reports_are_json_and_count_up(trainer, tmp_path):

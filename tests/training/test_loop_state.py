@@ -86,7 +86,7 @@ def test_a_checkpoint_holds_everything_that_a_step_changes(tmp_path):
     loop.run(IMAGES, None, resume=False, progress=lambda report: None)
     state = torch.load(loop.checkpoint_path, weights_only=True)
     assert state["step"] == 12
-    assert set(state) == {"experiment", "step", "seconds", "model", "optimizer", "averages"}
+    assert set(state) == {"experiment", "step", "outcome", "model", "optimizer", "averages"}
     assert set(state["model"]) == {"weight", "mean", "calls"} and int(state["model"]["calls"]) == 12
     assert int(state["averages"]["0.9"]["n_averaged"]) == 13, "twelve steps and the initial weights"
     assert torch.equal(state["averages"]["0.9"]["module.weight"], loop.averages["0.9"].module.weight)
@@ -157,11 +157,35 @@ def test_a_report_says_how_fast_it_goes_and_how_long_it_takes(tmp_path, monkeypa
     ]
 
 
+def breaking_at(loop, step, value):
+    """The loop, whose loss is `value` in that step, counted from 1."""
+    loss, seen = loop.loss, []
+    loop.loss = lambda x, y: loss(x, y) * 0 + value if seen.append(0) or len(seen) == step else loss(x, y)
+    return loop
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_by_name_and_step(loss, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module.LossMeter, "read", lambda meter: (loss, 1.0))
-    with pytest.raises(FloatingPointError, match=f"tiny: the loss is {loss} at step 1; lower learning_rate"):
-        loop_in(tmp_path).run(IMAGES, None, resume=False, progress=lambda report: None)
+@pytest.mark.parametrize("report_every", [1, 4, 12])
+def test_a_loss_that_is_no_number_stops_the_run_by_name_step_and_rate(loss, report_every, tmp_path):
+    """Also one between two reports, of which the checkpoint that comes first must know."""
+    loop = breaking_at(loop_in(tmp_path, report_every=report_every), 5, loss)
+    found = {1: 5, 4: 6, 12: 6}[report_every]  # the report of step 5, or the checkpoint of step 6
+    rate = 0.1 / found
+    with pytest.raises(FloatingPointError) as diverged:
+        loop.run(IMAGES, None, resume=False, progress=lambda report: None)
+    assert str(diverged.value) == (
+        f"tiny: the loss is {loss} at step 5, at a learning rate of {rate:.3g}: lower learning_rate or lengthen warmup_steps; "
+        "tiny.checkpoint is kept as of step 3"
+    )
+    assert torch.load(tmp_path / "tiny.checkpoint", weights_only=True)["step"] == 3
+
+
+def test_weights_that_are_no_numbers_are_not_saved_where_the_loss_still_is_one(tmp_path):
+    loop = loop_in(tmp_path, steps=1, average=False)
+    loop.loss = lambda x, _: (loop.model.weight * torch.tensor(3e38)).square().mean().sqrt().clamp(max=1.0)
+    with pytest.raises(FloatingPointError, match=r"^tiny: a weight is not finite at step 1, at a learning rate of 0.1: lower"):
+        loop.run(IMAGES, None, resume=False, progress=lambda report: None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_go_with_their_images(tmp_path):

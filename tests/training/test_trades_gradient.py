@@ -21,7 +21,7 @@ def linear_model():
 
 @pytest.fixture(autouse=True)
 def fixed_attack(monkeypatch):
-    monkeypatch.setattr(trades, "perturb", lambda images, objective, attack: MOVED)
+    monkeypatch.setattr(trades, "perturb", lambda images, objective, attack, start: MOVED)
 
 
 def probabilities(model, images):
@@ -61,7 +61,7 @@ def test_both_terms_and_both_sides_of_the_divergence_are_differentiated(trade_of
 def test_the_attack_climbs_the_divergence_from_the_clean_prediction_in_eval_mode(monkeypatch):
     model, asked = linear_model(), []
 
-    def look(images, objective, attack):
+    def look(images, objective, attack, start):
         expected = (probabilities(model, images) * (probabilities(model, images).log() - probabilities(model, MOVED).log())).sum()
         torch.testing.assert_close(objective(MOVED).detach(), expected)
         asked.append((images, attack, model.training))
@@ -82,7 +82,7 @@ def test_the_search_leaves_no_gradient_in_the_parameters(monkeypatch):
 
 def test_clean_and_perturbed_images_are_shown_with_the_same_noise(monkeypatch):
     """With images that did not move, the robust term is zero only if both sides see the same noise."""
-    monkeypatch.setattr(trades, "perturb", lambda images, objective, attack: images)
+    monkeypatch.setattr(trades, "perturb", lambda images, objective, attack, start: images)
     model = linear_model()
     config = TradesTraining(t_star=500, trade_off=1e6)
     assert trades_loss(model, IMAGES, LABELS, config, SCHEDULE) < 10
