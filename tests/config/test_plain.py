@@ -38,8 +38,8 @@ GUIDANCE = GuidanceConfig(
 GROWING = GuidanceConfig(growth="noise")
 PERTURBATION = Perturbation(norm="l2", epsilon=0.5, step_size=0.1, num_steps=3)
 TRAINED = {
-    "accumulate": 2, "compile": True, "precision": "bf16", "warmup_steps": 13, "hold": 0.2, "decay": "linear", "drop_at": 0.15, "ema_decay": 0.15,
-    "other_ema_decays": (0.5,),
+    "accumulate": 2, "compile": True, "precision": "bf16", "warmup_steps": 13, "hold": 0.2, "decay": "linear", "drop_at": 0.15,
+    "ema_decay": 0.15, "other_ema_decays": (0.5,),
 }  # fmt: skip
 CHANGED = {  # every field of every configuration at another value than its default
     SCHEDULE,

@@ -219,7 +219,8 @@ def test_publishing_writes_weights_and_card_and_then_drops_the_checkpoint(tmp_pa
     publish(nn.Linear(1, 1), CARD, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "guide.md", "guide.safetensors", "unet.checkpoint"]
     digest = hashlib.sha256((tmp_path / "guide.safetensors").read_bytes()).hexdigest()
-    assert (tmp_path / "guide.md").read_text() == CARD.render(sha256=digest) and f"weights: `{digest}`." in CARD.render(sha256=digest)
+    card = (tmp_path / "guide.md").read_text()
+    assert card == CARD.render(sha256=digest) and f"SHA-256 of the weights: `{digest}`." in card
     publish(nn.Linear(1, 1), CARD, tmp_path)  # no checkpoint to drop is fine
 
 

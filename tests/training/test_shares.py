@@ -62,7 +62,8 @@ def test_a_batch_in_parts_trains_as_a_whole_one(tiny_unet, stripes, tmp_path):
 @pytest.mark.parametrize("t_star", [0, 300])
 def test_the_loss_of_a_guide_is_the_mean_over_its_parts(t_star):
     torch.manual_seed(0)
-    model, images, labels = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double(), torch.rand(6, 1, 2, 2).double(), torch.arange(6) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
+    images, labels = torch.rand(6, 1, 2, 2).double(), torch.arange(6) % 3
     config = TradesTraining(attack=Perturbation(num_steps=2), t_star=t_star, clean_share=0.3)
     torch.manual_seed(1)
     drawn = (*draw_views(images, config), torch.randn_like(images))
