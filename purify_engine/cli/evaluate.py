@@ -252,10 +252,10 @@ def _say(
 ) -> None:
     from purify_engine.devices import computing, described, in_sixteen_bits
     from purify_engine.evaluation.report import terminal_by_attack
-    from purify_engine.evaluation.row_self_test import self_test_said
+    from purify_engine.evaluation.self_test_said import self_test_said, without_gradient
     from purify_engine.evaluation.summary import against_ours, summarise, to_json
 
-    rows, comparisons = summarise(cells, confidence), against_ours(cells, confidence)
+    rows, comparisons = summarise(cells, confidence, without_gradient(self_test)), against_ours(cells, confidence)
     if as_json:
         said = {**(about or {}), "self_test": self_test, "computing": ours and computing(ours)}
         say(to_json(rows, comparisons, **said), "", as_json=True)

@@ -89,13 +89,14 @@ def write_evaluation(
 ) -> Path:
     """The report of finished cells; `about` is what stands on top besides the numbers of images, the budgets and the date."""
     from purify_engine.evaluation.report import write_report
+    from purify_engine.evaluation.self_test_said import without_gradient
     from purify_engine.evaluation.summary import NOTES, against_ours, summarise
     from purify_engine.evaluation.verdict import budgets, circumstances
 
     return write_report(
         path,
         title="Evaluation",
-        rows=summarise(cells, confidence),
+        rows=summarise(cells, confidence, without_gradient(self_test)),
         comparisons=against_ours(cells, confidence),
         self_test=self_test,
         configuration=configuration,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -149,7 +149,7 @@ def standard_defences(
     purifier: GuidedPurifier,
     classifier: nn.Module,
     training_images: Images | None,
-    names: Sequence[str] | None = None,
+    names: Collection[str] | None = None,
     *,
     presets: Mapping[str, PurifierConfig] | None = None,
 ) -> tuple[Defence, ...]:

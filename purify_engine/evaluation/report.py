@@ -15,6 +15,7 @@ from rich.table import Table
 from purify_engine import markdown
 from purify_engine.evaluation.contact_sheet import Exhibit
 from purify_engine.evaluation.figures import write_figures
+from purify_engine.evaluation.self_test_said import self_test_facts
 from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.summary import Comparison, Row
 from purify_engine.evaluation.verdict import attacks_in_order, defences_in_order, headline_of, points, rounded, verdict
@@ -57,7 +58,7 @@ def write_report(
         rounded=rounded,
         points=points,
         sheet=sheet,
-        self_test=None if self_test is None else {name: _short(value) for name, value in self_test.items()},
+        self_test=None if self_test is None else {name: _short(value) for name, value in self_test_facts(self_test).items()},
         configuration=flattened(configuration or {}),
         comparisons=comparisons,
         notes=notes,
@@ -121,7 +122,7 @@ def figure(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     text = f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
-    return f"{text} masked" if estimate.masked else text
+    return " ".join([text, *(["masked"] if estimate.masked else []), *(["no gradient"] if estimate.no_gradient else [])])
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:
@@ -137,7 +138,7 @@ def sizes(rows: Sequence[Row]) -> dict[str, int]:
 def best(rows: Sequence[Row]) -> dict[str, float]:
     """The largest unmasked value of each column."""
     values = {
-        name: [row.columns[name].value for row in rows if name in row.columns and not row.columns[name].masked]
+        name: [row.columns[name].value for row in rows if name in row.columns and row.columns[name].is_evidence]
         for name in column_names(rows)
     }
     return {name: max(column, default=-1.0) for name, column in values.items()}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -88,20 +88,6 @@ def row_self_tests(
     """
     found = {row.name: dataclasses.asdict(row_self_test(row, images, labels, ids=ids, seed=seed)) for row in rows}
     return {"passed": all(each["passed"] for each in found.values()), "rows": found}
-
-
-def without_gradient(self_test: Mapping[str, Any] | None) -> list[str]:
-    """The rows of `row_self_tests` whose gradient is zero everywhere: attacks by it prove nothing."""
-    rows = (self_test or {}).get("rows", {})
-    return [name for name, found in rows.items() if found["gradient"] == NONE]
-
-
-def self_test_said(self_test: Mapping[str, Any]) -> list[str]:
-    """In lines: which rows failed and why, then whether all passed."""
-    rows = self_test.get("rows", {})
-    lines = [f"{name}: {reason}" for name, found in rows.items() for reason in found["reasons"]]
-    of = f" for {len(rows)} rows" if rows else ""
-    return [*lines, f"gradient self-test {f'passed{of}' if self_test['passed'] else 'FAILED: exact figures mean nothing'}"]
 
 
 @masking_is_known()  # the suite attacks by other gradients too, and marks what is masked

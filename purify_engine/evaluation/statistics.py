@@ -27,6 +27,13 @@ class Estimate:
     high: float
     n: int
     masked: bool = False
+    no_gradient: bool = False
+    """By an attack that climbs a gradient that is zero everywhere: no evidence of robustness."""
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether it may be compared with others."""
+        return not (self.masked or self.no_gradient)
 
 
 @dataclass(frozen=True)

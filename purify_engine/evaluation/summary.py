@@ -14,11 +14,13 @@ from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMA
 
 HEADLINE, UNION = "minimum, linf", "minimum, all norms"
 NORMS = ("linf", "l2", "spatial")
+WITHOUT_GRADIENT = ("none", "square", "spsa")  # kinds of attacks that ask for answers alone
 
 NOTES = (
     "A figure is the expected accuracy of a single noise draw; beside it its Wilson interval over images.",
     "minimum: each image under its worst attack; over noisy scores it is biased low. The one over l_inf attacks is the headline.",
     "masked: an attack without the exact gradient beats `exact` by more than the paired interval: no evidence of robustness.",
+    "no gradient: that of the defence is zero everywhere, so what climbs it attacks nothing: no evidence of robustness.",
     "l2 and StAdv are other threat models; neither the guide nor the guidance was made for them.",
 )
 
@@ -43,10 +45,11 @@ class Comparison:
     mcnemar: McNemar
 
 
-def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
+def summarise(cells: Iterable[Cell], confidence: float = 0.95, without_gradient: Sequence[str] = ()) -> list[Row]:
     """A row a defence: standard accuracy, the headline over l_inf attacks, the minimum over all, then every attack.
 
     A minimum needs two attacks to be taken over, one for all needs two norms: a single attack's figure is not called one.
+    without_gradient: defences whose gradient is zero everywhere; their figures under attacks that climb it are marked.
     """
     rows, table = [], by_defence(cells)
     minima = _minima([cell for own in table.values() for cell in own.values() if cell.attack != CLEAN.name])
@@ -60,8 +63,18 @@ def summarise(cells: Iterable[Cell], confidence: float = 0.95) -> list[Row]:
         for cell in attacked:
             estimate = wilson(cell.pooled, confidence)
             columns[cell.attack] = dataclasses.replace(estimate, masked=masked and cell.attack in BY_EXACT_GRADIENT)
+        if defence in without_gradient:
+            columns = _without_gradient(columns, attacked)
         rows.append(Row(defence, columns))
     return rows
+
+
+def _without_gradient(columns: dict[str, Estimate], attacked: Sequence[Cell]) -> dict[str, Estimate]:
+    """The columns, marked where the attack climbs the defence's gradient, and with them the minima."""
+    asked = [cell.config.get("attack", {}) for cell in attacked]
+    others = [how.get("name") for how in asked if how.get("kind") in WITHOUT_GRADIENT or how.get("surface") == "guide"]
+    sound = {CLEAN.name, *others}
+    return {name: each if name in sound else dataclasses.replace(each, no_gradient=True) for name, each in columns.items()}
 
 
 def _minima(attacked: Sequence[Cell]) -> list[tuple[str, tuple[str, ...]]]:

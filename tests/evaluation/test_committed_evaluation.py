@@ -38,7 +38,8 @@ def defences():
         with pytest.MonkeyPatch.context() as patch:
             calibrate = lambda purifier, images, ratio: factor * scales[purifier.config.guidance.kind]  # noqa: E731
             patch.setattr(GuidedPurifier, "calibrate", calibrate)
-            return standard_defences(purifier, classifier, training)
+            names = {cell.defence for cell in protocol.read_cells(COMMITTED)}
+            return standard_defences(purifier, classifier, training, names)
 
     return rows
 

@@ -8,8 +8,17 @@ from torch import nn
 
 from purify_engine.config import GuidanceConfig
 from purify_engine.evaluation import row_self_test as module
+from purify_engine.evaluation.cells import Cell
 from purify_engine.evaluation.defences import UNGUIDED, Defence
-from purify_engine.evaluation.row_self_test import row_self_test, row_self_tests, self_test_said, without_gradient
+from purify_engine.evaluation.report import best, figure
+from purify_engine.evaluation.row_self_test import (
+    row_self_test,
+    row_self_tests,
+    self_test_facts,
+    self_test_said,
+    without_gradient,
+)
+from purify_engine.evaluation.summary import summarise
 from tests.evaluation.worlds import ToyPurifier, guided
 
 IMAGES = 0.2 + 0.6 * torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -209,3 +218,27 @@ def test_the_row_itself_is_left_as_it_was():
     classifier = Smooth()
     row_self_test(Defence("ours", classifier, purifier_of("ours")), IMAGES, LABELS)
     assert {parameter.dtype for parameter in classifier.parameters()} == {torch.float32}
+
+
+def test_figures_of_attacks_on_a_row_without_gradient_are_marked_and_are_no_best():
+    def cell(defence, attack, value, **how):
+        scores = (value,) * 4
+        return Cell(defence, attack, "linf" if how else "none", scores, scores, 0.0, "", {"attack": {"name": attack, **how}})
+
+    kinds = {"exact": {"kind": "pgd"}, "square": {"kind": "square"}, "from the guide": {"kind": "pgd", "surface": "guide"}}
+    shares = {"ours": 0.9, "DiffPure": 0.2}
+    cells = [cell(name, attack, value, **how) for name, value in shares.items() for attack, how in kinds.items()]
+    ours, other = summarise([cell("ours", "standard", 1.0), *cells], without_gradient=["ours"])
+    marked = {name for name, each in ours.columns.items() if each.no_gradient}
+    assert marked == {"exact", "minimum, linf"} and not any(each.no_gradient for each in other.columns.values())
+    assert figure(ours.columns["exact"]).endswith(" no gradient") and "no gradient" not in figure(ours.columns["square"])
+    assert best([ours, other])["exact"] == other.columns["exact"].value and best([ours, other])["square"] == 0.9
+
+
+def test_a_report_tells_each_row_in_a_line():
+    rows = [Defence("ours", Smooth(), purifier_of("ours")), Defence("undefended", Rounding())]
+    facts = self_test_facts(row_self_tests(rows, IMAGES, LABELS, ids=IDS))
+    assert list(facts) == ["passed", "ours", "undefended"] and facts["passed"] is False
+    assert facts["ours"].startswith("gradient right; ") and "noticed when detached" in facts["ours"]
+    assert facts["ours"].endswith("zero gradients: 0 % of images, 0 % of pixels")
+    assert facts["undefended"].startswith("gradient none; it has no gradient") and "100 % of pixels" in facts["undefended"]
