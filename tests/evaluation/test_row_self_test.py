@@ -11,13 +11,8 @@ from purify_engine.evaluation import row_self_test as module
 from purify_engine.evaluation.cells import Cell
 from purify_engine.evaluation.defences import UNGUIDED, Defence
 from purify_engine.evaluation.report import best, figure
-from purify_engine.evaluation.row_self_test import (
-    row_self_test,
-    row_self_tests,
-    self_test_facts,
-    self_test_said,
-    without_gradient,
-)
+from purify_engine.evaluation.row_self_test import row_self_test, row_self_tests
+from purify_engine.evaluation.self_test_said import self_test_facts, self_test_said, without_gradient
 from purify_engine.evaluation.summary import summarise
 from tests.evaluation.worlds import ToyPurifier, guided
 
