@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -125,9 +126,9 @@ def test_a_training_that_fails_reports_nothing_finished(tmp_path, command, monke
     assert (code, out, err) == (5, "", "purify-engine: No space left on device: /full\n")
 
 
-def quick(verb):
+def quick(verb, steps=1):
     small = {"diffusion": [*network(SMALL_UNET), "--warmup-steps", 0]}.get(verb, [*network(SMALL_CLASSIFIER), "--no-flip"])
-    return [*small, "--steps", 1, "--batch-size", 4, *([] if verb == "diffusion" else ["--attack.num-steps", 1])]
+    return [*small, "--steps", steps, "--batch-size", 4, *([] if verb == "diffusion" else ["--attack.num-steps", 1])]
 
 
 def test_finished_weights_are_kept_unless_replaced_and_resuming_finds_them(labelled, tmp_path, command):
@@ -210,3 +211,45 @@ def test_what_cannot_fit_is_refused_before_the_first_network_is_trained(labelled
 def test_images_of_another_size_are_told_of_the_option_that_takes_them(labelled, tmp_path, command):
     code, _, err = command("train", "diffusion", labelled, tmp_path / "out", "--network.in-channels", 1)
     assert code == 2 and "the network takes 32x32: resize it first, or train a network of another size" in err
+
+
+def test_a_training_that_diverges_is_one_line(labelled, tmp_path, command):
+    words = ["train", "classifier", labelled, tmp_path / "out", *network(SMALL_CLASSIFIER), "--no-flip", "--steps", 4]
+    code, out, err = command(*words, "--batch-size", 4, "--learning-rate", 1e30)
+    assert (code, out) == (2, "") and err.startswith("purify-engine: classifier: the loss is nan at step ")
+    assert "lower learning_rate or lengthen warmup_steps" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_stopped_says_how_to_go_on(number, expected, labelled, tmp_path, command, monkeypatch):
+    from purify_engine.training.loop import Loop
+
+    advance = Loop._advance
+
+    def advanced(loop, images, labels):
+        if loop.step == 1:
+            signal.raise_signal(number)
+        return advance(loop, images, labels)
+
+    words = ["train", "classifier", labelled, tmp_path / "out", *quick("classifier", steps=3)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_advance", advanced)
+        patched.setattr("sys.argv", ["purify-engine", "train", "classifier"])
+        code, out, err = command(*words)
+    assert (code, out) == (expected, "")
+    assert err.splitlines()[-1] == (
+        "purify-engine: stopped at step 2 of 3 of the classifier; go on with: purify-engine train classifier --resume"
+    )
+    assert (tmp_path / "out/classifier.checkpoint").exists() and not (tmp_path / "out/classifier.safetensors").exists()
+    code, _, err = command(*words, "--resume")
+    assert code == 0 and (tmp_path / "out/classifier.safetensors").exists()
+
+
+def test_seconds_end_a_training_that_has_many_steps_left(labelled, tmp_path, command):
+    words = ["train", "classifier", labelled, tmp_path / "out", *quick("classifier", steps=10**7)]
+    code, out, err = command(*words, "--seconds", 1e-6)
+    assert code == 0 and "standard accuracy" in out, err
+    assert "1 steps of 10,000,000, when its time was over" in (tmp_path / "out/classifier.md").read_text()
+    code, _, err = command(*words, "--seconds", -1, "--replace")
+    assert code == 2 and "seconds must be positive, or None, got -1" in err

@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(tmp_path):
     loop, seen = loop_in(tmp_path, precision="float32", accumulate=5), []
     loop.run(IMAGES, None, resume=True, progress=seen.append)
     assert seen[0]["note"] == (
-        "tiny: goes on at step 6 with device cpu (cuda before), processes 1 (4 before), accumulate 5 (1 before); the results differ "
-        "by rounding"
+        "tiny: goes on at step 6 with device cpu (cuda before), processes 1 (4 before), accumulate 5 (1 before); the results "
+        "differ by rounding"
     )
     assert [run["from_step"] for run in loop.outcome.runs] == [0, 6]

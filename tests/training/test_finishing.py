@@ -34,7 +34,8 @@ def test_the_best_of_several_is_saved_and_all_are_told(ema_decay, higher, worth,
     loop, measure = averaging(tmp_path, worth, ema_decay=ema_decay, other_ema_decays=(0.5, 0.7))
     model, figures = chosen(loop, Comparison("accuracy", measure, higher))
     assert model.weight.tolist() == [best] * 3
-    names = (["the last weights"] if ema_decay is None else ["the average over 0.9"]) + [f"the average over {d}" for d in (0.5, 0.7)]
+    named = "the last weights" if ema_decay is None else "the average over 0.9"
+    names = [named, "the average over 0.5", "the average over 0.7"]
     values = worth[:3] if ema_decay is None else worth[1:]
     saved = names[best if ema_decay is None else best - 1]
     assert figures == {
