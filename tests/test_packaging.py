@@ -215,7 +215,7 @@ def verbs(app):
 print(json.dumps(verbs(application())))
 """
     verbs = ("demo", "purify", "verify", "report", "evaluate", "bench", "convert", "doctor")
-    training = ("diffusion", "trades", "classifier", "purifier", "assemble", "digits")
+    training = ("recipe", "diffusion", "trades", "classifier", "purifier", "assemble", "pack", "digits")
     expected = {**dict.fromkeys(verbs, {}), "train": dict.fromkeys(training, {})}
     assert json.loads(run(installed, "-c", code, cwd=tmp_path)) == expected
 
@@ -290,11 +290,12 @@ def test_networks_are_trained_one_by_one_and_together_and_become_purifiers(insta
         for job, settings in networks.items()
     ]
     jobs.append(["train", "assemble", "single", source])
+    jobs.append(["train", "pack", "single", "packed"])
     names = {"unet": unet, "guide-network": net, "classifier-network": net}
     settings = [*(options(f"{job}.", light) for job in networks), *(options(f"{name}.", net) for name, net in names.items())]
     jobs.append(["train", "purifier", source, "all", *(word for words in settings for word in words)])
     run(installed, "-c", TRAINED, json.dumps(jobs), cwd=tmp_path)
-    for folder in ("single", "all"):
+    for folder in ("single", "all", "packed"):
         assert {path.stem for path in (tmp_path / folder).glob("*.safetensors")} == {"unet", "guide", "classifier"}
         assert "purifier" in json.loads((tmp_path / folder / "config.json").read_text())
 

@@ -32,8 +32,8 @@ from purify_engine.evaluation.protocol import score
 from purify_engine.evaluation.suite import CLEAN
 from purify_engine.files import append_json_line
 from purify_engine.models import Classifier, load_safetensors
-from purify_engine.training.embedded import ATTACK, CALIBRATION_IMAGES, GUIDE, GUIDE_TRAINING, RATIO
 from purify_engine.training.perturbation import robust_accuracy
+from purify_engine.training.recipes.digits import ASSEMBLY, ATTACK, GUIDE, GUIDE_TRAINING
 from purify_engine.training.trades import train_trades
 from purify_engine.types import Images, Labels
 
@@ -42,7 +42,7 @@ ACTIVATIONS = "relu", "silu"
 EXACT = AttackConfig(name="exact", num_steps=12, num_eot=2)
 FORMS: dict[str, tuple[float, dict[str, Any], AttackConfig]] = {  # the pull's ratio, the guidance, and PGD through its gradient
     "features": (LATENT_RATIO, LATENT_TERM, EXACT),
-    "pseudo-label": (RATIO, {}, replace(EXACT, gradient="straight_through")),
+    "pseudo-label": (ASSEMBLY.ratio, {}, replace(EXACT, gradient="straight_through")),
 }
 OTHERS = (
     replace(EXACT, name="BPDA", gradient="bpda"),
@@ -89,7 +89,7 @@ def measured(guide: Classifier, form: str, num_images: int) -> dict[str, Any]:
     clean = float((guide(images).argmax(dim=1) == labels).double().mean())
     robust = robust_accuracy(guide, images, labels, GUIDE_ALONE)
     base = GuidedPurifier.from_pretrained("digits")
-    known = digits("train")[0][:CALIBRATION_IMAGES]
+    known = digits("train")[0][:ASSEMBLY.calibration_images]
     ratio, guidance, exact = FORMS[form]
     purifier = calibrated(GuidedPurifier(base.denoiser, guide, base.config), known, ratio, **guidance)
     return {

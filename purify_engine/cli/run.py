@@ -68,7 +68,8 @@ def _training() -> App:
     from purify_engine.cli import train
 
     training = App(name="train", help="Train a purifier: diffusion model, guide and a classifier to protect.")
-    for job in (train.purifier, train.diffusion, train.trades, train.classifier, train.assemble, train.digits):
+    networks = (train.diffusion, train.trades, train.classifier)
+    for job in (train.recipe, train.purifier, *networks, train.assemble, train.pack, train.digits):
         training.command(job)
     return training
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from cyclopts import Parameter
 
 from purify_engine.cli.loading import Device
 from purify_engine.cli.options import options_of
+from purify_engine.cli.recipes import follow
 from purify_engine.cli.training import GUIDE, Job, Networks, Reports, Trainings
 from purify_engine.config import (
     Assembly,
@@ -19,6 +20,7 @@ from purify_engine.config import (
     UNetConfig,
     require,
 )
+from purify_engine.training.recipes import RECIPES
 
 OF_THE_IMAGES = {"num_classes": "as many as SOURCE has", "mean": "of SOURCE's images", "std": "of SOURCE's images"}
 BESIDE = {**OF_THE_IMAGES, "in_channels": "as the networks in OUTPUT, else 3"}
@@ -53,6 +55,14 @@ Seconds = Annotated[
     Parameter(
         help="Wall-clock time that all runs together may train for: the learning rate falls to its end within it, and what is "
         "trained by then is saved."
+    ),
+]
+Parts = Annotated[
+    list[str] | None,
+    Parameter(
+        negative_iterable=(),
+        help="Only these networks: unet, guide, classifier; of cifar10 and cifar100 also guide-clean, guide-l2, guide-wide. "
+        "All by default.",
     ),
 ]
 Json = Annotated[bool, Parameter(negative="", help="Print the result as one JSON line.")]
@@ -192,12 +202,70 @@ def digits(
     seconds: Seconds = None,
     json: Json = False,
 ) -> None:
-    """Train the embedded U-Net, guide and classifier again, on scikit-learn's bundled digits."""
-    from purify_engine.data import digits as bundled
-    from purify_engine.training.assembly import PARTS, require_room
-    from purify_engine.training.embedded import train_embedded
-
-    for part in PARTS:
-        require_room(output, part, resume=resume, replace=replace)
+    """Train the embedded U-Net, guide and classifier again, on scikit-learn's bundled digits: the recipe `digits`."""
     with Reports("train digits", json) as told:
-        train_embedded(*bundled("train"), output, held_out=bundled("test"), seconds=seconds, resume=resume, progress=told)
+        job = Job("digits", output, resume, replace, "cpu", told, seconds)
+        follow(job, RECIPES["digits"], [], "purify-engine train digits")
+
+
+def recipe(
+    name: str,
+    output: Output,
+    *,
+    data: str,
+    part: Parts = None,
+    resume: Resume = False,
+    replace: Replace = False,
+    seconds: Seconds = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Train the purifier NAME into OUTPUT, by one of the recipes that come with the package.
+
+    cifar10-small is made for two CPU cores and hours, cifar10 and cifar100 for a GPU and a day, or less by --seconds; digits are
+    the embedded digits. OUTPUT is then a purifier that names its presets, with cards that say by which data, recipe and command.
+    The last 2,000 training images are held out to choose by; of class folders, as many of each class.
+
+    Parameters
+    ----------
+    name:
+        cifar10-small, cifar10, cifar100 or digits.
+    data:
+        CIFAR's batches as published (cifar-10-batches-py, cifar-10-python.tar.gz), a .npz file with `images` and `labels`, a
+        folder of them (train-0.npz, ...), or class folders of images; "digits" for digits.
+    """
+    require(name in RECIPES, "name", f"one of {', '.join(RECIPES)}", name)
+    with Reports(f"train recipe {name}", json) as told:
+        job = Job(data, output, resume, replace, device, told, seconds)
+        parts = "".join(f" --part {one}" for one in part or ())
+        within = "" if seconds is None else f" --seconds {seconds:g}"
+        command = f"purify-engine train recipe {name} {output.name} --data {Path(data).name}{parts}{within}"
+        follow(job, RECIPES[name], part or [], command)
+
+
+def pack(
+    folder: Path,
+    output: Path,
+    *,
+    precision: Literal["fp16", "bf16"] = "fp16",
+    json: Json = False,
+) -> None:
+    """Copy the purifier in FOLDER into the new folder OUTPUT, its weights in 16 bits: half the size, to be shipped.
+
+    They are loaded into float32, as others are. Cards go along, with the hashes of the new files.
+
+    Parameters
+    ----------
+    folder:
+        A purifier that was trained.
+    output:
+        A new or an empty folder.
+    precision:
+        fp16 rounds eight times finer than bf16, and refuses numbers beyond 65,504.
+    """
+    from purify_engine.training.packing import pack as packed
+
+    with Reports("train pack", json) as told:
+        size = packed(folder, output, precision)
+        told.about["packed"] = {"folder": str(output), "bytes": size, "precision": precision}
+        told.notes.append(f"{output}: {size / 1e6:.1f} MB in {precision}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from purify_engine.config.checks import one_of, require
-from purify_engine.config.purification import PseudoLabel, ScheduleConfig
+from purify_engine.config.purification import PseudoLabel, ScheduleConfig, Sizes
 
 TrainingPrecision: TypeAlias = Literal["auto", "float32", "bf16"]
 Decay: TypeAlias = Literal["cosine", "linear", "step"]
@@ -193,6 +193,9 @@ class Assembly:
     """What the label term pulls to; None: the class that the guide sees (pseudo) where label_weight is positive, else nothing."""
     calibration_images: int = 256
     """Training images that the scale is calibrated on: a fixed choice among all of them."""
+    sizes: Sizes = "exact"
+    """Which images the purifier takes, unless it is told: those of its network's size alone (exact), or others resized, in tiles,
+    or as they are (native)."""
 
     def __post_init__(self) -> None:
         for name in ("t_star", "num_steps"):
@@ -205,6 +208,7 @@ class Assembly:
             one_of("pseudo_label", self.pseudo_label, PseudoLabel)
         aimless = self.pseudo_label == "none" and self.label_weight > 0
         require(not aimless, "pseudo_label", "pseudo or soft where label_weight is positive", self.pseudo_label)
+        one_of("sizes", self.sizes, Sizes)
         require(self.calibration_images >= 1, "calibration_images", "at least 1", self.calibration_images)
 
     @property

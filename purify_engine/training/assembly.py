@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ from purify_engine.config import (
     require,
     to_dict,
 )
-from purify_engine.folders import add_to_config, class_names, differing_classes, read_config
+from purify_engine.folders import add_to_config, class_names, differing_classes, own_presets, read_config
 from purify_engine.models import Classifier, Denoiser, UNet, load_safetensors
 from purify_engine.purifier import GuidedPurifier
+from purify_engine.training.cards import write_purifier_card
 from purify_engine.training.record import remembered
 from purify_engine.types import Images, Labels
 
@@ -95,36 +98,57 @@ def settled(folder: Path) -> Assembly:
     return from_dict(Assembly, {name: value for name, value in said.items() if name != "data"})
 
 
-def assemble(folder: Path, images: Images, how: Assembly, source: str = "") -> PurifierConfig | None:
+def assemble(
+    folder: Path, images: Images, how: Assembly, source: str = "", presets: Mapping[str, Any] | None = None
+) -> PurifierConfig | None:
     """Make `folder` a purifier's by the networks in it, and return how it purifies; None where there is no U-Net yet.
 
     images: training images, float [N, C, H, W] in [0, 1], all of which the guidance is calibrated on; `source` says in words
-    where they came from. Without a guide nothing guides, as in DiffPure. Writes `purifier` and `training.purifier` into
-    `config.json`. ValueError where t_star goes deeper than the U-Net was trained for.
+    where they came from. Without a guide nothing guides, as in DiffPure. presets: other ways to purify, by name (`folders.py`);
+    None: those that `config.json` names already. Each gets a scale of its own. Writes `purifier`, `presets` and
+    `training.purifier` into `config.json`, and the card. ValueError where t_star goes deeper than the U-Net was trained for.
     """
     there = contents(folder)
     if "unet" not in there:
         return None
     unet, guide = _trained(there, "unet"), _trained(there, "guide")
-    plan = PurifierConfig(t_star=depth(how, unet, guide), num_steps=how.num_steps, schedule=unet.schedule)
+    plan = PurifierConfig(t_star=depth(how, unet, guide), num_steps=how.num_steps, schedule=unet.schedule, sizes=how.sizes)
+    named = dict(there.get("presets", {}) if presets is None else presets)
     if guide is None:
         config, data = replace(plan, guidance=GuidanceConfig(kind="none")), None
     else:
-        config, data = _calibrated(folder, there, plan, images, how), remembered(images, None, source)
+        config, named = _calibrated(folder, there, plan, images, how, named)
+        data = remembered(images, None, source)
+    for name, preset in own_presets({"purifier": to_dict(config), "presets": named}, folder).items():
+        most, t_star = deepest_of(unet), preset.config.t_star
+        require(t_star <= most, f"presets.{name}.t_star", f"at most {most}, as the U-Net is trained on", t_star)
     record = {"data": data and to_dict(data), **to_dict(how)}
-    add_to_config(folder, purifier=config, training={"purifier": record})
+    add_to_config(folder, purifier=config, presets=named or None, training={"purifier": record})
+    write_purifier_card(folder)
     return config
 
 
-def _calibrated(folder: Path, there: dict[str, Any], plan: PurifierConfig, images: Images, how: Assembly) -> PurifierConfig:
-    """With the scale at which the networks in `folder` pull by `how.ratio`, to four digits."""
+def _calibrated(
+    folder: Path, there: dict[str, Any], plan: PurifierConfig, images: Images, how: Assembly, presets: dict[str, Any]
+) -> tuple[PurifierConfig, dict[str, Any]]:
+    """Both with scales at which the networks in `folder` pull by `how.ratio`, to four digits."""
     unet = load_safetensors(UNet(network_of(there, "unet")), folder / "unet.safetensors")
     guide = load_safetensors(Classifier(network_of(there, "guide")), folder / "guide.safetensors")
     guidance = GuidanceConfig(
         scale=1.0, label_weight=how.label_weight, latent_weight=how.latent_weight, pseudo_label=how.pulls_to
     )
-    purifier = GuidedPurifier(Denoiser(unet), guide, replace(plan, guidance=guidance)).to(images.device)
-    return replace(plan, guidance=replace(guidance, scale=float(f"{purifier.calibrate(images, how.ratio):.4g}")))
+    config = replace(plan, guidance=guidance)
+    purifier = GuidedPurifier(Denoiser(unet), guide, config).to(images.device)
+
+    @cache
+    def scale(config: PurifierConfig) -> float:
+        ways = {field.name: getattr(config, field.name) for field in fields(config)}
+        return float(f"{purifier.configured(**ways).calibrate(images, how.ratio):.4g}")
+
+    known = own_presets({"purifier": to_dict(config), "presets": presets}, folder)
+    pulls = {name: {**presets[name].get("guidance", {}), "scale": scale(preset.config)} for name, preset in known.items()}
+    named = {name: {**presets[name], "guidance": pulls[name]} for name in known}
+    return replace(config, guidance=replace(config.guidance, scale=scale(config))), named
 
 
 def depth(how: Assembly, unet: DiffusionTraining, guide: TradesTraining | None) -> int:

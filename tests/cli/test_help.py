@@ -107,7 +107,7 @@ def test_help_says_what_every_option_means(verb, command, monkeypatch):
     assert not unexplained(out)
 
 
-@pytest.mark.parametrize("verb", ["train digits", "report", "verify", "bench", "doctor"])
+@pytest.mark.parametrize("verb", ["train recipe", "train pack", "train digits", "report", "verify", "bench", "doctor"])
 def test_help_explains_the_options_that_no_configuration_has(verb, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", WIDE)
     assert not unexplained(command(*verb.split(), "--help")[1])

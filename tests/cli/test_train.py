@@ -97,31 +97,33 @@ def test_every_option_arrives_at_the_trainer(labelled, tmp_path, command, monkey
 
 def test_the_digits_are_trained_on_their_training_split(tmp_path, command, monkeypatch):
     from purify_engine.data import digits
-    from purify_engine.training import embedded
+    from purify_engine.training.recipes import RECIPES, run
 
     given = {}
 
-    def train(images, labels, output, *, held_out, seconds, resume, progress):
-        given.update(images=images, labels=labels, output=output, held_out=held_out, resume=resume)
+    def train(recipe, data, output, *, progress, **how):
+        given.update(recipe=recipe, data=data, output=output, **how)
         progress({"network": "unet", "step": 1, "steps": 2, "loss": 0.5})
         progress({"network": "unet", "figures": {"error": 0.123456}, "weights": "unet.safetensors"})
+        return run.Followed()
 
-    monkeypatch.setattr(embedded, "train_embedded", train)
-    code, out, _ = command("train", "digits", "--output", tmp_path / "out", "--resume")
-    assert code == 0 and given["output"] == tmp_path / "out" and given["resume"] is True
-    for mine, split in ((given["images"], "train"), (given["held_out"][0], "test")):
-        assert np.array_equal(mine.numpy(), digits(split)[0].numpy())
-    assert out == "unet: unet.safetensors\n  error: 0.1235\n"
+    monkeypatch.setattr(run, "train_recipe", train)
+    code, out, _ = command("train", "digits", "--output", tmp_path / "out", "--resume", "--seconds", 90)
+    assert code == 0 and given["output"] == tmp_path / "out" and given["resume"] is True and given["seconds"] == 90
+    assert given["recipe"] is RECIPES["digits"] and given["parts"] == []
+    for mine, split in (((given["data"].images, given["data"].labels), "train"), (given["data"].held_out, "test")):
+        assert all(np.array_equal(ours.numpy(), theirs.numpy()) for ours, theirs in zip(mine, digits(split), strict=True))
+    assert out.startswith("unet: unet.safetensors\n  error: 0.1235\n")
 
 
 def test_a_training_that_fails_reports_nothing_finished(tmp_path, command, monkeypatch):
-    from purify_engine.training import embedded
+    from purify_engine.training.recipes import run
 
     def fail(*args, progress, **kwargs):
         progress({"network": "unet", "figures": {}, "weights": "unet.safetensors"})
         raise OSError(28, "No space left on device", "/full")
 
-    monkeypatch.setattr(embedded, "train_embedded", fail)
+    monkeypatch.setattr(run, "train_recipe", fail)
     code, out, err = command("train", "digits", "--output", tmp_path / "out")
     assert (code, out, err) == (5, "", "purify-engine: No space left on device: /full\n")
 
@@ -144,9 +146,8 @@ def test_finished_weights_are_kept_unless_replaced_and_resuming_finds_them(label
     code, _, err = command(*words, "--resume", "--seed", 3)
     assert code == 2 and "resume must be of the training that made classifier.safetensors" in err and "'seed': (0, 3)" in err
     assert command(*words, "--replace", "--seed", 3)[0] == 0 and weights.read_bytes() != first
-    (tmp_path / "out/unet.safetensors").touch()
     code, _, err = command("train", "digits", "--output", tmp_path / "out")
-    assert code == 2 and "a folder without unet.safetensors" in err
+    assert code == 2 and "a folder without classifier.safetensors" in err
 
 
 @pytest.mark.parametrize("label", [-100, -1, 2])

@@ -152,6 +152,7 @@ BOUNDS = [
     (Assembly, "label_weight", [1e-9], [0], "positive where latent_weight is 0", {"latent_weight": 0.0}),
     (Assembly, "pseudo_label", [None, "soft"], ["none"], "pseudo or soft where label_weight is positive", {"label_weight": 1.0}),
     (Assembly, "label_weight", [0], [-1e-9], "at least 0", {"latent_weight": 1.0}),
+    (Assembly, "sizes", ["exact", "native", "resize", "tile"], ["pad"], "one of exact, native, resize, tile", {}),
     (Assembly, "calibration_images", [1, 256], [0], "at least 1", {}),
     (Perturbation, "norm", ["linf", "l2"], ["l1"], "one of linf, l2", {}),
     (Perturbation, "epsilon", [0, 1], [-1e-9], "at least 0", {}),

@@ -99,7 +99,10 @@ CHANGED = {  # every field of every configuration at another value than its defa
         batch_size=2, part_size=3, decoders=4, retry_failed=True, max_failed=0.5, workers=6, threads=7, engine="ray",
         ray_address="auto", shard_index="auto", num_shards=8, stall_seconds=9.0,
     ),
-    Assembly(t_star=5, num_steps=3, ratio=0.4, label_weight=0.5, latent_weight=0.7, pseudo_label="soft", calibration_images=8),
+    Assembly(
+        t_star=5, num_steps=3, ratio=0.4, label_weight=0.5, latent_weight=0.7, pseudo_label="soft", calibration_images=8,
+        sizes="tile",
+    ),
     OwnDenoiserConfig(
         network="a", image_size=2, in_channels=4, num_halvings=5, predicts="v", takes="fraction", num_timesteps=6,
         learned_variance=True,

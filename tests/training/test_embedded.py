@@ -1,22 +1,26 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import purify_engine
-from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, from_dict, to_dict
+from purify_engine.config import GuidanceConfig, PurifierConfig, from_dict, to_dict
 from purify_engine.data import digits
 from purify_engine.models import Classifier, UNet, load_safetensors
 from purify_engine.presets import load_classifier
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.reference.schedules import make_schedule
-from purify_engine.training import embedded
+from purify_engine.training.assembly import assemble
 from purify_engine.training.diffusion import denoising_error
 from purify_engine.training.perturbation import accuracy, robust_accuracy
-from purify_engine.training.record import TrainingSet, remembered
+from purify_engine.training.recipes import RECIPES
+from purify_engine.training.recipes import digits as embedded
+from purify_engine.training.recipes.run import Examples, calibration_images
+from purify_engine.training.record import remembered
 
 WEIGHTS = Path(purify_engine.__file__).parent / "weights" / "digits"
 NAMES = ["classifier", "guide", "unet"]
@@ -92,7 +96,7 @@ def test_the_folder_says_what_its_networks_were_trained_on_and_which_classes_the
         plain = json.loads(json.dumps({"data": to_dict(data), **to_dict(training)}))
         assert config["training"][name] == plain
         assert f"SHA-256 of their pixels: `{of_digits.sha256}`" in (WEIGHTS / f"{name}.md").read_text()
-    calibrated_on = remembered(images[: embedded.CALIBRATION_IMAGES], None, embedded.DATA)
+    calibrated_on = remembered(images[: embedded.ASSEMBLY.calibration_images], None, embedded.DATA)
     plain = json.loads(json.dumps({"data": to_dict(calibrated_on), **to_dict(embedded.ASSEMBLY)}))
     assert config["training"]["purifier"] == plain
     purifier, classifier = GuidedPurifier.from_pretrained("digits"), load_classifier("digits")
@@ -108,90 +112,34 @@ def flattened(values, prefix=""):
             yield f"{prefix}{name}", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def test_the_purifier_is_configured_as_its_maker_says():
-    images, _ = digits("train")
-    purifier = GuidedPurifier.from_pretrained("digits")
+def test_the_purifier_is_configured_as_its_recipe_says():
+    purifier, how = GuidedPurifier.from_pretrained("digits"), embedded.ASSEMBLY
+    guidance = GuidanceConfig(scale=1.0, label_weight=how.label_weight, latent_weight=how.latent_weight)
+    expected = PurifierConfig(t_star=how.t_star, num_steps=how.num_steps, guidance=guidance)
     scale = purifier.config.guidance.scale
-    assert purifier.config == replace(embedded.PURIFIER, guidance=replace(embedded.PURIFIER.guidance, scale=scale))
-    # The last of four digits may round the other way on another machine.
-    assert embedded.calibrated_scale(images, WEIGHTS) == pytest.approx(scale, rel=2e-3)
+    assert purifier.config == replace(expected, guidance=replace(guidance, scale=scale)) and scale > 0
 
 
-def test_all_three_are_trained_and_finished_ones_are_kept(monkeypatch, tmp_path):
-    for name in ("UNET_TRAINING", "GUIDE_TRAINING", "CLASSIFIER_TRAINING"):
-        monkeypatch.setattr(embedded, name, replace(getattr(embedded, name), steps=1, batch_size=4))
-    images, labels = (each[:20] for each in digits("train"))
-    embedded.train_embedded(images, labels, tmp_path)
-    weights = sorted(tmp_path.glob("*.safetensors"))
-    assert [path.stem for path in weights] == NAMES
-    weights[1].unlink()
-    trained = []
-    embedded.train_embedded(images, labels, tmp_path, resume=True, progress=lambda report: trained.append(report["network"]))
-    assert set(trained) == {"guide"}
-    assert GuidedPurifier.from_pretrained(tmp_path).config.guidance.scale > 0
-
-
-class Asked:
-    """Stands for the three trainers and notes what each was asked to do; it writes the weights file that a trainer writes."""
-
-    def __init__(self, monkeypatch):
-        self.calls = {}
-        for trainer, name in (("train_classifier", "classifier"), ("train_trades", "guide"), ("train_diffusion", "unet")):
-            monkeypatch.setattr(embedded, trainer, self.trainer(name))
-        monkeypatch.setattr(embedded, "calibrated_scale", lambda images, folder: 2.5)
-        monkeypatch.setattr(embedded, "remembered", lambda *data: TrainingSet(source="", images=1, shape=(1,), sha256="abc"))
-
-    def trainer(self, name):
-        def train(*arguments, **options):
-            (folder,) = [argument for argument in arguments if isinstance(argument, Path)]
-            self.calls[name] = (arguments, options)
-            folder.mkdir(exist_ok=True)
-            (folder / f"{name}.safetensors").touch()
-
-        return train
-
-
-def test_each_network_is_trained_by_its_configuration_on_the_same_digits(monkeypatch, tmp_path):
-    asked, images, labels, held_out, progress = Asked(monkeypatch), range(9), object(), (object(), object()), object()
-    embedded.train_embedded(images, labels, tmp_path, held_out=held_out, seconds=6.0, progress=progress)
-    shared = {"data": embedded.DATA, "seconds": 2.0, "resume": False, "progress": progress}
-    classified = {**shared, "held_out": held_out, "class_names": embedded.CLASSES}
-    assert asked.calls == {
-        "classifier": ((images, labels, embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING, tmp_path), classified),
-        "guide": ((images, labels, embedded.GUIDE, embedded.GUIDE_TRAINING, tmp_path), classified),
-        "unet": ((images, embedded.UNET, embedded.UNET_TRAINING, tmp_path), {**shared, "held_out": held_out[0]}),
+def test_the_recipe_is_of_these_networks_and_assembled_on_the_first_digits(monkeypatch, tmp_path):
+    recipe = RECIPES["digits"]
+    assert {name: (part.network, part.training) for name, part in recipe.parts.items()} == {
+        "classifier": (embedded.CLASSIFIER, embedded.CLASSIFIER_TRAINING),
+        "guide": (embedded.GUIDE, embedded.GUIDE_TRAINING),
+        "unet": (embedded.UNET, embedded.UNET_TRAINING),
     }
-    assert list(asked.calls) == ["classifier", "guide", "unet"]
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert from_dict(UNetConfig, config["unet"]) == embedded.UNET
-    assert from_dict(ClassifierConfig, config["guide"]) == embedded.GUIDE
-    assert from_dict(ClassifierConfig, config["classifier"]) == embedded.CLASSIFIER
-    expected = replace(embedded.PURIFIER, guidance=replace(embedded.PURIFIER.guidance, scale=2.5))
-    assert from_dict(PurifierConfig, config["purifier"]) == expected
+    assert recipe.assembly == embedded.ASSEMBLY and recipe.classes == tuple("0123456789") and recipe.data == embedded.DATA
+    images, labels = digits("train")
+    chosen = calibration_images(Examples(images=images, labels=labels), embedded.ASSEMBLY.calibration_images)
+    assert len(chosen) == 256 and bool((chosen == images[:256]).all())
 
 
-@pytest.mark.parametrize("there", [(), ("unet",), ("classifier", "guide"), ("classifier", "guide", "unet")], ids=str)
-@pytest.mark.parametrize("resume", [True, False])
-def test_finished_networks_are_kept_only_when_resuming(resume, there, monkeypatch, tmp_path):
-    asked = Asked(monkeypatch)
-    for name in there:
-        (tmp_path / f"{name}.safetensors").touch()
-    embedded.train_embedded(range(9), None, tmp_path, resume=resume)
-    assert sorted(asked.calls) == [name for name in NAMES if not (resume and name in there)]
-    assert all(options["resume"] is resume for _, options in asked.calls.values())
-    assert all(options["held_out"] is None for _, options in asked.calls.values())
-
-
-def test_the_scale_is_calibrated_on_the_first_digits_to_the_ratio_in_four_digits(monkeypatch):
-    seen = []
-
-    def calibrate(purifier, images, ratio):
-        seen.append((purifier.config, purifier.guide is not None, images, ratio))
-        return 1.234567
-
-    monkeypatch.setattr(GuidedPurifier, "calibrate", calibrate)
+def test_the_folder_is_assembled_again_to_what_it_holds(tmp_path):
+    shutil.copytree(WEIGHTS, tmp_path / "digits")
     images, _ = digits("train")
-    assert embedded.calibrated_scale(images, WEIGHTS) == 1.235
-    ((config, guided, used, ratio),) = seen
-    assert config == embedded.PURIFIER and guided and ratio == embedded.RATIO
-    assert len(used) == 256 and (used == images[:256]).all()
+    made = assemble(tmp_path / "digits", images[:256], embedded.ASSEMBLY, embedded.DATA)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (WEIGHTS, tmp_path / "digits"))
+    saved = from_dict(PurifierConfig, before.pop("purifier"))
+    # The last of four digits may round the other way on another machine.
+    assert made.guidance.scale == pytest.approx(saved.guidance.scale, rel=2e-3)
+    assert replace(made, guidance=replace(made.guidance, scale=saved.guidance.scale)) == saved
+    assert from_dict(PurifierConfig, after.pop("purifier")) == made and after == before
