@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from purify_engine.cli.labelled import DIGITS, Labelled, labelled
 from purify_engine.cli.training import Job
@@ -23,8 +23,8 @@ def follow(job: Job, recipe: Recipe, parts: list[str], command: str) -> None:
     for name in chosen(recipe, parts):  # before anything is read
         folder, kind = home(job.output, name), recipe.parts[name].kind
         assembly.require_room(folder, kind, resume=job.resume, replace=job.replace)
-    how = {"seconds": job.seconds, "resume": job.resume, "replace": job.replace, "command": command}
-    done = train_recipe(recipe, _examples(job, recipe), job.output, parts=parts, progress=job.told, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"seconds": job.seconds, "resume": job.resume, "replace": job.replace, "command": command}
+    done = train_recipe(recipe, _examples(job, recipe), job.output, parts=parts, progress=job.told, **how)
     for name in done.kept:
         job.told.notes.append(f"{name}: {home(job.output, name)} holds it finished, and it is kept")
     job.told.about |= {"kept": done.kept} if done.kept else {}
