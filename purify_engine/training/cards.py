@@ -25,11 +25,16 @@ class Made:
 
 
 def say_made(folder: Path, part: str, made: Made) -> None:
-    """Add to a network's card, and to `config.json`, the recipe that it follows and the command, and the hash of its weights."""
+    """Add to a network's card, and to `config.json`, the recipe that it follows and the command."""
     path = folder / f"{part}.md"
-    text = with_section(path.read_text(encoding="utf-8"), "Recipe", _recipe(to_dict(made)))
-    write_text(path, with_section(text, "File", file_line(folder / f"{part}.safetensors")))
+    write_text(path, with_section(path.read_text(encoding="utf-8"), "Recipe", _recipe(to_dict(made))))
     add_to_config(folder, recipe=made)
+
+
+def of_other_weights(card: str, weights: Path, how: str) -> str:
+    """The card of a network whose weights are stored otherwise, in words, than by its training."""
+    text = re.sub(r"(?<=SHA-256 of the weights: `)[0-9a-f]{64}(?=`)", sha256(weights), card)
+    return with_section(text, "File", f"{file_line(weights)} {how}")
 
 
 def file_line(weights: Path) -> str:

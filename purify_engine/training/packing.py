@@ -40,9 +40,11 @@ def pack(folder: Path, output: Path, precision: Packed = "fp16") -> int:
         for part in parts:
             weights = made / f"{part}.safetensors"
             write_tensors(tensors[part], weights)
-            how = f"{cards.file_line(weights)} Matrices and filters are stored in {precision}, and loaded into float32."
+            how = f"Matrices and filters are stored in {precision}, and loaded into float32."
             card = (folder / f"{part}.md").read_text(encoding="utf-8")
-            write_text(made / f"{part}.md", cards.with_section(card, "File", how))
+            write_text(made / f"{part}.md", cards.of_other_weights(card, weights, how))
+            if (folder / f"{part}.svg").is_file():  # the learning curve that the card shows
+                write_text(made / f"{part}.svg", (folder / f"{part}.svg").read_text(encoding="utf-8"))
         write_config(made, **{name: said for name, said in config.items() if name != "schema_version"})
         hashes = {part: sha256(made / f"{part}.safetensors") for part in parts}
         add_to_config(made, precision=precision, weights=hashes)

@@ -17,6 +17,7 @@ from purify_engine.training import assembly, cards
 from purify_engine.training.batches import check_training_set
 from purify_engine.training.classifier import LabelledImages, train_classifier
 from purify_engine.training.diffusion import train_diffusion
+from purify_engine.training.processes import join
 from purify_engine.training.progress import Progress, silent
 from purify_engine.training.recipes.recipe import Part, Recipe
 from purify_engine.training.trades import train_trades
@@ -80,7 +81,10 @@ def train_recipe(
         else:
             budget = None if seconds is None else seconds * part.share / whole
             _train(part, recipe.classes, data, folder, seconds=budget, resume=resume, progress=progress)
-            cards.say_made(folder, part.kind, cards.Made(recipe=recipe.name, command=command))
+            if join().is_first:
+                cards.say_made(folder, part.kind, cards.Made(recipe=recipe.name, command=command))
+    if not join().is_first:  # of torchrun's processes one makes the purifier
+        return result
     for folder in dict.fromkeys(home(out_dir, name) for name in recipe.parts):
         config = _assembled(recipe, data, out_dir, folder)
         if config is not None:
