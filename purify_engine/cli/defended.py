@@ -39,6 +39,5 @@ def load_defended(
 
 def classes_of(classifier: nn.Module) -> tuple[int, tuple[str, ...] | None]:
     """How many classes a classifier tells apart, and their names where it has them."""
-    own: Any = getattr(classifier, "num_classes", None)
     known: Any = classifier
-    return (known.config.num_classes if own is None else own), known.class_names
+    return known.config.num_classes, known.class_names

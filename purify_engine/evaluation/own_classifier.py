@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from purify_engine.config import require
+from purify_engine.config import OwnGuideConfig, require
 
 if TYPE_CHECKING:
     from purify_engine.types import Images, Logits
@@ -28,8 +28,8 @@ class OwnClassifier(nn.Module):
         self.module = module
         self.origin = origin
         """Who made it: part of what finished results are found by, as code that rounds has no weights that tell."""
-        self.num_classes: int | None = None
-        """K, once `require_images` has asked."""
+        self.config = OwnGuideConfig(network=origin)
+        """With `num_classes`, K, once `require_images` has asked."""
         names = getattr(module, "class_names", None)
         self.class_names: tuple[str, ...] | None = None if names is None else tuple(map(str, names))
         self.eval().requires_grad_(False)
@@ -40,7 +40,7 @@ class OwnClassifier(nn.Module):
 
     @torch.no_grad()
     def require_images(self, images: Images) -> None:
-        """ValueError where these are no images for it, or its answers no logits; else its `num_classes` are known."""
+        """ValueError where these are no images for it, or its answers no logits; else `config.num_classes` is known."""
         wanted = f"a classifier of images {list(images.shape)} in [0, 1] that returns float logits [{len(images)}, classes]"
         try:
             logits = self(images)
@@ -49,9 +49,10 @@ class OwnClassifier(nn.Module):
         fits = isinstance(logits, Tensor) and logits.is_floating_point() and logits.shape[:-1] == images.shape[:1]
         require(fits, "classifier", wanted, f"{self.origin}: {getattr(logits, 'dtype', type(logits))} {_shape(logits)}")
         require(logits.shape[-1] >= 2, "classifier", "one of 2 classes at least", f"{self.origin}: {logits.shape[-1]}")
-        self.num_classes, names = logits.shape[-1], self.class_names
-        named = names is None or len(names) == self.num_classes
-        require(named, "class_names of the classifier", f"{self.num_classes} names, one an output", names)
+        self.config = OwnGuideConfig(network=self.origin, num_classes=logits.shape[-1])
+        names = self.class_names
+        named = names is None or len(names) == logits.shape[-1]
+        require(named, "class_names of the classifier", f"{logits.shape[-1]} names, one an output", names)
 
 
 def is_own(name: str) -> bool:

@@ -14,6 +14,7 @@ from purify_engine.evaluation.suite import BY_EXACT_GRADIENT, CLEAN, EXACT, UNMA
 
 HEADLINE, UNION = "minimum, linf", "minimum, all norms"
 NORMS = ("linf", "l2", "spatial")
+OTHER_SURFACES = ("guide", "others")  # networks that an attack climbs in place of the defence
 WITHOUT_GRADIENT = ("none", "square", "spsa")  # kinds of attacks that ask for answers alone
 
 NOTES = (
@@ -72,7 +73,7 @@ def summarise(cells: Iterable[Cell], confidence: float = 0.95, without_gradient:
 def _without_gradient(columns: dict[str, Estimate], attacked: Sequence[Cell]) -> dict[str, Estimate]:
     """The columns, marked where the attack climbs the defence's gradient, and with them the minima."""
     asked = [cell.config.get("attack", {}) for cell in attacked]
-    others = [how.get("name") for how in asked if how.get("kind") in WITHOUT_GRADIENT or how.get("surface") == "guide"]
+    others = [how.get("name") for how in asked if how.get("kind") in WITHOUT_GRADIENT or how.get("surface") in OTHER_SURFACES]
     sound = {CLEAN.name, *others}
     return {name: each if name in sound else dataclasses.replace(each, no_gradient=True) for name, each in columns.items()}
 

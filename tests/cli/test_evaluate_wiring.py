@@ -267,7 +267,7 @@ def test_a_classifier_of_ones_own_is_defended(handed_on, evaluated, tmp_path, mo
     code, _, err = evaluated("--classifier", "own_net:net", "--defences", "undefended")
     assert code == 0, err
     own = handed_on["rows"][0].classifier
-    assert (own.origin, own.num_classes, own.training) == ("own_net:net", 10, False)
+    assert (own.origin, own.config.num_classes, own.training) == ("own_net:net", 10, False)
     images = np.random.RandomState(0).rand(8, 1, 8, 8).astype(np.float32)
     answers = own_classifier("own_net:net")(torch.tensor(images)).argmax(dim=1).numpy()
     for shift, ended in ((0, 0), (1, 4)):

@@ -63,7 +63,7 @@ def test_a_module_is_made_frozen_and_asked_how_many_classes_it_has():
     own = own_classifier("my_nets:Net")
     own.require_images(IMAGES)
     assert not any(part.training for part in own.modules()) and not any(weight.requires_grad for weight in own.parameters())
-    assert (own.num_classes, own.class_names, own.origin) == (3, ("cat", "dog", "owl"), "my_nets:Net")
+    assert (own.config.num_classes, own.class_names, own.origin) == (3, ("cat", "dog", "owl"), "my_nets:Net")
     assert torch.equal(own(IMAGES), own.module(IMAGES))
     assert Defence("undefended", own).describe()["classifier"] == "my_nets:Net"
     assert "classifier" not in Defence("undefended", nn.Flatten()).describe()
@@ -72,7 +72,7 @@ def test_a_module_is_made_frozen_and_asked_how_many_classes_it_has():
 def test_answers_that_hold_logits_are_logits():
     own = own_classifier("my_nets:Wrapped")
     own.require_images(IMAGES)
-    assert torch.equal(own(IMAGES), IMAGES.flatten(1)[:, :2]) and (own.num_classes, own.class_names) == (2, None)
+    assert torch.equal(own(IMAGES), IMAGES.flatten(1)[:, :2]) and (own.config.num_classes, own.class_names) == (2, None)
 
 
 FACTORY = "classifier must be module:factory, an importable callable without arguments that returns an nn.Module, got "
