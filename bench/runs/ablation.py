@@ -209,7 +209,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--classifier", help="what is defended; by default the one beside the purifier")
     more = "another guide or classifier, by the name that variants have for it: weak, plain, l2, second, alike"
     options.add_argument("--network", action="append", default=[], metavar="NAME=PATH", help=more)
-    options.add_argument("--data", default="digits", help="training data: digits, a .npz file, a folder of them, class folders")
+    options.add_argument("--data", default="digits", help="training data: digits, CIFAR's batches, .npz, class folders")
     options.add_argument("--images", type=int, default=64, help="validation images, as many of each class")
     options.add_argument("--validation", type=int, default=2000, help="so many of the last images are for validation")
     options.add_argument("--calibration", type=int, default=64, help="training images that scales are calibrated on")
