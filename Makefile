@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check check-processors check-slow check-system soak test-integrations mutants bench gpu gpu-carry aot evaluate-digits train-digits notebook api figures clean
+.PHONY: help setup demo test check check-processors check-slow check-system soak test-integrations mutants bench gpu gpu-carry gpu-pieces aot evaluate-digits train-digits notebook api figures clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -95,13 +95,19 @@ bench: $(TOOLS) ## time every op and guided steps beside plain PyTorch; appends 
 # On a machine with a GPU: the virtual environment where there is one, else a Python that has PyTorch and Triton, with what was carried there.
 GPU_PYTHON ?= $(if $(wildcard $(TOOLS)),$(PY),python3)
 CARRY := build/carry
-CARRIED := jaxtyping wadler_lindig safetensors diffusers importlib_metadata nvidia-cudnn-frontend
+CARRIED := jaxtyping wadler_lindig safetensors diffusers importlib_metadata nvidia-cudnn-frontend cyclopts docstring_parser rich_rst
 CARRY_FOR := --python-version 3.12 --implementation cp $(addprefix --platform ,manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64)
 
 # COMMIT names the commit where there is no repository; RESUME=1 leaves out the steps that went well before.
-gpu: ## check and time everything on a GPU, a dry run where there is none; PART=1 (right and faster), 2 (opponents), or a step's name
-	@PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" PURIFY_ENGINE_COMMIT="$(COMMIT)" "$(GPU_PYTHON)" -m bench gpu $(PART) \
-	  $(if $(RESULTS),--results "$(RESULTS)") $(if $(RESUME),--resume)
+ON_GPU = PYTHONPATH="$(if $(wildcard $(TOOLS)),,$(CURDIR)/$(CARRY))" PURIFY_ENGINE_COMMIT="$(COMMIT)" "$(GPU_PYTHON)" -m bench
+OF_TRAIN_AND_EVALUATE := SECONDS RECIPE NETWORKS TOTAL PURIFIER DATA OUTPUT REST
+lower = $(shell echo $(1) | tr A-Z a-z)
+gpu: ## check and time everything on a GPU, a dry run where there is none; PART=1 (right and faster), 2 (opponents), train, evaluate, or a step
+	@$(ON_GPU) gpu $(PART) $(if $(RESULTS),--results "$(RESULTS)") $(if $(RESUME),--resume) \
+	  $(foreach name,$(OF_TRAIN_AND_EVALUATE),$(if $($(name)),--$(call lower,$(name))="$($(name))"))
+
+gpu-pieces: ## cut FOLDER into pieces INTO, to travel (TRIP=N: one trip's; LIGHT=1: trainings in bfloat16), or join FROM into FOLDER
+	@$(ON_GPU) pieces $(if $(FROM),join "$(FROM)" "$(FOLDER)",cut "$(FOLDER)" "$(INTO)" $(if $(TRIP),--trip $(TRIP)) $(if $(LIGHT),--light))
 
 gpu-carry: ## fetch into build/carry what `make gpu` needs beside Python 3.12, PyTorch and Triton, for a machine without a network
 	rm -rf "$(CARRY)"

@@ -22,9 +22,9 @@ adm        steps of ADM at 256 pixels
 cold       from a cold process to the first purified batch
 fp8        cuDNN's fp8 convolutions beside those in bf16
 
-Part 3, `train` and `evaluate`: not built yet.
 By name only: `probe` (the machine's ceilings, cuDNN's convolutions, launch gaps, kernel counts), `timings` (every op by itself),
-`steps` (guided steps of all networks).
+`steps` (guided steps of all networks); and, ten minutes each at most, gone on with in the next run, `train` (--recipe, --data,
+--output) and `evaluate` (--purifier, --data, --output), whose data and results travel in pieces (docs/performance.md).
 
 Each step is a module in processes of its own with its own time limit; the steps of a stage run side by side. Without a GPU all of
 it is a dry run at toy size, whose lines go to a temporary folder. The last line of stdout is one JSON object.
@@ -36,6 +36,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,11 @@ BY_NAME: dict[str, Stage] = {
     "guide-speed": (Step("guide-speed", (*GUIDE, "slower"), 90, tool=True),),
     "timings": (Step("timings", ("bench", "ops"), 110),),
     "steps": (Step("steps", ("bench", "loop"), 300),),
+    "train": (Step("train", ("bench", "train"), 540),),
+    "evaluate": (Step("evaluate", ("bench", "evaluate"), 540),),
 }
-NOT_BUILT = {"3": ("train", "evaluate")}
-NOT_BUILT_SAYS = "belongs to training and evaluation on a GPU: not built yet"
+OPTIONS = {"train": ("recipe", "networks", "total", "data", "output"), "evaluate": ("purifier", "data", "output", "rest")}
+TOY_SECONDS = 15  # of either, times the patience of a dry run
 
 
 def main(words: list[str]) -> int:
@@ -107,7 +110,8 @@ def main(words: list[str]) -> int:
     records = Records(results / f"gpu-{file_name(machine)}.jsonl", machine=machine, run=started)
     done = finished(records.path, **about) if chosen.resume else set()
     outcomes, began = list[Outcome](), time.monotonic()
-    for stage in stages(chosen.part or ["1", "2", "3"]):
+    for stage in stages(chosen.part or list(PARTS)):
+        stage = tuple(told(step, chosen, dry=not has_gpu) for step in stage)
         for outcome in carried_out([step for step in stage if step.name not in done], results, dry=not has_gpu):
             step = outcome.step
             records(kind="step", step=step.name, status=outcome.status, seconds=outcome.seconds, limit=step.seconds, **about)
@@ -132,13 +136,37 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("part", nargs="*", choices=[[], *names()], help=f"of {', '.join(names())}; all parts by default")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON lines")
     parser.add_argument("--resume", action="store_true", help="leave out what went well before, for this commit on this machine")
+    about = parser.add_argument_group("train and evaluate")
+    about.add_argument("--seconds", type=float, help="of either, all included; 540 by default")
+    about.add_argument("--recipe", help="to train")
+    about.add_argument("--networks", help="parts of the recipe, all by default")
+    about.add_argument("--total", help="seconds of training of all runs together")
+    about.add_argument("--purifier", help="to evaluate: an embedded name, or a folder")
+    about.add_argument("--data", help="what is trained or evaluated on")
+    about.add_argument("--output", help="folder of networks, or file of cells; an earlier run's is gone on with")
+    about.add_argument("--rest", help="further options of `purify-engine evaluate`")
     return parser
+
+
+def told(step: Step, chosen: argparse.Namespace, *, dry: bool) -> Step:
+    """`step` with what the command line says of it. A dry run is of toys, whatever that says."""
+    if step.name not in OPTIONS:
+        return step
+    if dry:
+        return replace(step, seconds=TOY_SECONDS)
+    words, rest = list(step.words), list[str]()
+    for name in OPTIONS[step.name]:
+        given = getattr(chosen, name)
+        if given is not None:
+            several = given.split() if name in ("networks", "rest") else [given]
+            rest, words = (several, words) if name == "rest" else (rest, [*words, f"--{name}", *several])
+    return replace(step, words=tuple(words), rest=tuple(rest), seconds=chosen.seconds or step.seconds)
 
 
 def names() -> list[str]:
     """What may be asked for: parts, and their steps one by one."""
     steps = [step.name for part in PARTS.values() for stage in part for step in stage]
-    return [*PARTS, *NOT_BUILT, *steps, *BY_NAME, *(step for part in NOT_BUILT.values() for step in part)]
+    return [*PARTS, *steps, *BY_NAME]
 
 
 def stages(asked: list[str]) -> list[Stage]:
@@ -150,10 +178,8 @@ def stages(asked: list[str]) -> list[Stage]:
             found += PARTS[name]
         elif name in single:
             found.append((single[name],))
-        elif name in BY_NAME:
-            found.append(BY_NAME[name])
         else:
-            print(f"\n== {name}: {', '.join(NOT_BUILT.get(name, (name,)))} {NOT_BUILT_SAYS}", flush=True)
+            found.append(BY_NAME[name])
     return found
 
 

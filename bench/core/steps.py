@@ -26,7 +26,7 @@ DRY = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # toys gain nothing by 
 class Step:
     """`python -m WORDS`, and its limit in seconds; in `shards` processes that share its work, each given --shard K/N.
 
-    A `tool` takes none of our options, writes no lines and needs a GPU.
+    A `tool` takes none of our options, writes no lines and needs a GPU. `rest` follows all options, behind a `--`.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Step:
     seconds: float
     shards: int = 1
     tool: bool = False
+    rest: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def _begun(step: Step, results: Path, processes: int, *, dry: bool) -> list[subp
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     shards = _shards(step, dry=dry)
     of = [["--shard", f"{shard}/{shards}"] if step.shards > 1 else [] for shard in range(shards)]
-    return [subprocess.Popen([*words, *shard], cwd=ROOT, env=environment) for shard in of]
+    rest = ["--", *step.rest] if step.rest else []
+    return [subprocess.Popen([*words, *shard, *rest], cwd=ROOT, env=environment) for shard in of]
 
 
 def _ended(step: Step, begun: list[subprocess.Popen[bytes]]) -> int:
