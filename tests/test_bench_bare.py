@@ -36,7 +36,7 @@ def bare(tmp_path):
 
 def test_everything_for_a_gpu_runs_with_what_is_carried(bare):
     modules = ["check_ops", "check_graph", "check_gradient", "precompile", "switches", "profile", "ops", "loop", "probe"]
-    modules += ["compiled", "whole", "cold_start", "fp8"]
+    modules += ["compiled", "whole", "cold_start", "fp8", "train", "evaluate", "pieces", "exact_gradient"]
     code = "\n".join(f"import bench.{module}" for module in (*(f"runs.{module}" for module in modules), "tuning.conv3x3_tiles"))
     done = bare(f"{code}\nfrom bench.gpu import PARTS; print(*PARTS)", carried=True)
     assert done.stdout.split() == ["1", "2"], done.stderr
