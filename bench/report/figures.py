@@ -21,9 +21,12 @@ from bench.report import (
     gpu_tables,
     growth_chart,
     guide_activation,
+    guide_question,
     launches,
     offline,
+    published,
     reliability,
+    robustness,
     sizing,
     switches,
     tables,
@@ -35,6 +38,9 @@ BLOCK = re.compile(r"(<!-- generated:([\w-]+) -->\n).*?(<!-- /generated:\2 -->)"
 FIGURES: dict[str, Callable[[Path], str]] = {
     **digits.FIGURES,
     **guide_activation.FIGURES,
+    **guide_question.FIGURES,
+    **robustness.FIGURES,
+    **published.FIGURES,
     **tables.FIGURES,
     **cpu.FIGURES,
     **gpu.FIGURES,
@@ -46,7 +52,10 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     **offline.FIGURES,
 }
 # Files that are drawn whole; nothing is written where nothing was measured
-DRAWINGS: dict[Path, Callable[[Path], str]] = {ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth}
+DRAWINGS: dict[Path, Callable[[Path], str]] = {
+    ROOT / "docs" / "figures" / "cpu-growth.svg": growth_chart.growth,
+    **robustness.DRAWINGS,
+}
 
 
 def filled(text: str) -> str:

@@ -29,8 +29,8 @@ from bench.subjects.validation import Chosen, validation
 from purify_engine import GuidedPurifier, load_classifier
 from purify_engine.benchmark.machine import machine_name
 from purify_engine.config import AttackConfig, Sampler, require
+from purify_engine.evaluation.cells import Cell
 from purify_engine.evaluation.defences import LATENT_RATIO, Defence
-from purify_engine.evaluation.protocol import Cell
 from purify_engine.evaluation.statistics import paired_difference, wilson
 from purify_engine.evaluation.suite import CLEAN
 from purify_engine.files import append_json_line, read_json_lines
@@ -155,8 +155,7 @@ def _said(line: dict[str, Any]) -> str:
 
 
 def main(words: list[str]) -> int:
-    options = _options()
-    chosen = options.parse_args(words)
+    chosen = _options().parse_args(words)
     if chosen.list or not chosen.names:
         print("\n".join(f"  {name:<16}{each.about}, {len(each.variants)} rows" for name, each in ABLATIONS.items()))
         return 0 if chosen.list else 2
@@ -232,3 +231,4 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="in PyTorch's words")
     options.add_argument("--results", type=Path, default=RESULTS, help="folder of the lines")
     return options
+

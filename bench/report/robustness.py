@@ -1,0 +1,130 @@
+"""What docs/robustness.md says of the committed evaluations: what was measured, the main table, comparisons and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.core.run import ROOT
+from bench.report import ablation_chart
+from bench.report.ablations import every_ablation, points
+from bench.report.guide_question import ABLATED, EVALUATIONS
+from bench.subjects.ablations import ABLATIONS
+from bench.tuning.presets import presets_table
+from purify_engine.evaluation.cells import Cell, read_cells
+from purify_engine.evaluation.report import column_names, figure, render_by_attack
+from purify_engine.evaluation.statistics import Estimate
+from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
+from purify_engine.evaluation.summary import HEADLINE, UNION, against_ours, by_defence, summarise
+from purify_engine.evaluation.verdict import budget
+from purify_engine.markdown import table
+
+MAIN = (CLEAN.name, TRANSFERRED, "BPDA", "surrogate", EXACT, HEADLINE, UNION)
+WRITES = "`purify-engine evaluate ... --output bench/results/{name}` writes it"
+
+
+def of_data(part: Callable[[list[Cell]], str], results: Path) -> str:
+    """A part for each data set, under its name; where a data set has no evaluation yet, which command writes it."""
+    parts = []
+    for data, name in EVALUATIONS.items():
+        cells = read_cells(results / name)
+        said = part(cells) if cells else f"Not measured yet: {WRITES.format(name=name)}."
+        parts.append(f"**{data[0].upper()}{data[1:]}.** {said}".replace(".** \n", ".**\n"))
+    return "\n\n".join(parts)
+
+
+def measured(cells: list[Cell]) -> str:
+    """How many images, draws and attacks, with which budgets, computed by what."""
+    attacks = [cell for cell in cells if cell.norm != "none"]
+    numbers = sorted({len(cell.scores) for cell in cells})
+    draws = sorted({2 * cell.config["num_draws"] for cell in cells})
+    radii = dict.fromkeys(budget(cell.norm, cell.config["attack"]["epsilon"]) for cell in attacks)
+    computed = dict.fromkeys(str(cell.computed.get("device", "")) for cell in cells if cell.computed)
+    by = f" Computed on {' and '.join(name for name in computed if name)}." if any(computed) else ""
+    tried = dict.fromkeys(_effort(cell) for cell in attacks if cell.defence == "DiffPure")
+    return (
+        f"{_either(numbers)} images, verdicts of {_either(draws)} fresh noise draws an image. Radii: {'; '.join(radii)}. "
+        f"Attacks on DiffPure, as on every purifier: {'; '.join(tried)}.{by}"
+    )
+
+
+def _effort(cell: Cell) -> str:
+    how = cell.config["attack"]
+    return f"{cell.attack} {how['num_steps']} × EOT {how['num_eot']}"
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
+
+
+def main_table(cells: list[Cell]) -> str:
+    """A row a defence: few columns, and over how many attacks its minima are."""
+    rows, cells_of = summarise(cells), by_defence(cells)
+    known = [name for name in MAIN if name in column_names(rows)]
+    lines = []
+    for row in rows:
+        attacks = [cell for cell in cells_of[row.defence].values() if cell.norm != "none"]
+        linf = sum(cell.norm == "linf" for cell in attacks)
+        lines.append((row.defence, *(figure(row.columns.get(name)) for name in known), f"{linf} and {len(attacks)}"))
+    header = ("defence", *(_images(name, [row.columns.get(name) for row in rows]) for name in known), "attacks: ℓ∞, all")
+    return "\n\n" + table(header, lines)
+
+
+def _images(name: str, estimates: Sequence[Estimate | None]) -> str:
+    numbers = sorted({estimate.n for estimate in estimates if estimate is not None})
+    return f"{name} (n = {_either(numbers)})"
+
+
+def all_attacks(cells: list[Cell]) -> str:
+    """Every attack on every defence."""
+    return "\n\n" + render_by_attack(summarise(cells))
+
+
+def comparisons(cells: list[Cell]) -> str:
+    """Ours against each other row, paired, by each image's worst ℓ∞ attack."""
+    rows = [(item.b, points(item.difference), points(item.fresh), f"{item.mcnemar.only_a} to {item.mcnemar.only_b}",
+             f"{item.mcnemar.p_value:.1g}") for item in against_ours(cells)]  # fmt: skip
+    header = ("ours against", "difference, points", "worst attack scored afresh", "images only ours to theirs", "p (McNemar)")
+    return "\n\n" + table(header, rows) if rows else "Ours has no ℓ∞ attack in common with another row yet."
+
+
+def costs(cells: list[Cell]) -> str:
+    """What a defence costs: seconds an image of each attack with its scoring."""
+    cells_of = by_defence(cells)
+    attacks = list(dict.fromkeys(cell.attack for cell in cells))
+    lines = [(attack, *(_seconds(own.get(attack)) for own in cells_of.values())) for attack in attacks]
+    return "seconds an image, attack and scoring together.\n\n" + table(("attack", *cells_of), lines)
+
+
+def _seconds(cell: Cell | None) -> str:
+    return "–" if cell is None else f"{cell.seconds / len(cell.scores):.2g}"
+
+
+def drawing(data: str, name: str) -> Path:
+    """Where an ablation's drawing stands."""
+    return ROOT / "docs" / "figures" / f"ablation-{data}-{name}.svg"
+
+
+def ablations(results: Path) -> str:
+    """Every ablation that was measured, by data set."""
+    parts = []
+    for data, called in ABLATED.items():
+        drawn = {name: f"figures/{drawing(data, name).name}" for name in CHARTED if ablation_chart.chart(results, data, name)}
+        parts.append(f"### {called[0].upper()}{called[1:]}\n\n{every_ablation(results, data, drawn)}")
+    return "\n\n".join(parts)
+
+
+CHARTED = tuple(name for name, ablation in ABLATIONS.items() if ablation.axis is not None)
+DRAWINGS: dict[Path, Callable[[Path], str]] = {
+    drawing(data, name): partial(ablation_chart.chart, data=data, name=name) for data in ABLATED for name in CHARTED
+}
+FIGURES: dict[str, Callable[[Path], str]] = {
+    "robustness-measured": partial(of_data, measured),
+    "robustness-main": partial(of_data, main_table),
+    "robustness-attacks": partial(of_data, all_attacks),
+    "robustness-comparisons": partial(of_data, comparisons),
+    "robustness-costs": partial(of_data, costs),
+    "robustness-ablations": ablations,
+    "robustness-presets": presets_table,
+}
