@@ -259,25 +259,6 @@ def test_every_part_keeps_to_six_minutes(part):
     assert sum(max(step.seconds for step in stage) for stage in gpu.PARTS[part]) <= 360
 
 
-def test_training_and_evaluation_are_told_what_the_command_line_says_and_in_a_dry_run_nothing():
-    given = "--recipe cifar10 --networks", "unet guide", "--data d --output o --seconds 300 --purifier p --rest", "--limit 8"
-    words = [word for part in (given[0].split(), [given[1]], given[2].split(), [f"{given[3]}"]) for word in part]
-    chosen = gpu.options().parse_args([*words[:-2], f"--rest={words[-1]}"])
-    train, evaluate, ops = (gpu.told(gpu.stages([name])[0][0], chosen, dry=False) for name in ("train", "evaluate", "timings"))
-    expected = ("--recipe", "cifar10", "--networks", "unet", "guide", "--data", "d", "--output", "o")
-    assert train.words == ("bench", "train", *expected) and (train.seconds, train.rest) == (300, ())
-    assert evaluate.words == ("bench", "evaluate", "--purifier", "p", "--data", "d", "--output", "o")
-    assert evaluate.rest == ("--limit", "8") and ops.words == ("bench", "ops")
-    dry = gpu.told(gpu.stages(["train"])[0][0], chosen, dry=True)
-    assert dry.words == ("bench", "train") and dry.seconds * steps.PATIENCE <= 60
-
-
-def test_what_follows_all_options_stands_behind_two_dashes(tmp_path, monkeypatch):
-    (tmp_path / "rest.py").write_text("import sys\nraise SystemExit(0 if sys.argv[-3:] == ['--', '--limit', '8'] else 1)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert carried_out(Step("rest", ("rest",), 30, rest=("--limit", "8")), tmp_path)[0] == 0
-
-
 def test_steps_that_went_well_are_left_out_when_resumed(tmp_path):
     records = Records(tmp_path / "gpu-a.jsonl", machine="a", run="2026")
     about = {"commit": "abc1234", "toy": False}

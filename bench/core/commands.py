@@ -16,7 +16,7 @@ SECONDS_TO_STOP = 20  # between SIGTERM and the end of our own time
 
 
 def followed(words: Sequence[str], seconds: float, note: Callable[[dict[str, Any]], object]) -> int | None:
-    """Run `python -m purify_engine WORDS`; None where it was stopped because `seconds` were over, else its exit status.
+    """Run `python -m purify_engine WORDS`; its exit status, or None where it was stopped because `seconds` were over.
 
     Its lines are passed on; those that are JSON objects are told to `note`.
     """
@@ -36,7 +36,7 @@ def followed(words: Sequence[str], seconds: float, note: Callable[[dict[str, Any
         except subprocess.TimeoutExpired:
             process.kill()
     reading.join(5)
-    return None if late else process.wait()
+    return None if late and process.returncode else process.returncode  # one that had just finished is finished
 
 
 def _passed_on(process: subprocess.Popen[str], note: Callable[[dict[str, Any]], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,10 @@ from purify_engine.config import ClassifierConfig, PurifierConfig, UNetConfig, r
 from purify_engine.models import Classifier
 from purify_engine.purifier import GuidedPurifier
 from purify_engine.reference.philox import philox_normal
+from purify_engine.training.recipes import RECIPES
 from purify_engine.types import Images, Labels
 
-# The architectures of the recipe cifar10-small; how fast a step is does not depend on what was learnt.
-SMALL_UNET = UNetConfig(base_channels=48, channel_mult=(1, 2, 2, 2), num_res_blocks=1, attention_resolutions=(8,), norm_groups=8)
-SMALL_GUIDE = ClassifierConfig(width=32, activation="silu")
-SMALL_CLASSIFIER = ClassifierConfig(architecture="cifar_resnet", depth=20, width=16)
+SMALL = RECIPES["cifar10-small"].parts  # how fast a step is does not depend on what was learnt
 TOY_UNET = UNetConfig(image_size=8, base_channels=8, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), norm_groups=4)
 TOY_GUIDE = ClassifierConfig(depth=10, width=4, activation="silu")
 TOY_CLASSIFIER = ClassifierConfig(architecture="cifar_resnet", depth=8, width=4)
@@ -44,7 +43,8 @@ class Storing(EagerPurifier):
 
 def subject(steps: int, device: torch.device, *, toy: bool) -> tuple[GuidedPurifier, nn.Module]:
     """A purifier by latent guidance, and the classifier behind it, with random weights."""
-    unet, guide, classifier = (TOY_UNET, TOY_GUIDE, TOY_CLASSIFIER) if toy else (SMALL_UNET, SMALL_GUIDE, SMALL_CLASSIFIER)
+    small: Any = [SMALL[part].network for part in ("unet", "guide", "classifier")]
+    unet, guide, classifier = (TOY_UNET, TOY_GUIDE, TOY_CLASSIFIER) if toy else small
     made = random_purifier(unet, guide, PurifierConfig(t_star=T_STAR, num_steps=steps, noise="fixed"), device=device)
     latent = dataclasses.replace(made.config.guidance, pseudo_label="none", label_weight=0.0)
     purifier = GuidedPurifier(made.denoiser, made.guide, dataclasses.replace(made.config, guidance=latent))
