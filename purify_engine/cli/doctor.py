@@ -63,6 +63,7 @@ def installation_findings(device: str = "auto") -> Iterator[Finding]:
     yield extension_finding()
     yield dispatcher_finding()
     yield from op_findings()
+    yield from embedded_findings()
     yield from purifier_findings(device)
 
 
@@ -113,6 +114,28 @@ def disagreement(op: Op, case: Case) -> str:
     except (AssertionError, RuntimeError) as fault:
         return next(iter(str(fault).splitlines()), "differs")
     return ""
+
+
+def embedded_findings() -> Iterator[Finding]:
+    """Every embedded purifier: its images, its presets, and whether its weights are those that were packed."""
+    from purify_engine.folders import own_presets, read_config
+    from purify_engine.models.checkpoints.network import sha256
+    from purify_engine.presets import list_purifiers, resolve
+
+    for name in list_purifiers():
+        try:
+            folder = resolve(name)
+            config = read_config(folder)
+            size, presets = config["unet"]["image_size"], ", ".join(own_presets(config, folder)) or "none of its own"
+            hashes = config.get("weights", {})
+            damaged = [part for part, known in hashes.items() if sha256(folder / f"{part}.safetensors") != known]
+        except (OSError, ValueError) as broken:
+            yield Finding(f"embedded {name}", str(broken), False)
+            continue
+        says = f"images of {size}x{size} ({config['purifier'].get('sizes', 'exact')} for others), presets: {presets}"
+        if damaged:
+            says = f"{damaged[0]}.safetensors is not the file that was packed: install it again"
+        yield Finding(f"embedded {name}", says, not damaged)
 
 
 def purifier_findings(device: str = "auto") -> Iterator[Finding]:

@@ -42,3 +42,31 @@ def test_what_is_missing_for_a_gpu_is_said_plainly(command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code, out, _ = command("doctor", "--gpu")
     assert code == 4 and "PyTorch finds no GPU on this machine" in out and "kernels" in out
+
+
+def test_embedded_purifiers_are_listed_with_their_presets_and_a_damaged_one_is_found(small_purifier, tmp_path, monkeypatch):
+    import json
+    import shutil
+
+    from purify_engine import presets
+    from purify_engine.cli.doctor import embedded_findings
+    from purify_engine.models.checkpoints.network import sha256
+
+    folder = tmp_path / "toy"
+    shutil.copytree(small_purifier, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"presets": {"fast": {"num_steps": 1}, "slow": {}}, "weights": {"unet": sha256(folder / "unet.safetensors")}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(presets, "EMBEDDED", tmp_path)
+    (finding,) = embedded_findings()
+    assert finding.name == "embedded toy" and finding.ok is True
+    assert finding.says == "images of 8x8 (exact for others), presets: fast, slow"
+    with (folder / "unet.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\0\1")
+    (finding,) = embedded_findings()
+    assert finding.ok is False and "unet.safetensors is not the file that was packed" in finding.says
+    config["presets"] = {"fast": {"num_steps": 99}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (finding,) = embedded_findings()
+    assert finding.ok is False and "presets.fast of" in finding.says

@@ -43,7 +43,7 @@ PRESETS = {
     "balanced": NamedPreset(t_star=70, num_steps=7, about="A tenth of the paper's steps."),
     "fast": NamedPreset(t_star=70, num_steps=4, about="Four steps."),
 }
-ASSEMBLY = Assembly(t_star=70, num_steps=7, ratio=0.8, label_weight=0.0, latent_weight=1.0, calibration_images=256, sizes="tile")
+ASSEMBLY = Assembly(t_star=70, num_steps=7, ratio=0.8, label_weight=0.0, latent_weight=1.0, calibration_images=64, sizes="tile")
 
 CIFAR10_SMALL = Recipe(
     name="cifar10-small",
