@@ -213,16 +213,17 @@ def _defences(
 
 
 def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:
-    from purify_engine.evaluation.suite import CLEAN, attack_suite
+    from purify_engine.evaluation.suite import CLEAN, attack_suite, known_attacks
 
     config = held_to.config
     if not own:
-        suite = {attack.name: attack for attack in attack_suite(config)}
-        return held_to.known([suite[name] for name in _chosen(tuple(suite), names, "attacks")], names)
+        known = known_attacks(config)
+        wanted = [known[name] for name in _chosen(tuple(known), names, "attacks")] if names else list(attack_suite(config))
+        return held_to.known(wanted, names)
     settings = {"epsilon": config.epsilon, "num_steps": config.num_steps, "num_eot": config.num_eot, "seed": config.seed}
     attack = AttackConfig(**{"name": "own", **settings, **own})
-    wanted = f"given (--attack.epsilon): nothing says how large {attack.norm} perturbations of these images may be"
-    require("epsilon" in own or held_to.says_of(attack.norm), "attack.epsilon", wanted, None)
+    radius = f"given (--attack.epsilon): nothing says how large {attack.norm} perturbations of these images may be"
+    require("epsilon" in own or held_to.says_of(attack.norm), "attack.epsilon", radius, None)
     return [CLEAN, attack]
 
 

@@ -7,7 +7,9 @@ a key of the JSON configuration; an impossible value is refused here, with the a
 from purify_engine.config.checks import one_of, require, require_count
 from purify_engine.config.devices import Precision
 from purify_engine.config.evaluation import (
+    DRAWS_PER_SEED,
     AttackConfig,
+    AttackGradient,
     AttackKind,
     AttackLoss,
     AttackNorm,
@@ -67,6 +69,7 @@ __all__ = [
     "Activation",
     "Assembly",
     "AttackConfig",
+    "AttackGradient",
     "AttackKind",
     "AttackLoss",
     "AttackNorm",
@@ -76,6 +79,7 @@ __all__ = [
     "ClassifierConfig",
     "ClassifierTraining",
     "ClipX0",
+    "DRAWS_PER_SEED",
     "Decay",
     "DecoderAttention",
     "DemoConfig",

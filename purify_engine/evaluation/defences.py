@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from purify_engine.config import GradientMode, GuidanceConfig, PurifierConfig, require
+from purify_engine.config import AttackGradient, GuidanceConfig, PurifierConfig, Sampler, require
 from purify_engine.devices import in_float32, in_sixteen_bits, precision_of
 from purify_engine.images import refuse_other_ranges
 
@@ -24,6 +24,7 @@ UNDEFENDED, DIFFPURE, GDMP, OURS, GUIDE_ALONE = "undefended", "DiffPure", "GDMP"
 LATENT, LABEL, BOTH, FIXED = "ours, latent", "ours, label", "ours, both", "ours, fixed noise"
 CALIBRATED = (GDMP, LATENT, LABEL, BOTH)  # their scales are found on training images; that of ours is the purifier's own
 BASELINES = (DIFFPURE, GDMP, UNDEFENDED, LATENT, LABEL, BOTH, GUIDE_ALONE)  # what ours is compared with, image by image
+DDIM_STEPS = 20  # of a deterministic surrogate at most: close to the limit of ever smaller ones
 PIXEL_RATIO, LATENT_RATIO, CALIBRATION_IMAGES = 1.0, 0.8, 256
 # A setting that is not here is left out of a fingerprint at its default: cells that were finished without it are still found.
 ALWAYS_NAMED = frozenset(
@@ -54,17 +55,19 @@ class Defence:
     """What attacks on the guide may use; None where no guide takes part."""
     bare: nn.Module | None = None
     """The network that a blind attacker knows: the classifier itself unless given."""
+    others: tuple[nn.Module, ...] = ()
+    """Other classifiers of the same classes, whose adversarial examples are tried on this defence."""
 
     def __post_init__(self) -> None:
-        for network in (self.classifier, self.bare):
+        for network in (self.classifier, self.bare, *self.others):
             if network is not None:
                 refuse_training(network, self.name)
 
-    def __call__(self, images: Images, ids: Ids, draw: int) -> Logits:
+    def __call__(self, images: Images, ids: Ids, draw: int | Tensor) -> Logits:
         return self.classifier(self.purify(images, ids, draw))
 
-    def purify(self, images: Images, ids: Ids, draw: int) -> Images:
-        """The images that the classifier sees."""
+    def purify(self, images: Images, ids: Ids, draw: int | Tensor) -> Images:
+        """The images that the classifier sees, on a noise draw, or on one for each image, int64 [B]."""
         if self.purifier is None:
             return images
         refuse_other_ranges(self.purifier)
@@ -75,18 +78,22 @@ class Defence:
         """Whether the attacker does not know the noise that it is scored on: not with noise="fixed", which no draw changes."""
         return self.purifier is not None and self.purifier.config.noise != "fixed"
 
-    def through(self, gradient: GradientMode, *, queried: bool = False) -> Defence:
+    def through(self, gradient: AttackGradient, *, queried: bool = False) -> Defence:
         """The same defence, differentiated by another gradient mode; `blind` sees the bare classifier.
 
         A purifier in 16 bits is differentiated through its own weights in float32, the stronger attack, unless the attacker only
         asks for its answers (`queried`).
         A surrogate of as many steps as the purifier walks would be the purifier, so it takes half of them at most.
+        `preview` and `ddim` attack another purifier in the hope that this transfers (`previewed`, `deterministic`).
         """
         if gradient == "blind":
             return Defence(f"{self.name}, blind", self.bare or self.classifier)
         if self.purifier is None:
             return self
         purifier = self.purifier if queried else in_float32(self.purifier)
+        if gradient in ("preview", "ddim"):
+            other = previewed(purifier) if gradient == "preview" else deterministic(purifier)
+            return dataclasses.replace(self, purifier=other)
         config = purifier.config
         shorter = min(config.surrogate_steps, max(1, config.fewest_steps // 2))
         return dataclasses.replace(self, purifier=purifier.configured(gradient=gradient, surrogate_steps=shorter))
@@ -99,6 +106,29 @@ class Defence:
         origin = getattr(self.classifier, "origin", None)
         own = {} if origin is None else {"classifier": origin}
         return {"name": self.name, "purifier": config or None, "guided": self.guide is not None, **short, **own}
+
+
+def previewed(purifier: GuidedPurifier) -> GuidedPurifier:
+    """The purifier that walks from t* to the end in one step, its exact gradient: the guided estimate of the clean image at t*.
+
+    One network call where the purifier makes one a step, and as much less of a gradient.
+    """
+    return _simpler(purifier, "ddpm", 1)
+
+
+def deterministic(purifier: GuidedPurifier) -> GuidedPurifier:
+    """The purifier whose reverse process is DDIM's of eta 0, in as many steps but at most 20, its exact gradient.
+
+    Only its start is noised, by the same draws.
+    """
+    return _simpler(purifier, "ddim", min(purifier.config.fewest_steps, DDIM_STEPS))
+
+
+def _simpler(purifier: GuidedPurifier, sampler: Sampler, num_steps: int) -> GuidedPurifier:
+    """Another sampler from the same t*, guided in the score form: in the mean, a last step and DDIM have no guidance."""
+    plain: dict[str, Any] = {"timesteps": None, "landings": None, "time_labels": "index", "last_noise": False, "eta": 0.0}
+    guidance = dataclasses.replace(purifier.config.guidance, form="score")
+    return purifier.configured(gradient="exact", sampler=sampler, num_steps=num_steps, guidance=guidance, **plain)
 
 
 def _decisive(config: PurifierConfig) -> dict[str, Any]:

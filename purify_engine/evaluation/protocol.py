@@ -28,7 +28,7 @@ from purify_engine.evaluation.cells import Cell, merged, read_cells
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.memory import images_at_once
 from purify_engine.evaluation.pieces import MOST, Deadline, pieces
-from purify_engine.evaluation.suite import attack_suite, fitted
+from purify_engine.evaluation.suite import attack_suite, decisive, fitted
 from purify_engine.evaluation.workers import shared
 from purify_engine.files import append_json_line
 
@@ -244,14 +244,14 @@ def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:
 
 def _tensors(defence: Defence, images: Images, labels: Labels, ids: Ids | None = None) -> list[Tensor]:
     """Images, labels, ids that are not 0, 1, ..., and every weight of every network that takes part."""
-    networks = [defence.classifier, defence.bare, defence.guide, defence.purifier]
+    networks = [defence.classifier, defence.bare, defence.guide, defence.purifier, *defence.others]
     weights = (value for network in networks if network is not None for value in network.state_dict().values())
     return [images, labels, *(() if ids is None else (ids,)), *weights]
 
 
 def _settings(defence: Defence, wanted: AttackConfig, config: EvaluationConfig) -> dict[str, Any]:
     return {
-        "attack": dataclasses.asdict(wanted),
+        "attack": decisive(wanted),
         "defence": defence.describe(),
         "num_draws": config.num_draws,
         "scoring_seed": config.seed,

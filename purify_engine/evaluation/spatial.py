@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purify_engine.config import AttackConfig
-from purify_engine.evaluation.losses import Objective
+from purify_engine.evaluation.chance import Chance
+from purify_engine.evaluation.draws import Draws, Objective
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images
@@ -21,8 +21,8 @@ def stadv(
     images: Images,
     ids: Ids,
     config: AttackConfig,
-    draws: Callable[[int], range],
-    generator: torch.Generator,
+    draws: Draws,
+    chance: Chance,
 ) -> Images:
     """Adversarial images whose every pixel was fetched from at most `epsilon` pixels away, in each direction.
 
@@ -36,7 +36,7 @@ def stadv(
     for step in range(config.num_steps):
         total, jitter = torch.zeros_like(flow), bound * (1 - step / config.num_steps)
         for draw in draws(step):
-            noise = 2 * torch.rand(flow.shape, generator=generator, device=flow.device, dtype=flow.dtype) - 1
+            noise = chance.uniform(*flow.shape[1:], dtype=flow.dtype)
             leaf = (flow + jitter * noise).clamp(-bound, bound).requires_grad_()
             with torch.enable_grad():
                 total += torch.autograd.grad(objective(warp(images, leaf), ids, draw).sum(), leaf)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from purify_engine.config import EvaluationConfig
+from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.data import digits
 from purify_engine.evaluation import protocol
 from purify_engine.evaluation.defences import standard_defences
@@ -63,7 +63,13 @@ def place(cell):
 
 
 def evaluate(defences, held_out, results, config=None):
-    return protocol.evaluate(defences, *held_out, config, results=results)
+    """Every row by the attacks that the committed file has of it."""
+    cells = []
+    for row in defences:
+        of_row = [cell for cell in protocol.read_cells(COMMITTED) if cell.defence == row.name]
+        attacks = [AttackConfig(**cell.config["attack"]) for cell in of_row]
+        cells += protocol.evaluate([row], *held_out, config, attacks=attacks, results=results)
+    return cells
 
 
 @pytest.mark.parametrize("factor", [1, 1 + 1e-6, 1 - 1e-6])

@@ -35,10 +35,12 @@ def changed(config):
         if dataclasses.is_dataclass(value):
             yield from ((f"{name}.{inner}", dataclasses.replace(config, **{name: other})) for inner, other in changed(value))
         elif name not in ELSEWHERE:
-            other = "native" if name == "sizes" else different(value)  # whose "exact" is no gradient mode
+            other = SHARED.get((name, value)) or different(value)
             yield name, dataclasses.replace(config, **{name: other})
 
 
+# Where the default's name means another thing in another setting: the value beside it.
+SHARED = {("sizes", "exact"): "native", ("decay", "constant"): "cosine", ("version", "rand"): "standard"}
 # Settings whose other value is no neighbour of their default: the value, and what else it takes, on both sides.
 ELSEWHERE = {
     "timesteps": (tuple(range(19, -1, -2)), {}),

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from purify_engine.config import AttackConfig
-from purify_engine.evaluation.attacks import Draws
+from purify_engine.evaluation.chance import Chance
+from purify_engine.evaluation.draws import Draws
 from purify_engine.evaluation.spatial import stadv, warp
 
 SIZE = 12
@@ -20,8 +21,8 @@ def ramp(along, batch=2):
 
 
 def run(objective, images, config, averaged=True):
-    generator = torch.Generator().manual_seed(config.seed)
-    return stadv(objective, images, torch.arange(len(images)), config, Draws(config, averaged=averaged), generator)
+    ids = torch.arange(len(images))
+    return stadv(objective, images, ids, config, Draws(config, averaged=averaged), Chance(config.seed, ids))
 
 
 def spatial(**settings):

@@ -5,7 +5,8 @@ import torch
 
 from purify_engine.config import AttackConfig
 from purify_engine.evaluation import square as square_module
-from purify_engine.evaluation.attacks import Draws
+from purify_engine.evaluation.chance import Chance
+from purify_engine.evaluation.draws import Draws
 from purify_engine.evaluation.square import square, square_side
 
 IMAGES = 0.3 + 0.4 * torch.rand(4, 3, 9, 7, generator=torch.Generator().manual_seed(0))
@@ -15,7 +16,7 @@ EPSILON = 0.125
 
 def run(objective, num_steps, num_eot=1, seed=0, images=IMAGES):
     config = AttackConfig(name="sq", kind="square", epsilon=EPSILON, num_steps=num_steps, num_eot=num_eot, seed=seed)
-    return square(objective, images, IDS, config, Draws(config, averaged=True), torch.Generator().manual_seed(seed))
+    return square(objective, images, IDS, config, Draws(config, averaged=True), Chance(seed, IDS))
 
 
 def signs(x):
@@ -77,7 +78,8 @@ def test_a_square_is_whole_and_of_one_sign_a_channel():
             shown.append(x.clone())
             return torch.zeros(1)
 
-        square(objective, images, torch.arange(1), config, Draws(config, averaged=False), torch.Generator().manual_seed(seed))
+        ids = torch.arange(1)
+        square(objective, images, ids, config, Draws(config, averaged=False), Chance(seed, ids))
         side = square_side(0, images)  # five of six pixels
         changed = shown[0] - 0.5
         for channel in range(2):
@@ -87,8 +89,8 @@ def test_a_square_is_whole_and_of_one_sign_a_channel():
 
 def test_squares_lie_at_every_place_inside_each_channel_with_a_sign_of_its_own():
     images = torch.full((400, 2, 6, 5), 0.5)
-    random = square_module._Random(images, torch.Generator().manual_seed(0))
-    delta = square_module._with_square(images, images, EPSILON, 3, random) - 0.5  # nothing but the square differs
+    chance = Chance(0, torch.arange(400))
+    delta = square_module._with_square(images, images, EPSILON, 3, chance) - 0.5  # nothing but the square differs
     places, signs_of_channels = set(), set()
     for image in delta:
         rows, columns = torch.nonzero(image[0], as_tuple=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -50,14 +52,25 @@ class ToyPurifier(nn.Module):
         sibling.draws, sibling.guide = self.draws, self.guide
         return sibling
 
-    def forward(self, images: Tensor, *, ids: Tensor | None = None, draw: int | None = None) -> Tensor:
-        assert ids is not None and draw is not None
-        self.draws.append(draw)
-        noise = torch.randn(64, *images.shape[1:], generator=torch.Generator().manual_seed(draw))[ids].to(images)  # by id
+    def forward(self, images: Tensor, *, ids: Tensor | None = None, draw: int | Tensor | None = None) -> Tensor:
+        if self.config.noise == "fixed":
+            ids, draw = torch.zeros(len(images), dtype=torch.int64), 0
+        else:
+            assert ids is not None and draw is not None
+        self.draws += [draw] if isinstance(draw, int) else list(dict.fromkeys(draw.tolist()))
+        drawn = [draw] * len(ids) if isinstance(draw, int) else draw.tolist()
+        noise = torch.stack([self.noise(number, images.shape[1:])[i] for number, i in zip(drawn, ids.tolist(), strict=True)])
+        noise = noise.to(images)
         value = images + self.spread * noise
         if self.masked and self.config.gradient == "exact":
             return value.detach() + (images - images.detach()) * noise.sign()
         return value
+
+    @staticmethod
+    @functools.cache
+    def noise(draw: int, shape: tuple[int, ...]) -> Tensor:
+        """Of 64 ids."""
+        return torch.randn(64, *shape, generator=torch.Generator().manual_seed(draw))
 
     def calibrate(self, images: Tensor, ratio: float) -> float:
         return 10 * ratio
