@@ -46,7 +46,8 @@ class Chance:
         return (2 * self.below(2, *shape) - 1).to(dtype)
 
     def _words(self, shape: tuple[int, ...]) -> Tensor:
-        """Random words in [0, 2**32), int64; few of them come from a store, since a call costs as much for one as for hundreds."""
+        """Random words in [0, 2**32), int64; few of them come from a store, since a call costs as much for one as for
+        hundreds."""
         count = prod(shape)
         if count > STORE // 8:
             return philox(*self._next(), count).view(len(self._ids), *shape)

@@ -99,7 +99,7 @@ def _piece(task: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
         return task
     chosen = torch.tensor(rows, device=images.device)
     named = ids[0][chosen] if ids else chosen
-    return defence, wanted, images[chosen], labels[chosen], config, key, named, len(images)
+    return defence, wanted, images[chosen], labels[chosen], config, key, named, len(images), (images, labels)
 
 
 def _size(tasks: Sequence[tuple[Any, ...]], config: EvaluationConfig, workers: int) -> int:
@@ -159,14 +159,16 @@ def run_cell(
     key: str,
     named: Ids | None = None,
     of: int | None = None,
+    pool: tuple[Images, Labels] | None = None,
 ) -> Cell:
     """Attack once, then score the result on two disjoint sets of draws.
 
-    key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them.
+    key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them; pool: all of
+    them, and their labels.
     """
     started = time.perf_counter()
     ids = torch.arange(len(images), device=images.device) if named is None else named
-    adversarial = attack(defence, images, labels, wanted, ids=ids)
+    adversarial = attack(defence, images, labels, wanted, ids=ids, pool=pool, batch_size=config.batch_size)
     first = FIRST_SCORING_DRAW + 2 * config.num_draws * config.seed
     scores = score(defence, adversarial, labels, ids, range(first, first + config.num_draws))
     if defence.randomised:
@@ -200,9 +202,9 @@ def run_piece(defence: Defence, wanted: AttackConfig, images: Images, labels: La
     torch.cuda.empty_cache()
     config, key, *named = rest
     ids = named[0] if named else torch.arange(len(images), device=images.device)
-    of = named[1] if len(named) > 1 else len(images)
+    of, pool = named[1:] if len(named) > 1 else (len(images), (images, labels))
     halves = torch.arange(len(images), device=images.device).chunk(2)
-    return merged(run_piece(defence, wanted, images[half], labels[half], config, key, ids[half], of) for half in halves)[0]
+    return merged(run_piece(defence, wanted, images[half], labels[half], config, key, ids[half], of, pool) for half in halves)[0]
 
 
 def computed_by(defence: Defence) -> dict[str, Any]:

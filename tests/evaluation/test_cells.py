@@ -1,6 +1,5 @@
 """One defence under one attack: what is given to the attack, what it is scored on, what is written and told."""
 
-import dataclasses
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation import protocol
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.protocol import Cell, evaluate, fingerprint, read_cells, score
-from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED, attack_suite, fitted
+from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED, attack_suite, decisive, fitted
 from tests.evaluation.worlds import ATTACKS, CONFIG, Linear, ToyPurifier, guided, linear_world, toy
 
 
@@ -41,7 +40,7 @@ def test_a_cell_is_scored_on_k_draws_and_again_on_the_next_k(seed):
     assert found.pooled == (0.375, 0.375, 0.5) and found.accuracy == pytest.approx(1.25 / 3)
     assert purifier.draws == list(range(first, first + 8))
     assert (found.defence, found.attack, found.norm) == ("answers", "standard", "none")
-    settings = {"attack": dataclasses.asdict(CLEAN), "defence": defence.describe(), "num_draws": 4, "scoring_seed": seed}
+    settings = {"attack": decisive(CLEAN), "defence": defence.describe(), "num_draws": 4, "scoring_seed": seed}
     assert found.config == settings and found.fingerprint == fingerprint(defence, CLEAN, images, labels, config)
     assert found.seconds >= 0 and round(found.seconds, 2) == found.seconds
 
