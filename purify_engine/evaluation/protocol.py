@@ -163,8 +163,8 @@ def run_cell(
 ) -> Cell:
     """Attack once, then score the result on two disjoint sets of draws.
 
-    key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them; pool: all of
-    them, and their labels.
+    key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them; pool: all
+    of them, and their labels.
     """
     started = time.perf_counter()
     ids = torch.arange(len(images), device=images.device) if named is None else named

@@ -61,13 +61,7 @@ def known_attacks(config: EvaluationConfig) -> dict[str, AttackConfig]:
     draws where an image still stands. Those that probe one weakness take half of the steps and of the draws, those that need no
     gradient through the purifier four times the steps, and none of either goes on where an image stands.
     """
-    refined: dict[str, Any] = {"refine_steps": config.refine_steps, "refine_eot": config.refine_eot}
-    plain = AttackConfig(
-        name=EXACT, epsilon=config.epsilon, num_steps=config.num_steps, num_eot=config.num_eot, seed=config.seed
-    )
-    main = replace(plain, loss="margin", margin_cap=MARGIN_CAP, momentum=MOMENTUM, decay="cosine", **refined)
-    halves: dict[str, Any] = {"num_steps": max(1, config.num_steps // 2), "num_eot": (config.num_eot + 1) // 2, "refine_steps": 0}
-    light, cheap = replace(main, **halves), replace(main, num_steps=min(4 * config.num_steps, MOST_STEPS), refine_steps=0)
+    plain, main, light, cheap, halves = _budgets(config)
     apgd = replace(plain, kind="apgd", **halves)
     spatial = replace(plain, name="StAdv", kind="stadv", norm="spatial", epsilon=config.max_shift, **halves)
     l2: dict[str, Any] = {"norm": "l2", "epsilon": config.epsilon_l2}
@@ -106,6 +100,18 @@ def known_attacks(config: EvaluationConfig) -> dict[str, AttackConfig]:
         "autoattack-rand": replace(plain, kind="autoattack", version="rand"),
     }
     return {CLEAN.name: CLEAN, **{name: replace(attack, name=name) for name, attack in attacks.items()}}
+
+
+def _budgets(config: EvaluationConfig) -> tuple[AttackConfig, AttackConfig, AttackConfig, AttackConfig, dict[str, Any]]:
+    """The plain attack, the main one, the light and the cheap ones, and what halves a budget."""
+    refined: dict[str, Any] = {"refine_steps": config.refine_steps, "refine_eot": config.refine_eot}
+    plain = AttackConfig(
+        name=EXACT, epsilon=config.epsilon, num_steps=config.num_steps, num_eot=config.num_eot, seed=config.seed
+    )
+    main = replace(plain, loss="margin", margin_cap=MARGIN_CAP, momentum=MOMENTUM, decay="cosine", **refined)
+    halves: dict[str, Any] = {"num_steps": max(1, config.num_steps // 2), "num_eot": (config.num_eot + 1) // 2, "refine_steps": 0}
+    light, cheap = replace(main, **halves), replace(main, num_steps=min(4 * config.num_steps, MOST_STEPS), refine_steps=0)
+    return plain, main, light, cheap, halves
 
 
 def fitted(attack: AttackConfig, defence: Defence) -> AttackConfig | None:

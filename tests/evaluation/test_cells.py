@@ -1,6 +1,8 @@
 """One defence under one attack: what is given to the attack, what it is scored on, what is written and told."""
 
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ def test_a_deterministic_defence_has_one_set_of_scores():
 
 def test_the_attacked_images_are_scored_by_their_ids(monkeypatch):
     classifier, images, labels = linear_world()
-    monkeypatch.setattr(protocol, "attack", lambda defence, images, labels, wanted, *, ids: 1 - images)
+    monkeypatch.setattr(protocol, "attack", lambda defence, images, labels, wanted, **named: 1 - images)
     defence = Defence("toy", classifier, ToyPurifier(guided(1.0), spread=0.0))
     attack = AttackConfig(name="mirror", norm="l2", epsilon=1.0)
     (found,) = evaluate([defence], images, labels, CONFIG, attacks=[attack])
@@ -80,7 +82,12 @@ def test_an_attack_is_given_the_defence_the_images_their_labels_and_ids(monkeypa
     evaluate([defence], images, labels, CONFIG, attacks=ATTACKS[1:2])
     (words, named), *others = given
     assert not others and words[0] is defence and words[1] is images and words[2] is labels and words[3] == ATTACKS[1]
-    assert named.keys() == {"ids"} and named["ids"].tolist() == list(range(40))
+    assert named.keys() == {"ids", "pool", "batch_size"} and named["ids"].tolist() == list(range(40))
+    assert named["pool"] is None and named["batch_size"] is None  # all of them, as they are
+    given.clear()
+    evaluate([defence], images, labels, dataclasses.replace(CONFIG, batch_size=15), attacks=ATTACKS[1:2])
+    assert [len(words[1]) for words, _ in given] == [15, 15, 10] and {named["batch_size"] for _, named in given} == {15}
+    assert all(named["pool"][0] is images and named["pool"][1] is labels for _, named in given)  # in pieces, too
 
 
 def test_without_a_list_the_whole_protocol_is_run_as_fitted_to_each_defence(monkeypatch):
