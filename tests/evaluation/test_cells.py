@@ -1,6 +1,5 @@
 """One defence under one attack: what is given to the attack, what it is scored on, what is written and told."""
 
-
 import dataclasses
 
 import pytest
@@ -76,7 +75,7 @@ def test_an_attack_is_given_the_defence_the_images_their_labels_and_ids(monkeypa
 
     def caught(*words, **named):
         given.append((words, named))
-        return images
+        return words[1]
 
     monkeypatch.setattr(protocol, "attack", caught)
     evaluate([defence], images, labels, CONFIG, attacks=ATTACKS[1:2])
