@@ -11,6 +11,7 @@ import torch
 
 from purify_engine import devices, folders, presets
 from purify_engine.config import PurifierConfig
+from purify_engine.models.checkpoints.network import sha256
 from purify_engine.purifier import GuidedPurifier
 from tests.test_purifier import GUIDE, UNET, images, purifier
 
@@ -25,6 +26,18 @@ def test_the_embedded_purifiers_are_listed_and_load():
     assert "digits" in names and names == sorted(names)
     for name in names:
         assert presets.resolve(name) == presets.EMBEDDED / name
+
+
+@pytest.mark.parametrize("name", presets.list_purifiers())
+def test_what_is_embedded_is_small_and_whole_and_every_network_has_its_card(name):
+    folder = presets.resolve(name)
+    config = folders.read_config(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 24e6
+    for part in ("unet", "guide", "classifier"):
+        assert part in config and f"`{part}.safetensors`" in (folder / f"{part}.md").read_text()
+    for part, known in config.get("weights", {}).items():
+        assert sha256(folder / f"{part}.safetensors") == known and known in (folder / f"{part}.md").read_text()
+    assert folders.own_presets(config, folder).keys() == config.get("presets", {}).keys()
 
 
 def test_an_embedded_name_comes_before_a_folder_and_a_folder_before_the_hub(tmp_path, monkeypatch):
