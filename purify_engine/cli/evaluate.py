@@ -6,13 +6,13 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from purify_engine.cli.budget import Budget, budget, chosen, numbered, require_same_classes, with_labels
-from purify_engine.cli.console import Meter, say, show
 from purify_engine.cli.defended import load_defended
+from purify_engine.cli.evaluated import computed, found_in, said
 from purify_engine.cli.labelled import DIGITS, labelled, spread
 from purify_engine.cli.loading import (
     Device,
@@ -27,16 +27,14 @@ from purify_engine.cli.loading import (
 )
 from purify_engine.cli.options import given, options_of
 from purify_engine.cli.report import write_evaluation
-from purify_engine.cli.stopping import going_on
 from purify_engine.config import UNIT_RANGE, AttackConfig, EvaluationConfig, PurifierConfig, require, to_dict
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from purify_engine.evaluation.cells import Cell
     from purify_engine.evaluation.defences import Defence
     from purify_engine.purifier import GuidedPurifier
-    from purify_engine.types import Images, Labels
+    from purify_engine.types import Images
 
 CHECK_FAILED = 4
 FULL_EVALUATION = Path("bench/results/digits.jsonl")
@@ -77,6 +75,9 @@ def evaluate(
     precision: NetworkPrecision = "auto",
     workers: int = 1,
     seconds: float | None = None,
+    shard_index: int | Literal["auto"] | None = None,
+    num_shards: int | None = None,
+    merge: Annotated[list[Path] | None, Parameter(negative_iterable=())] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
     sizes: Annotated[SizeOptions | None, Parameter(name="*")] = None,
@@ -121,6 +122,13 @@ def evaluate(
         Processes of one thread each that share the work; small images scale over processes better than over threads.
     seconds:
         Stop within so many seconds: no piece is begun that would take longer, by what pieces took. The same command goes on.
+    shard_index:
+        Work on one share of the images, counted from 0, with an OUTPUT of its own: several machines share an evaluation. auto:
+        by torchrun's or Slurm's environment, num_shards too.
+    num_shards:
+        How many shares there are.
+    merge:
+        Outputs of other shares or machines: what is finished there is not computed again, and stands in the tables.
     json:
         Print the result as one JSON line.
     attack:
@@ -130,6 +138,7 @@ def evaluate(
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
     require(seconds is None or seconds > 0, "seconds", "positive", seconds)
     from purify_engine.conversion import Stated
+    from purify_engine.data.shares import share_of
     from purify_engine.devices import computing
     from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
     from purify_engine.presets import presets_of
@@ -146,47 +155,25 @@ def evaluate(
     wanted, left_out = with_labels(wanted, labels, attacks)
     few = slice(0, SELF_TESTED)
     self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
-    how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "workers": workers, "seconds": seconds}
-    cells = _computed(rows, images, labels, config, **how)
+    share = share_of(shard_index, num_shards)
+    how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "also": merge or (), "workers": workers}
+    found = computed(rows, images, labels, config, **how, seconds=seconds, share=(share.index, share.count))
     about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "doubt": doubt,
                       "calibration": calibration}, "evaluation": held_to.settings()}  # fmt: skip
     if report is not None:
         settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
         top = {**_about(source, ours, images), "labels": doubt or told, "radii": held_to.said()}
-        write_evaluation(report, cells, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
+        write_evaluation(report, found, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
     lines = [told, held_to.said(), *filter(None, (left_out, doubt))]
-    _say(cells, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=lines)
+    said(found, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=lines)
     return 0 if self_test["passed"] and not doubt else CHECK_FAILED
-
-
-def _computed(
-    rows: Sequence[Defence], images: Images, labels: Labels, config: EvaluationConfig, *, attacks: list[AttackConfig], **how: Any
-) -> list[Cell]:
-    """The cells, with progress told meanwhile; a signal stops at once, and what is finished is kept."""
-    from purify_engine.evaluation import protocol
-    from purify_engine.evaluation.cells import merged
-    from purify_engine.evaluation.suite import fitted
-
-    cells: list[Cell] = []
-    total = len(images) * sum(fitted(attack, row) is not None for row in rows for attack in attacks)
-    with going_on(), Meter("evaluate") as meter:
-
-        def tell(cell: Cell) -> None:
-            cells.append(cell)
-            facts: dict[str, Any] = {"defence": cell.defence, "attack": cell.attack, "accuracy": cell.accuracy}
-            meter.update(sum(len(piece.scores) for piece in cells), total, **facts)
-
-        protocol.evaluate(rows, images, labels, config, attacks=attacks, on_cell=tell, **how)
-    return merged(cells)
 
 
 def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
     """The committed evaluation, where this is a checkout that has it."""
-    from purify_engine.evaluation.protocol import read_cells
-
     if results.exists():
         print(f"\nThe full evaluation, from {results} (`make evaluate-digits` makes it again):")
-        _say(read_cells(results), None, EvaluationConfig().confidence, as_json=False)
+        said(found_in([results]), None, EvaluationConfig().confidence, as_json=False)
 
 
 def _defences(
@@ -239,37 +226,3 @@ def _about(source: str, ours: GuidedPurifier, images: Images) -> dict[str, str]:
     height, width = images.shape[2:]
     data = f"{source}, {len(images):,} images of {width}×{height} pixels"
     return {"data": data, "purifier": described(ours), "date": f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"}
-
-
-def _say(
-    cells: list[Cell],
-    self_test: dict[str, Any] | None,
-    confidence: float,
-    *,
-    as_json: bool,
-    ours: GuidedPurifier | None = None,
-    about: dict[str, Any] | None = None,
-    lines: Sequence[str] = (),
-) -> None:
-    from purify_engine.devices import computing, described, in_sixteen_bits
-    from purify_engine.evaluation.report import terminal_by_attack
-    from purify_engine.evaluation.self_test_said import self_test_said, without_gradient
-    from purify_engine.evaluation.summary import against_ours, summarise, to_json
-
-    rows, comparisons = summarise(cells, confidence, without_gradient(self_test)), against_ours(cells, confidence)
-    if as_json:
-        said = {**(about or {}), "self_test": self_test, "computing": ours and computing(ours)}
-        say(to_json(rows, comparisons, **said), "", as_json=True)
-        return
-    show(terminal_by_attack(rows, f"Accuracy on {len(cells[0].scores)} images, percent, with its interval"))
-    for item in comparisons:
-        gap, chance = item.difference, item.mcnemar.p_value
-        span = f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
-        print(f"{item.a} - {item.b}: {100 * gap.value:+.1f} points ({span}), McNemar p = {chance:.2g}")
-    for line in lines:
-        print(line)
-    if ours is not None:
-        print(f"scored {described(ours)}" + ("; gradients in float32" if in_sixteen_bits(ours) else ""))
-    if self_test is not None:
-        for line in self_test_said(self_test):
-            print(line)

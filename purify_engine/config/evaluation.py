@@ -144,6 +144,10 @@ class EvaluationConfig:
     """Of the attacks, and of the noise draws that score them."""
     batch_size: int | None = None
     """Images that are attacked at once. None: as many as memory holds. Results differ by rounding alone."""
+    fresh_draws: int = 50
+    """Of each seed: noise draws that no attack has seen, which each image's worst attack is scored on again; 0: it is not."""
+    fresh_seeds: int = 3
+    """Seeds of those draws: their spread is what noise alone changes."""
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "epsilon_l2", "max_shift"):
@@ -154,6 +158,8 @@ class EvaluationConfig:
         one_of("suite", self.suite, Suite)
         require(0 < self.confidence < 1, "confidence", "in (0, 1)", self.confidence)
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", "at least 1 or None", self.batch_size)
+        require(0 <= self.fresh_draws <= 4096, "fresh_draws", "in [0, 4096]", self.fresh_draws)
+        require(1 <= self.fresh_seeds <= 64, "fresh_seeds", "in [1, 64]", self.fresh_seeds)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from typing import Any
 
 from purify_engine.files import read_json_lines
 
-BY_IMAGE = ("scores", "selection", "ids")  # fields that hold one entry an image
+SCORED = ("scores", "selection")
+LOGGED = ("labels", "agreement", "verdicts")  # of each image beside its scores; empty in lines that were written without them
+BY_IMAGE = (*SCORED, *LOGGED, "ids")  # fields that hold one entry an image
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,10 @@ class Cell:
     computed: dict[str, Any] = dataclasses.field(default_factory=dict)  # device, precision and TF32; part of no fingerprint
     ids: tuple[int, ...] | None = None  # of the images, where they are some of a larger set; None: 0, 1, ...
     of: int | None = None  # how many images its evaluation has; None: these
-    cost: dict[str, Any] = dataclasses.field(default_factory=dict)  # what an image took (cost.py); part of no fingerprint
+    labels: tuple[int, ...] = ()
+    agreement: tuple[float, ...] = ()  # share of an image's draws whose verdict is the guide's own of the same image
+    verdicts: tuple[dict[str, int], ...] = ()  # class -> how many of an image's draws said it
+    cost: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a verdict took (scoring.py); part of no fingerprint
 
     @property
     def pooled(self) -> tuple[float, ...]:
@@ -56,13 +61,16 @@ class Cell:
         if ids == self.images:
             return self
         places = {image: place for place, image in enumerate(self.images)}
-        some: dict[str, Any] = {name: tuple(getattr(self, name)[places[image]] for image in ids) for name in BY_IMAGE[:2]}
-        return dataclasses.replace(self, **some, ids=ids)
+        some = {name: tuple(values[places[image]] for image in ids) for name, values in self._by_image().items()}
+        return dataclasses.replace(self, **some, ids=ids)  # type: ignore[arg-type]
+
+    def _by_image(self) -> dict[str, tuple[Any, ...]]:
+        return {name: getattr(self, name) for name in (*SCORED, *LOGGED) if getattr(self, name) or name in SCORED}
 
     def as_record(self) -> dict[str, Any]:
         """What a line of a results file holds."""
         record = {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
-        left_out = [name for name in ("ids", "of", "cost") if not record[name]]
+        left_out = [name for name in ("ids", "of", "cost", *LOGGED) if not record[name]]
         return {name: value for name, value in record.items() if name not in left_out}
 
     @staticmethod
@@ -86,19 +94,31 @@ def _joined(pieces: Sequence[Cell]) -> Cell:
         return pieces[0]
     found = {image: (piece, place) for piece in reversed(pieces) for place, image in enumerate(piece.images)}
     ids = tuple(sorted(found))
-    scores, selection = (
-        tuple(getattr(piece, name)[place] for piece, place in (found[image] for image in ids)) for name in BY_IMAGE[:2]
-    )
+    fields = [name for name in (*SCORED, *LOGGED) if name in SCORED or all(getattr(piece, name) for piece in pieces)]
+    of_images: dict[str, Any] = {
+        name: tuple(getattr(piece, name)[place] for piece, place in (found[image] for image in ids)) for name in fields
+    }
     is_all = ids == tuple(range(len(ids))) and pieces[0].of in (None, len(ids))
     return dataclasses.replace(
         pieces[0],
-        scores=scores,
-        selection=selection,
+        **{**dict.fromkeys(LOGGED, ()), **of_images},
+        cost=_cost(pieces),
         seconds=round(sum(piece.seconds for piece in pieces), 2),
         computed=_together([piece.computed for piece in pieces]),
         ids=None if is_all else ids,
         of=None if is_all or pieces[0].of == len(ids) else pieces[0].of,
     )
+
+
+def _cost(pieces: Sequence[Cell]) -> dict[str, Any]:
+    """Times are means over images, memory is the most of any piece."""
+    known = [piece for piece in pieces if piece.cost]
+    if not known:
+        return {}
+    images = sum(len(piece.scores) for piece in known)
+    spent = sum(piece.cost["ms_an_image"] * len(piece.scores) for piece in known)
+    peaks = [piece.cost["peak_bytes"] for piece in known if piece.cost.get("peak_bytes") is not None]
+    return {**known[0].cost, "ms_an_image": round(spent / images, 3), "peak_bytes": max(peaks, default=None)}
 
 
 def _together(computed: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -111,7 +131,8 @@ def _together(computed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def read_cells(results: Path) -> list[Cell]:
     """The cells of a results file, finished or in part; none where there is no file. A line that a kill cut short is left out."""
-    return merged(Cell.from_record(record) for record in read_json_lines(results)) if results.exists() else []
+    lines = read_json_lines(results) if results.exists() else []
+    return merged(Cell.from_record(record) for record in lines if "winners" not in record)
 
 
 def common(cells: Sequence[Cell]) -> list[Cell]:

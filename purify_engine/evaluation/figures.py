@@ -25,12 +25,18 @@ def write_figures(
     rows: Sequence[Row],
     comparisons: Sequence[Comparison] = (),
     budgets: Mapping[str, str] | None = None,
+    *,
+    fresh: Sequence[Row] = (),
     **about: Any,
 ) -> tuple[Path, Path]:
-    """Write every figure of the report at `report` beside it, in [0, 1] and unrounded; `about` goes into the JSON alone."""
+    """Write every figure of the report at `report` beside it, in [0, 1] and unrounded; `about` goes into the JSON alone.
+
+    fresh: rows of what was scored afresh.
+    """
     csv_path, json_path = figures_beside(report)
-    write_text(csv_path, as_csv(rows, budgets or {}))
-    write_text(json_path, json.dumps(to_json(rows, comparisons, **about), indent=1, default=str) + "\n")
+    scored_afresh = {"fresh": to_json(fresh)["rows"]} if fresh else {}
+    write_text(csv_path, as_csv([*rows, *fresh], budgets or {}))
+    write_text(json_path, json.dumps(to_json(rows, comparisons, **about, **scored_afresh), indent=1, default=str) + "\n")
     return csv_path, json_path
 
 

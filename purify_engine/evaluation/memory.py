@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,9 +79,15 @@ def images_at_once(images: Images, gradient: Callable[[int], object], most: int,
 
 def _forget_peak() -> bool:
     try:
-        CLEAR_REFS.write_text("5", encoding="ascii")
+        asked = os.open(CLEAR_REFS, os.O_WRONLY)
     except OSError:
         return False
+    try:
+        os.write(asked, b"5")
+    except OSError:
+        return False
+    finally:
+        os.close(asked)
     return True
 
 

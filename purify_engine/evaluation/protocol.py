@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,9 @@ from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.cells import Cell, merged, read_cells
 from purify_engine.evaluation.defences import Defence
-from purify_engine.evaluation.memory import images_at_once
-from purify_engine.evaluation.pieces import MOST, Deadline, pieces
+from purify_engine.evaluation.memory import images_at_once, peak_of
+from purify_engine.evaluation.pieces import MOST, Deadline, in_order, pieces
+from purify_engine.evaluation.scoring import Stopwatch, agreement, cost, counted, shares, verdicts_of
 from purify_engine.evaluation.suite import attack_suite, decisive, fitted
 from purify_engine.evaluation.workers import shared
 from purify_engine.files import append_json_line
@@ -48,7 +48,9 @@ def evaluate(
     ids: Ids | None = None,
     results: Path | None = None,
     workers: int = 1,
-    seconds: float | None = None,
+    also: Sequence[Path] = (),
+    deadline: Deadline | None = None,
+    share: tuple[int, int] = (0, 1),
     on_cell: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
     """Every attack that applies, on every defence; a `results` file keeps what is finished for the next call.
@@ -59,21 +61,24 @@ def evaluate(
     attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one thread each share
     the pieces; where this one is stopped, they stop, and what was finished is in `results`.
 
-    seconds: no piece is begun that would not be done by then, as long as pieces took before; the cells that come back may then
-    lack images, or be missing. on_cell: told what was found, then every piece as it is done.
+    also: other results files, whose finished pieces count. deadline: no piece is begun that would not be done by then, as long as
+    pieces took before; the cells that come back may then lack images, or be missing. share: (i, n), every n-th image alone, from
+    the i-th on, in a mixed order. on_cell: told what was found, then every piece as it is done.
     """
-    config, deadline = config or EvaluationConfig(), Deadline(seconds)
+    config, deadline = config or EvaluationConfig(), deadline or Deadline()
     ids = None if ids is None or torch.equal(ids.cpu(), torch.arange(len(images), device="cpu")) else ids
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
         key = fingerprint(defence, wanted, images, labels, config, ids)
         tasks[key] = (defence, wanted, images, labels, config, key, *(() if ids is None else (ids,)))
-    cells = {} if results is None else _finished(tasks, read_cells(results))
+    known = merged(cell for path in (*([] if results is None else [results]), *also) for cell in read_cells(path))
+    cells = _finished(tasks, known)
     for cell in cells.values():
         on_cell(cell)
     numbers = range(len(images)) if ids is None else ids.tolist()
-    left = {key: _places(numbers, cells.get(key)) for key in tasks}
-    size = _size([tasks[key] for key, places in left.items() if places], config, workers)
+    own = set(in_order(len(images))[share[0] :: share[1]])
+    left = {key: _places(numbers, cells.get(key)) & own for key in tasks}
+    size = piece_size([tasks[key][0] for key, places in left.items() if places], images, labels, config, workers)
     planned = (_piece(tasks[key], rows) for key, rows in pieces(left, len(images), size, deadline))
     for cell in shared(run_piece, planned, workers):
         deadline.measured(cell.fingerprint, cell.seconds, len(cell.scores))
@@ -102,12 +107,13 @@ def _piece(task: tuple[Any, ...], rows: Sequence[int]) -> tuple[Any, ...]:
     return defence, wanted, images[chosen], labels[chosen], config, key, named, len(images), (images, labels)
 
 
-def _size(tasks: Sequence[tuple[Any, ...]], config: EvaluationConfig, workers: int) -> int:
-    """Images of a piece: as configured, or as many as memory holds while the costliest defence is attacked."""
-    if config.batch_size is not None or not tasks:
+def piece_size(
+    defences: Sequence[Defence], images: Images, labels: Labels, config: EvaluationConfig, workers: int = 1
+) -> int:
+    """Images of a piece: as configured, or as many as memory holds while the costliest of the defences is attacked."""
+    if config.batch_size is not None or not defences:
         return config.batch_size or MOST
-    _, _, images, labels, *_ = tasks[0]
-    costliest = max((task[0] for task in tasks), key=lambda defence: (defence.purifier is not None, defence.guide is not None))
+    costliest = max(defences, key=lambda defence: (defence.purifier is not None, defence.guide is not None))
 
     def gradient(count: int) -> None:
         some, ids = images[:count], torch.arange(count, device=images.device)
@@ -166,29 +172,30 @@ def run_cell(
     key: the cell's fingerprint. named: the images' ids. of: how many images the cell has, where these are some of them; pool: all
     of them, and their labels.
     """
-    started = time.perf_counter()
+    whole = Stopwatch(images.device)
     ids = torch.arange(len(images), device=images.device) if named is None else named
-    adversarial = attack(defence, images, labels, wanted, ids=ids, pool=pool, batch_size=config.batch_size)
+    with peak_of(images.device) as peak:
+        adversarial = attack(defence, images, labels, wanted, ids=ids, pool=pool, batch_size=config.batch_size)
     first = FIRST_SCORING_DRAW + 2 * config.num_draws * config.seed
-    scores = score(defence, adversarial, labels, ids, range(first, first + config.num_draws))
-    if defence.randomised:
-        selection = score(
-            defence, adversarial, labels, ids, range(first + config.num_draws, first + 2 * config.num_draws)
-        )
-    else:
-        selection = scores
+    scoring = Stopwatch(images.device)
+    verdicts = verdicts_of(defence, adversarial, ids, range(first, first + 2 * config.num_draws))
+    spent, hits = scoring.seconds, verdicts == labels.cpu()
     return Cell(
         defence=defence.name,
         attack=wanted.name,
         norm="none" if wanted.kind == "none" else wanted.norm,
-        scores=scores,
-        selection=selection,
-        seconds=round(time.perf_counter() - started, 2),
+        scores=shares(hits[: config.num_draws]),
+        selection=shares(hits[config.num_draws :] if defence.randomised else hits),
+        seconds=round(whole.seconds, 2),
         fingerprint=key,
         config=_settings(defence, wanted, config),
         computed=computed_by(defence),
         ids=None if named is None else tuple(named.tolist()),
         of=of,
+        labels=tuple(labels.tolist()),
+        agreement=agreement(defence, adversarial, verdicts),
+        verdicts=counted(verdicts),
+        cost=cost(defence, spent, verdicts, peak),
     )
 
 
@@ -216,13 +223,9 @@ def computed_by(defence: Defence) -> dict[str, Any]:
     return {**devices.computing(network), "gradients": gradients}
 
 
-@torch.no_grad()
 def score(defence: Defence, images: Images, labels: Labels, ids: Ids, draws: range) -> tuple[float, ...]:
     """Share of `draws` for which each image is classified correctly; a deterministic defence is asked once."""
-    if not defence.randomised:
-        draws = draws[:1]
-    hits = torch.stack([defence(images, ids, draw).argmax(dim=1) == labels for draw in draws])
-    return tuple(round(value, 6) for value in hits.double().mean(dim=0).tolist())
+    return shares(verdicts_of(defence, images, ids, draws) == labels.cpu())
 
 
 def fingerprint(

@@ -38,10 +38,15 @@ def write_report(
     notes: Sequence[str] = (),
     about: Mapping[str, str] | None = None,
     budgets: Mapping[str, str] | None = None,
+    tables: Sequence[tuple[str, str, Sequence[Sequence[str]]]] = (),
+    fresh: Sequence[Row] = (),
+    **more: Any,
 ) -> Path:
     """Write the report to `path`, one file, no scripts, nothing fetched, every text escaped; its figures lie beside it.
 
     about: what stands on top, such as the data, the date and the device. budgets: attack -> its norm and epsilon in words.
+    tables: heading, what it says, and a header with lines, of what stands beside the accuracies. fresh: rows that go into the
+    figures as well. more: into the JSON alone.
     """
     about, budgets = about or {}, budgets or {}
     html = render(
@@ -62,10 +67,12 @@ def write_report(
         configuration=flattened(configuration or {}),
         comparisons=comparisons,
         notes=notes,
+        tables=tables,
         versions=versions(),
     )
     write_text(path, html)
-    write_figures(path, rows, comparisons, budgets, title=title, about=about, self_test=self_test, configuration=configuration)
+    told = {"title": title, "about": about, "self_test": self_test, "configuration": configuration}
+    write_figures(path, rows, comparisons, budgets, fresh=fresh, **told, **more)
     return path
 
 
@@ -108,13 +115,18 @@ def render_by_attack(rows: Sequence[Row]) -> str:
 
 def terminal_by_attack(rows: Sequence[Row], title: str) -> Table:
     """`by_attack` for a rich console."""
-    header, *lines = by_attack(rows)
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    return terminal_lines(by_attack(rows), title)
+
+
+def terminal_lines(table: Sequence[Sequence[str]], title: str) -> Table:
+    """A header and lines of text for a rich console."""
+    header, *lines = table
+    shown = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left")
+        shown.add_column(name, justify="right" if index else "left")
     for line in lines:
-        table.add_row(*line)
-    return table
+        shown.add_row(*line)
+    return shown
 
 
 def figure(estimate: Estimate | None) -> str:

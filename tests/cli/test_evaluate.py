@@ -9,7 +9,8 @@ from purify_engine.evaluation import protocol, row_self_test
 
 COMMITTED = Path(__file__).parent.parent.parent / "bench" / "results" / "digits.jsonl"
 
-LIGHT = ["--num-steps", 2, "--num-eot", 1, "--num-draws", 2]
+FRESH = ("one draw", "worst of 10", "majority of 4")
+LIGHT = ["--num-steps", 2, "--num-eot", 1, "--num-draws", 2, "--fresh-draws", 2, "--fresh-seeds", 2]
 
 
 @pytest.fixture
@@ -32,7 +33,13 @@ def test_chosen_attacks_on_chosen_defences(sound_gradient, labelled, tmp_path, c
     assert code == 0, err
     rows = {row["defence"]: row["columns"] for row in json.loads(out)["rows"]}
     assert rows.keys() == {"undefended", "ours"} and rows["ours"]["exact"]["n"] == 4
-    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 4
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    assert sum("scores" in line for line in lines) == 4 == sum("winners" in line for line in lines)  # and each scored afresh
+    fresh = {row["defence"]: row["columns"] for row in json.loads(out)["fresh"]["rows"]}
+    assert fresh["ours"].keys() == {f"{one}: {how}" for one in ("standard", "exact") for how in FRESH}
+    facts = {fact["defence"]: fact for fact in json.loads(out)["facts"]}
+    assert facts["ours"]["calls"]["unet"] > 0 and 0 <= facts["ours"]["agreement_attacked"] <= 1
+    assert (facts["ours"]["images"], facts["ours"]["attacks"], facts["undefended"]["agreement_clean"]) == (4, 1, None)
     assert "<html" in (tmp_path / "report.html").read_text()
 
 

@@ -140,6 +140,8 @@ BOUNDS = [
     (AttackConfig, "seed", [0, 511], [-1, 512], "in [0, 512)", NAMED),
     *((EvaluationConfig, name, [0, 1.5], [-1e-9], "at least 0", {}) for name in ("epsilon", "epsilon_l2", "max_shift")),
     *((EvaluationConfig, name, [1, 50], [0], "at least 1", {}) for name in ("num_steps", "num_eot", "num_queries", "num_draws")),
+    (EvaluationConfig, "fresh_draws", [0, 4096], [-1, 4097], "in [0, 4096]", {}),
+    (EvaluationConfig, "fresh_seeds", [1, 64], [0, 65], "in [1, 64]", {}),
     (EvaluationConfig, "batch_size", [None, 1, 512], [0], "at least 1 or None", {}),
     *((cls, "confidence", [1e-9, NEXT_TO_ONE], [0, 1], "in (0, 1)", {}) for cls in (EvaluationConfig, DemoConfig)),
     (DemoConfig, "epsilon", [0, 1], [-1e-9], "at least 0", {}),

@@ -72,7 +72,7 @@ CHANGED = {  # every field of every configuration at another value than its defa
     ),
     EvaluationConfig(
         epsilon=0.1, epsilon_l2=0.2, max_shift=0.4, num_steps=3, num_eot=2, num_queries=5, num_draws=6, confidence=0.9, seed=7,
-        batch_size=3,
+        batch_size=3, fresh_draws=7, fresh_seeds=2,
     ),
     DemoConfig(
         epsilon=0.1, transfer_steps=2, num_adaptive=3, adaptive_steps=4, num_eot=5, num_draws=6, num_exhibits=7, confidence=0.9,

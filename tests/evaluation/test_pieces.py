@@ -16,6 +16,11 @@ def in_pieces_of(size):
     return dataclasses.replace(CONFIG, batch_size=size)
 
 
+def scored(cell):
+    """Without what the clock says."""
+    return dataclasses.replace(cell, seconds=0.0, cost={})
+
+
 def test_scores_are_the_same_in_pieces_of_any_size(tmp_path):
     defence, images, labels = toy()
     ids = torch.arange(40) + 7
@@ -55,9 +60,11 @@ def test_pieces_that_are_there_are_not_computed_again_whatever_their_size(tmp_pa
     for attack in ATTACKS:
         images_of = [image for name, rows in before + asked for image in rows if name == attack.name]
         assert sorted(images_of) == list(range(40))
-    assert [cell.ids for cell in cells] == [None] * 3 and merged(told) == cells
+    assert [cell.ids for cell in cells] == [None] * 3
+    assert [scored(cell) for cell in merged(told)] == [scored(cell) for cell in cells]
     monkeypatch.setattr(protocol, "run_cell", lambda *task: pytest.fail("nothing is left to do"))
-    assert protocol.evaluate([defence], images, labels, CONFIG, attacks=ATTACKS, results=results) == cells
+    again = protocol.evaluate([defence], images, labels, CONFIG, attacks=ATTACKS, results=results)
+    assert [scored(cell) for cell in again] == [scored(cell) for cell in cells]
 
 
 def test_all_cells_are_done_on_the_same_images_before_the_next_images_begin():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class ToyPurifier(nn.Module):
         self.spread, self.masked = spread, masked
         self.guide: nn.Module | None = None
         self.draws: list[int] = []
+        self.stream = ""
+
+    def twin(self, stream) -> ToyPurifier:
+        sibling = self.configured()
+        sibling.stream = stream
+        return sibling
 
     def configured(self, **changes) -> ToyPurifier:
         sibling = ToyPurifier(
@@ -59,7 +66,8 @@ class ToyPurifier(nn.Module):
             assert ids is not None and draw is not None
         self.draws += [draw] if isinstance(draw, int) else list(dict.fromkeys(draw.tolist()))
         drawn = [draw] * len(ids) if isinstance(draw, int) else draw.tolist()
-        noise = torch.stack([self.noise(number, images.shape[1:])[i] for number, i in zip(drawn, ids.tolist(), strict=True)])
+        apart = zlib.crc32(self.stream.encode()) << 31
+        noise = torch.stack([self.noise(number + apart, images.shape[1:])[i] for number, i in zip(drawn, ids.tolist(), strict=True)])
         noise = noise.to(images)
         value = images + self.spread * noise
         if self.masked and self.config.gradient == "exact":
