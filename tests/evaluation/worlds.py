@@ -67,8 +67,8 @@ class ToyPurifier(nn.Module):
         self.draws += [draw] if isinstance(draw, int) else list(dict.fromkeys(draw.tolist()))
         drawn = [draw] * len(ids) if isinstance(draw, int) else draw.tolist()
         apart = zlib.crc32(self.stream.encode()) << 31
-        noise = torch.stack([self.noise(number + apart, images.shape[1:])[i] for number, i in zip(drawn, ids.tolist(), strict=True)])
-        noise = noise.to(images)
+        places = zip(drawn, ids.tolist(), strict=True)
+        noise = torch.stack([self.noise(number + apart, images.shape[1:])[i] for number, i in places]).to(images)
         value = images + self.spread * noise
         if self.masked and self.config.gradient == "exact":
             return value.detach() + (images - images.detach()) * noise.sign()
