@@ -18,6 +18,7 @@ from purify_engine.training.computing import fused_on
 from purify_engine.training.finishing import Comparison, finish
 from purify_engine.training.loop import Loop, averages_of, initialised
 from purify_engine.training.model_card import ModelCard, count_parameters
+from purify_engine.training.perturbation import in_pieces
 from purify_engine.training.progress import Progress, silent
 from purify_engine.training.rates import rate_at
 from purify_engine.training.record import TrainingSet, remembered
@@ -106,11 +107,13 @@ def denoising_error(model: UNet, images: Images, schedule: NoiseSchedule, index:
     generator = torch.Generator(images.device).manual_seed(seed)
     noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
     indices = torch.full((len(images),), index, device=images.device)
-    with torch.no_grad():
-        x_t, predicted = _predict_noise(model, images, noise, indices, schedule)
-    alpha_bar = float(schedule.alphas_cumprod[index])
-    estimate = (x_t - (1 - alpha_bar) ** 0.5 * predicted) / alpha_bar**0.5
-    return float(((estimate + 1) / 2 - images).square().mean().sqrt())
+    alpha_bar, squares = float(schedule.alphas_cumprod[index]), list[Tensor]()
+    for rows in in_pieces(images):
+        with torch.no_grad():
+            x_t, predicted = _predict_noise(model, images[rows], noise[rows], indices[rows], schedule)
+        estimate = (x_t - (1 - alpha_bar) ** 0.5 * predicted) / alpha_bar**0.5
+        squares.append(((estimate + 1) / 2 - images[rows]).square())
+    return float(torch.cat(squares).mean().sqrt())
 
 
 def _predict_noise(model: UNet, images: Images, noise: Images, index: Tensor, schedule: NoiseSchedule) -> tuple[Images, Images]:
