@@ -6,7 +6,7 @@
 | standard | every kind of attack of the protocol | the figures that are reported |
 | thorough | the same with targeted, DLR and gradient-free ones beside them | a claim |
 
-What they cost is counted by `costs.py`. All rows of a table meet the same suite with the same budget.
+All rows of a table meet the same suite with the same budget.
 """
 
 from __future__ import annotations
