@@ -229,7 +229,7 @@ def _compared(
 ) -> tuple[dict[str, Any], list[str]]:
     """The attacked gradient beside the reference, and a guide detached on purpose beside it."""
     error, wrong = _apart(exact, reference), []
-    if rounding[0] * ROUNDING > RELEVANT_SHARE:
+    if rounding[0] > RELEVANT_SHARE:
         chaotic = "the purification is chaotic, and attacks by its gradient prove nothing"
         wrong.append(f"rounding alone moves its gradient by {rounding[0]:.2g}: {chaotic}")
     if not _agree(error, rounding):
