@@ -10,7 +10,7 @@ from purify_engine.evaluation import protocol, row_self_test
 COMMITTED = Path(__file__).parent.parent.parent / "bench" / "results" / "digits.jsonl"
 
 FRESH = ("one draw", "worst of 10", "majority of 4")
-LIGHT = ["--num-steps", 2, "--num-eot", 1, "--num-draws", 2, "--fresh-draws", 2, "--fresh-seeds", 2]
+LIGHT = ["--num-steps", 2, "--num-eot", 1, "--refine-steps", 0, "--num-draws", 2, "--fresh-draws", 2, "--fresh-seeds", 2]
 
 
 @pytest.fixture
@@ -52,29 +52,17 @@ def test_finished_cells_are_found_again(sound_gradient, labelled, tmp_path, comm
     assert (tmp_path / "cells.jsonl").read_text() == once
 
 
-def test_the_committed_evaluation_of_the_digits_is_found_again_on_this_machine(tmp_path, command, monkeypatch):
-    """With the scales that are calibrated here. Its cells are of the held-out digits: another split has another fingerprint."""
-
-    def refuse(defence, attack, *args):
-        raise AssertionError(f"{defence.name}, {attack.name} is computed again")
-
-    whole = row_self_test.row_self_tests
-    in_part = lambda rows, images, labels, **how: whole(rows[3:4], images, labels, **how)  # noqa: E731
-    monkeypatch.setattr(row_self_test, "row_self_tests", in_part)
-    monkeypatch.setattr(protocol, "run_cell", refuse)
+def test_the_committed_evaluation_of_the_digits_is_read_as_it_was_made(tmp_path, command):
     shutil.copy(COMMITTED, tmp_path / "digits.jsonl")
-    cells = protocol.read_cells(COMMITTED)
-    there = {"--defences": {cell.defence for cell in cells}, "--attacks": {cell.attack for cell in cells}}
-    words = [word for option, names in there.items() for name in names for word in (option, name)]
-    code, out, err = command("evaluate", "digits", "--output", tmp_path / "digits.jsonl", "--json", *words)
+    code, _, err = command("report", tmp_path / "digits.jsonl")
     assert code == 0, err
-    assert (tmp_path / "digits.jsonl").read_bytes() == COMMITTED.read_bytes()
-    result = json.loads(out)
-    assert result["self_test"]["passed"] and result["self_test"]["rows"]["ours"]["detached_caught"]
-    rows = {row["defence"]: row["columns"] for row in result["rows"]}
+    told = json.loads((tmp_path / "digits.figures.json").read_text(encoding="utf-8"))
+    rows = {row["defence"]: row["columns"] for row in told["rows"]}
+    cells = protocol.read_cells(COMMITTED)
     for cell in cells:
         assert rows[cell.defence][cell.attack]["value"] == pytest.approx(cell.accuracy, abs=1e-12)
     assert sum(map(len, rows.values())) == len(cells) + 2 * len(rows)  # and two minima for each defence
+    assert {fact["defence"]: fact["images"] for fact in told["facts"]} == dict.fromkeys(rows, 360)
 
 
 @pytest.mark.parametrize(("norm", "gradient"), [("l2", "bpda"), ("linf", "surrogate")])

@@ -68,11 +68,12 @@ CHANGED = {  # every field of every configuration at another value than its defa
     ),
     AttackConfig(
         name="a", kind="none", norm="l2", epsilon=0.3, step_size=0.1, num_steps=3, num_eot=2, loss="dlr", start="clean",
-        surface="guide", gradient="blind", seed=7,
+        surface="guide", gradient="blind", seed=7, momentum=0.5, decay="cosine", margin_cap=2.0, targets=2, restarts=3,
+        refine_steps=4, refine_eot=5, version="standard",
     ),
     EvaluationConfig(
         epsilon=0.1, epsilon_l2=0.2, max_shift=0.4, num_steps=3, num_eot=2, num_queries=5, num_draws=6, confidence=0.9, seed=7,
-        batch_size=3, fresh_draws=7, fresh_seeds=2,
+        batch_size=3, fresh_draws=7, fresh_seeds=2, suite="quick", refine_steps=4, refine_eot=5,
     ),
     DemoConfig(
         epsilon=0.1, transfer_steps=2, num_adaptive=3, adaptive_steps=4, num_eot=5, num_draws=6, num_exhibits=7, confidence=0.9,
