@@ -38,7 +38,6 @@ COMMANDS = {
     "train": Command("bench.runs.train", "a recipe trained within minutes, to be gone on with in the next run"),
     "evaluate": Command("bench.runs.evaluate", "a purifier evaluated within minutes, to be gone on with in the next run"),
     "pieces": Command("bench.runs.pieces", "data sets and trainings in pieces, to and from a machine that takes only so much"),
-    "guide-question": Command("bench.runs.guide_question", "when purification adds to its own guide: other guides and threats"),
     "choose-presets": Command("bench.tuning.presets", "faithful, balanced and fast, by the ablation over steps"),
     "gpu": Command("bench.gpu", "all of these that concern a GPU, each within its time"),
     "tune-conv3x3": Command("bench.tuning.conv3x3_tiles", "the fastest tile of the GPU's 3x3 convolution"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from bench.core import ablations
+from bench.core.ablations import ABLATIONS, BASE, DIFFPURE, TWO, Effort, Variant
 from bench.runs import ablation
-from bench.subjects import ablations
 from bench.subjects.ablated import ADAPTIVE, FROM_GUIDE, LeftOutError, Subject, attacks, measured
-from bench.subjects.ablations import ABLATIONS, BASE, DIFFPURE, TWO, Effort, Variant
 from bench.subjects.two_guides import two_guides
 from bench.subjects.validation import validation
 from purify_engine import GuidedPurifier, load_classifier

@@ -257,7 +257,10 @@ def test_defences_are_evaluated(command, tmp_path):
     light = ("--limit", 2, "--num-steps", 1, "--num-eot", 1, "--num-draws", 1)
     shown = json.loads(command("evaluate", *chosen, *light, "--output", "cells.jsonl", "--report", "report.html", "--json"))
     assert {row["defence"] for row in shown["rows"]} == {"undefended", "DiffPure"}
-    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 4 and "<html" in (tmp_path / "report.html").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    cells = [(line["defence"], line["attack"]) for line in lines if "fingerprint" in line]
+    assert sorted(cells) == [(row, attack) for row in ("DiffPure", "undefended") for attack in ("exact", "standard")]
+    assert len(lines) > len(cells) and "<html" in (tmp_path / "report.html").read_text()
 
 
 def test_the_demonstration_runs(command, tmp_path):

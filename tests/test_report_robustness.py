@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.report import ablation_chart, guide_question, published, robustness
+from bench.report import ablation_chart, guide_question, presets, published, robustness
 from bench.report.ablations import ablation_table, every_ablation, outcomes, results_of
-from bench.tuning import presets
+from bench.tuning import presets as command
 from purify_engine.config import PurifierConfig, from_dict
 
 N = 40
@@ -92,7 +92,7 @@ def test_presets_are_the_fewest_steps_without_a_significant_loss_and_can_be_load
     config = from_dict(PurifierConfig, changes)
     assert (config.num_steps, config.t_star, config.guidance.scale) == (5, 70, 0.5)
     assert rows_of(presets.presets_table(steps))["CIFAR-10"][1] == "5 steps"
-    assert presets.main(["cifar10", "--results", str(steps)]) == 0
+    assert command.main(["cifar10", "--results", str(steps)]) == 0
     assert json.loads(capsys.readouterr().out.split("\nfaithful:")[0])["presets"]["balanced"]["num_steps"] == 7
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import jinja2
 
+from bench.core.ablations import ABLATIONS
 from bench.report.ablations import Outcome, outcomes, results_of
 from bench.report.growth_chart import apart
-from bench.subjects.ablations import ABLATIONS
 from purify_engine.benchmark.chart import Line, Tick
 from purify_engine.evaluation.statistics import wilson
 from purify_engine.evaluation.suite import CLEAN

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.subjects.ablations import ABLATIONS, BASE
+from bench.core.ablations import ABLATIONS, BASE
 from purify_engine.evaluation.cells import Cell
 from purify_engine.evaluation.report import figure
 from purify_engine.evaluation.statistics import PairedDifference, paired_difference, wilson

@@ -122,7 +122,7 @@ def varied_table(results: Path) -> str:
     """The same of the ablation, with how often the purifier is right where its guide is wrong."""
     found = [pair for data in ABLATED for pair in varied(results, data)]
     if not found:
-        return "Not measured yet: `python -m bench guide-question` writes it."
+        return "Not measured yet: `python -m bench ablation guide-question` writes it."
     header = ("data", "purifier", "threat", "with the purifier", "its guide alone", "difference, points",
               "right where the guide is wrong", "validation images")  # fmt: skip
     rows = [(f.data, f.row, f.threat, figure(f.ours), figure(f.guide), points(f.gap), restored(row, f.threat), str(f.gap.n))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.core.ablations import ABLATIONS
 from bench.core.run import ROOT
 from bench.report import ablation_chart
 from bench.report.ablations import every_ablation, points
 from bench.report.guide_question import ABLATED, EVALUATIONS
-from bench.subjects.ablations import ABLATIONS
-from bench.tuning.presets import presets_table
+from bench.report.presets import presets_table
 from purify_engine.evaluation.cells import Cell, read_cells
 from purify_engine.evaluation.report import column_names, figure, render_by_attack
 from purify_engine.evaluation.statistics import Estimate

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench.core.ablations import ABLATIONS, BASE, TERMS, TWO, Ablation, Effort, Radii, Variant
 from bench.core.run import RESULTS, commit
 from bench.subjects.ablated import LEVELS, LeftOutError, OutOfTimeError, Scored, Subject, attacks, calls, digest, measured
-from bench.subjects.ablations import ABLATIONS, BASE, TERMS, TWO, Ablation, Effort, Radii, Variant
 from bench.subjects.validation import Chosen, validation
 from purify_engine import GuidedPurifier, load_classifier
 from purify_engine.benchmark.machine import machine_name

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bench.subjects.ablations import TERMS, TWO, Effort, Threat, Variant
+from bench.core.ablations import TERMS, TWO, Effort, Threat, Variant
 from bench.subjects.two_guides import two_guides
 from purify_engine.config import AttackConfig, GuidanceConfig, to_dict
 from purify_engine.devices import in_float32
