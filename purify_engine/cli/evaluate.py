@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from purify_engine.cli.budget import Budget, budget, chosen, numbered, require_same_classes, with_labels
-from purify_engine.cli.defended import load_defended
-from purify_engine.cli.evaluated import computed, found_in, said
+from purify_engine.cli.defended import classes_of, load_defended
+from purify_engine.cli.evaluated import computed, found_in, said, said_of_sanity, sane
 from purify_engine.cli.labelled import DIGITS, labelled, spread
 from purify_engine.cli.loading import (
     Device,
@@ -71,6 +71,7 @@ def evaluate(
     limit: int | None = None,
     defences: Names = None,
     attacks: Names = None,
+    transfer_from: Names = None,
     device: Device = "auto",
     precision: NetworkPrecision = "auto",
     workers: int = 1,
@@ -78,6 +79,7 @@ def evaluate(
     shard_index: int | Literal["auto"] | None = None,
     num_shards: int | None = None,
     merge: Annotated[list[Path] | None, Parameter(negative_iterable=())] = None,
+    sanity: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
     attack: AttackOptions | None = None,
     sizes: Annotated[SizeOptions | None, Parameter(name="*")] = None,
@@ -118,6 +120,8 @@ def evaluate(
         "ours, fixed noise", "ours, NAME" for each preset in the purifier's folder, "the guide alone".
     attacks:
         Only these attacks of the protocol, by name, such as exact or BPDA.
+    transfer_from:
+        Further classifiers, each named as CLASSIFIER is: what fools them, one by one and together, is tried on every row.
     workers:
         Processes of one thread each that share the work; small images scale over processes better than over threads.
     seconds:
@@ -129,6 +133,9 @@ def evaluate(
         How many shares there are.
     merge:
         Outputs of other shares or machines: what is finished there is not computed again, and stands in the tables.
+    sanity:
+        Also ask whether the attack on ours is sound: about nothing withstands 8 times the radius, more steps or draws raise no
+        accuracy, and neither a black box nor a gradient without the guide's does better. Its cells go beside OUTPUT.
     json:
         Print the result as one JSON line.
     attack:
@@ -137,6 +144,7 @@ def evaluate(
     require(workers >= 1, "workers", "at least 1", workers)
     require(limit is None or limit >= 1, "limit", "at least 1", limit)
     require(seconds is None or seconds > 0, "seconds", "positive", seconds)
+    require(seconds is None or not sanity, "sanity", "left out where seconds are given: it takes whole cells", sanity)
     from purify_engine.conversion import Stated
     from purify_engine.data.shares import share_of
     from purify_engine.devices import computing
@@ -150,7 +158,9 @@ def evaluate(
     defended = load_defended(classifier or purifier, ours, normalisation=normalisation, revision=None if classifier else revision)
     data = labelled(source, image_shape(ours), split="test").to(ours.device)
     everyone = numbered(data, defended)
-    rows = _defences(ours, defended, calibration, defences, presets_of(purifier, Stated(layout=layout), revision))
+    others = _others(transfer_from, ours, defended, attacks)
+    presets = presets_of(purifier, Stated(layout=layout), revision)
+    rows = tuple(replace(row, others=others) for row in _defences(ours, defended, calibration, defences, presets))
     images, labels, ids, told, doubt = chosen(data, everyone, defended, limit)
     wanted, left_out = with_labels(wanted, labels, attacks)
     few = slice(0, SELF_TESTED)
@@ -158,15 +168,16 @@ def evaluate(
     share = share_of(shard_index, num_shards)
     how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "also": merge or (), "workers": workers}
     found = computed(rows, images, labels, config, **how, seconds=seconds, share=(share.index, share.count))
-    about = {"data": {"source": source, "images": len(images), "of": data.count, "labels": told, "doubt": doubt,
-                      "calibration": calibration}, "evaluation": held_to.settings()}  # fmt: skip
+    checks = sane(rows, images, labels, config, ids=ids, results=output, workers=workers) if sanity else []
+    of = {"source": source, "images": len(images), "of": data.count, "labels": told, "doubt": doubt, "calibration": calibration}
+    about = {"data": of, "evaluation": held_to.settings(), "sanity": list(map(asdict, checks))}
     if report is not None:
         settings = {**about, "purifier": to_dict(ours.config), "computing": computing(ours)}
         top = {**_about(source, ours, images), "labels": doubt or told, "radii": held_to.said()}
         write_evaluation(report, found, self_test=self_test, configuration=settings, confidence=config.confidence, about=top)
-    lines = [told, held_to.said(), *filter(None, (left_out, doubt))]
+    lines = [told, held_to.said(), *filter(None, (left_out, doubt)), *map(said_of_sanity, checks)]
     said(found, self_test, config.confidence, as_json=json, ours=ours, about=about, lines=lines)
-    return 0 if self_test["passed"] and not doubt else CHECK_FAILED
+    return 0 if self_test["passed"] and not doubt and all(check.passed for check in checks) else CHECK_FAILED
 
 
 def show_full_evaluation(results: Path = FULL_EVALUATION) -> None:
@@ -197,6 +208,20 @@ def _defences(
         is_mixed = calibration == DIGITS  # the committed evaluation was calibrated on the first of them
         known = found.rows(range(CALIBRATION_IMAGES) if is_mixed else spread(found.count, CALIBRATION_IMAGES))
     return standard_defences(ours, classifier, known, wanted, presets=presets)
+
+
+def _others(
+    names: list[str] | None, ours: GuidedPurifier, defended: nn.Module, attacks: list[str] | None
+) -> tuple[nn.Module, ...]:
+    """The classifiers that attacks are transferred from, of as many classes as the one that is defended."""
+    asked = [name for name in attacks or () if name.startswith("transfer from others")]
+    require(bool(names) or not asked, "transfer_from", f"given, a classifier or more, for {' and '.join(asked)}", None)
+    found, (count, _) = tuple(load_defended(name, ours) for name in names or ()), classes_of(defended)
+    for name, other in zip(names or (), found, strict=True):
+        its, _ = classes_of(other)
+        fits = f"classifiers of {count} classes, as the one that is defended"
+        require(its == count, "transfer_from", fits, f"{name}, of {its}")
+    return found
 
 
 def _attacks(held_to: Budget, names: list[str] | None, own: dict[str, Any]) -> list[AttackConfig]:

@@ -14,6 +14,7 @@ from purify_engine.config import AttackConfig, EvaluationConfig
 if TYPE_CHECKING:
     from purify_engine.evaluation.cells import Cell
     from purify_engine.evaluation.defences import Defence
+    from purify_engine.evaluation.sanity import SanityCheck
     from purify_engine.evaluation.summary import Comparison
     from purify_engine.evaluation.validation import Validation
     from purify_engine.purifier import GuidedPurifier
@@ -63,6 +64,34 @@ def computed(
         protocol.evaluate(rows, images, labels, config, **how, deadline=deadline, share=share, on_cell=tell)
         finished = merged(cells)
         return Found(finished, validate(rows, finished, images, labels, config, **how, deadline=deadline))
+
+
+def sane(
+    rows: Sequence[Defence], images: Images, labels: Labels, config: EvaluationConfig, *, ids: Ids, results: Path, workers: int
+) -> list[SanityCheck]:
+    """The sanity checks of ours, or where it is left out of the last row; their cells go into a file beside `results`."""
+    from purify_engine.evaluation import protocol
+    from purify_engine.evaluation.defences import OURS
+    from purify_engine.evaluation.sanity import sanity_attacks, sanity_checks
+
+    row = next((row for row in rows if row.name == OURS), rows[-1])
+    attacks, done = sanity_attacks(row, config), list[int]()
+    how: dict[str, Any] = {"attacks": attacks, "ids": ids, "also": [results], "workers": workers}
+    beside = results.with_name(f"{results.stem}.sanity{results.suffix}")
+    with going_on(), Meter("sanity") as meter:
+
+        def tell(cell: Cell) -> None:
+            done.append(len(cell.scores))
+            meter.update(sum(done), len(images) * len(attacks), attack=cell.attack, accuracy=cell.accuracy)
+
+        cells = protocol.evaluate([row], images, labels, config, **how, results=beside, on_cell=tell)
+    return sanity_checks(cells, config.confidence)
+
+
+def said_of_sanity(check: SanityCheck) -> str:
+    """Whether it holds, and its accuracies in percent."""
+    accuracies = ", ".join(f"{name} {100 * value:.1f}" for name, value in check.accuracies.items())
+    return f"sanity: {check.name}: {'holds' if check.passed else 'FAILS'} ({accuracies}; {check.images} images)"
 
 
 def found_in(results: Sequence[Path]) -> Found:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purify_engine.evaluation import protocol, row_self_test
+from purify_engine.evaluation import protocol, row_self_test, sanity
 
 COMMITTED = Path(__file__).parent.parent.parent / "bench" / "results" / "digits.jsonl"
 
@@ -65,6 +65,33 @@ def test_the_committed_evaluation_of_the_digits_is_read_as_it_was_made(tmp_path,
     assert {fact["defence"]: fact["images"] for fact in told["facts"]} == dict.fromkeys(rows, 360)
 
 
+def test_attacks_are_transferred_from_the_classifiers_named(sound_gradient, labelled, tmp_path, command, small_purifier):
+    words = [labelled, "--purifier", small_purifier, "--output", tmp_path / "cells.jsonl", "--defences", "undefended", *LIGHT]
+    words += ["--attacks", "transfer from others", "--transfer-from", "digits", "--transfer-from", small_purifier]
+    code, out, err = command("evaluate", *words, "--json")
+    assert code == 0, err
+    (row,) = json.loads(out)["rows"]
+    assert set(row["columns"]) == {"transfer from others"}
+
+
+@pytest.mark.parametrize(("passed", "expected", "says"), [(True, 0, "holds"), (False, 4, "FAILS")])
+def test_an_unsound_attack_fails_the_command(
+    passed, expected, says, sound_gradient, labelled, command, small_purifier, monkeypatch
+):
+    def checked(cells, confidence):
+        accuracies = {cell.attack: cell.accuracy for cell in cells}
+        return [sanity.SanityCheck("the attack is sound", passed, accuracies, len(cells[0].scores))]
+
+    monkeypatch.setattr(sanity, "sanity_checks", checked)
+    output = labelled.with_name("cells.jsonl")
+    words = [labelled, "--purifier", small_purifier, "--output", output, "--defences", "undefended", "--attacks", "standard"]
+    code, out, err = command("evaluate", *words, *LIGHT, "--sanity")
+    assert code == expected, err
+    assert f"sanity: the attack is sound: {says} (exact " in out and "8 times the radius" in out
+    assert {cell.attack for cell in protocol.read_cells(output)} == {"standard"}
+    assert len(protocol.read_cells(labelled.with_name("cells.sanity.jsonl"))) == 6
+
+
 @pytest.mark.parametrize(("norm", "gradient"), [("l2", "bpda"), ("linf", "surrogate")])
 def test_an_attack_of_ones_own(norm, gradient, sound_gradient, labelled, tmp_path, command, small_purifier):
     words = [labelled, "--purifier", small_purifier, "--calibration", labelled, "--output", tmp_path / "cells.jsonl"]
@@ -86,6 +113,9 @@ def test_an_attack_of_ones_own(norm, gradient, sound_gradient, labelled, tmp_pat
         (["--defences", "hope"], "defences must be of undefended, DiffPure, GDMP, ours"),
         (["--limit", 0], "limit must be at least 1, got 0"),
         (["--workers", 0], "workers must be at least 1, got 0"),
+        (["--attacks", "transfer from others"], "transfer_from must be given, a classifier or more, for transfer from others"),
+        (["--transfer-from", "nowhere"], "nowhere"),
+        (["--sanity", "--seconds", 9], "sanity must be left out where seconds are given"),
         (["--attack.kind", "square", "--attack.norm", "l2"], "norm must be one of linf for kind='square'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
