@@ -50,7 +50,7 @@ def peak_of(device: torch.device) -> Iterator[Peak]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What may be taken: of a GPU's free memory, or of the machine's and of this process's group; None where nobody says."""
+    """What may be taken: of a GPU's free memory, or of the machine's and of this process's group; None where nothing tells it."""
     if device.type == "cuda":
         return int(SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
     said = [value for value in (_available(), _left_to_group()) if value is not None]
