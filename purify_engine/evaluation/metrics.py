@@ -9,8 +9,8 @@ from purify_engine.evaluation.cells import Cell, common
 from purify_engine.evaluation.defences import BASELINES, OURS
 from purify_engine.evaluation.statistics import mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import CLEAN
-from purify_engine.evaluation.summary import Comparison, Row, by_defence
-from purify_engine.evaluation.validation import LINF, WORST_OF, Validation
+from purify_engine.evaluation.summary import HEADLINE, Comparison, Row, by_defence
+from purify_engine.evaluation.validation import WORST_OF, Validation
 
 SINGLE, WORST = "one draw", f"worst of {WORST_OF}"
 FRESH_NOTES = (
@@ -37,7 +37,7 @@ def fresh_rows(validations: Iterable[Validation], confidence: float = 0.95) -> l
 
 def fresh_comparisons(validations: Iterable[Validation], confidence: float = 0.95) -> list[Comparison]:
     """Ours with every baseline on the images of both, under the worst l_inf attack: single draws, and McNemar by majorities."""
-    known = {one.defence: one for one in validations if one.group == LINF}
+    known = {one.defence: one for one in validations if one.group == HEADLINE}
     return [
         _compared(known[OURS], known[name], confidence)
         for name in BASELINES

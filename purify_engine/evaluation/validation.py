@@ -27,13 +27,13 @@ from purify_engine.evaluation.pieces import Deadline
 from purify_engine.evaluation.protocol import piece_size
 from purify_engine.evaluation.scoring import Stopwatch, agreement, verdicts_of
 from purify_engine.evaluation.suite import CLEAN, fitted
+from purify_engine.evaluation.summary import HEADLINE, UNION
 from purify_engine.evaluation.workers import shared
 from purify_engine.files import append_json_line, read_json_lines
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
 
-LINF, ALL_NORMS = "minimum, linf", "minimum, all norms"
 WORST_OF, MAJORITY_OF = 10, 128
 DRAWS_OF_A_SEED = 2**12  # at most, so that seeds have draws of their own
 SEEDS_OF_A_RUN = 2**6
@@ -95,8 +95,8 @@ def groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Of one defence's cells, what is validated: the clean images, the l_inf attacks, and all attacks where norms differ."""
     attacked = [cell for cell in cells if cell.attack != CLEAN.name]
     found = {CLEAN.name: [cell for cell in cells if cell.attack == CLEAN.name]}
-    found[LINF] = [cell for cell in attacked if cell.norm == "linf"]
-    found[ALL_NORMS] = attacked if len({cell.norm for cell in attacked}) > 1 else []
+    found[HEADLINE] = [cell for cell in attacked if cell.norm == "linf"]
+    found[UNION] = attacked if len({cell.norm for cell in attacked}) > 1 else []
     named = {name if name == CLEAN.name or len(own) > 1 else own[0].attack: own for name, own in found.items() if own}
     return {name: common(own) for name, own in named.items()}
 
