@@ -106,7 +106,8 @@ def evaluate(
     normalisation:
         Of that checkpoint's images, where neither the file nor its name tells it: none, half, cifar10, cifar100, imagenet.
     output:
-        JSON lines, one a cell: scores image by image, and everything that decided them.
+        JSON lines, one a cell: scores image by image, and everything that decided them. A folder beside it, *.worst, keeps each
+        image's worst adversarial image of each norm, as .npz files, for the scores afresh; without it these attack again.
     report:
         Also write a report, one HTML file, and its figures beside it as CSV and JSON.
     calibration:

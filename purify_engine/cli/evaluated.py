@@ -54,6 +54,7 @@ def computed(
     deadline = Deadline(seconds)
     total = len(images) * sum(fitted(attack, row) is not None for row in rows for attack in attacks)
     how: dict[str, Any] = {"attacks": attacks, "ids": ids, "results": results, "also": also, "workers": workers}
+    how["worst"] = results.with_name(f"{results.stem}.worst")
     with going_on(), Meter("evaluate") as meter:
 
         def tell(cell: Cell) -> None:

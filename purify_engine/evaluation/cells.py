@@ -6,9 +6,14 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from purify_engine.files import read_json_lines
+
+if TYPE_CHECKING:
+    from purify_engine.types import Images
 
 SCORED = ("scores", "selection")
 LOGGED = ("labels", "agreement", "verdicts")  # of each image beside its scores; empty in lines that were written without them
@@ -34,6 +39,7 @@ class Cell:
     agreement: tuple[float, ...] = ()  # share of an image's draws whose verdict is the guide's own of the same image
     verdicts: tuple[dict[str, int], ...] = ()  # class -> how many of an image's draws said it
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a verdict took (scoring.py); part of no fingerprint
+    adversarial: Images | None = dataclasses.field(default=None, repr=False, compare=False)  # [N, C, H, W]; in no record
 
     @property
     def pooled(self) -> tuple[float, ...]:
@@ -62,14 +68,16 @@ class Cell:
             return self
         places = {image: place for place, image in enumerate(self.images)}
         some = {name: tuple(values[places[image]] for image in ids) for name, values in self._by_image().items()}
-        return dataclasses.replace(self, **some, ids=ids)  # type: ignore[arg-type]
+        found = None if self.adversarial is None else self.adversarial[[places[image] for image in ids]]
+        return dataclasses.replace(self, **some, ids=ids, adversarial=found)  # type: ignore[arg-type]
 
     def _by_image(self) -> dict[str, tuple[Any, ...]]:
         return {name: getattr(self, name) for name in (*SCORED, *LOGGED) if getattr(self, name) or name in SCORED}
 
     def as_record(self) -> dict[str, Any]:
         """What a line of a results file holds."""
-        record = {**dataclasses.asdict(self), "accuracy": round(self.accuracy, 6)}
+        record = {**dataclasses.asdict(dataclasses.replace(self, adversarial=None)), "accuracy": round(self.accuracy, 6)}
+        del record["adversarial"]
         left_out = [name for name in ("ids", "of", "cost", *LOGGED) if not record[name]]
         return {name: value for name, value in record.items() if name not in left_out}
 
@@ -107,7 +115,14 @@ def _joined(pieces: Sequence[Cell]) -> Cell:
         computed=_together([piece.computed for piece in pieces]),
         ids=None if is_all else ids,
         of=None if is_all or pieces[0].of == len(ids) else pieces[0].of,
+        adversarial=_adversarial([found[image] for image in ids]),
     )
+
+
+def _adversarial(places: Sequence[tuple[Cell, int]]) -> Images | None:
+    """The adversarial images of pieces, where all have theirs."""
+    images = [piece.adversarial[place] for piece, place in places if piece.adversarial is not None]
+    return torch.stack(images) if len(images) == len(places) else None
 
 
 def _cost(pieces: Sequence[Cell]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from purify_engine.evaluation.pieces import MOST, Deadline, in_order, pieces
 from purify_engine.evaluation.scoring import Stopwatch, agreement, cost, counted, shares, verdicts_of
 from purify_engine.evaluation.suite import attack_suite, decisive, fitted
 from purify_engine.evaluation.workers import shared
+from purify_engine.evaluation.worst_images import WorstImages
 from purify_engine.files import append_json_line
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(
     attacks: Sequence[AttackConfig] | None = None,
     ids: Ids | None = None,
     results: Path | None = None,
+    worst: Path | None = None,
     workers: int = 1,
     also: Sequence[Path] = (),
     deadline: Deadline | None = None,
@@ -61,12 +63,13 @@ def evaluate(
     attack, weight or image makes another fingerprint, so nothing stale is reused. `workers` processes of one thread each share
     the pieces; where this one is stopped, they stop, and what was finished is in `results`.
 
-    also: other results files, whose finished pieces count. deadline: no piece is begun that would not be done by then, as long as
-    pieces took before; the cells that come back may then lack images, or be missing. share: (i, n), every n-th image alone, from
-    the i-th on, in a mixed order. on_cell: told what was found, then every piece as it is done.
+    worst: a folder that keeps each image's worst adversarial image of each norm, so that `validate` need not attack again.
+    also: other results files, whose finished pieces count. deadline: no piece is begun that would not be done by then, as long
+    as pieces took before; the cells that come back may then lack images, or be missing. share: (i, n), every n-th image alone,
+    from the i-th on, in a mixed order. on_cell: told what was found, then every piece as it is done.
     """
     config, deadline = config or EvaluationConfig(), deadline or Deadline()
-    ids = None if ids is None or torch.equal(ids.cpu(), torch.arange(len(images), device="cpu")) else ids
+    ids = _named(ids, images)
     tasks = {}
     for defence, wanted in _pairs(defences, attacks or attack_suite(config)):
         key = fingerprint(defence, wanted, images, labels, config, ids)
@@ -80,10 +83,14 @@ def evaluate(
     left = {key: _places(numbers, cells.get(key)) & own for key in tasks}
     size = piece_size([tasks[key][0] for key, places in left.items() if places], images, labels, config, workers)
     planned = (_piece(tasks[key], rows) for key, rows in pieces(left, len(images), size, deadline))
-    for cell in shared(run_piece, planned, workers):
-        deadline.measured(cell.fingerprint, cell.seconds, len(cell.scores))
+    kept = None if worst is None else WorstImages(worst, list(tasks))
+    for piece in shared(run_piece, planned, workers):
+        deadline.measured(piece.fingerprint, piece.seconds, len(piece.scores))
         if results is not None:
-            append_json_line(results, cell.as_record())
+            append_json_line(results, piece.as_record())
+        if kept is not None:
+            kept.keep(identity(tasks[piece.fingerprint][0], images, labels, ids), piece)
+        cell = dataclasses.replace(piece, adversarial=None)
         on_cell(cell)
         cells[cell.fingerprint] = _as_one([cells[cell.fingerprint], cell] if cell.fingerprint in cells else [cell])
     return [cells[key] for key in tasks if key in cells]
@@ -196,6 +203,7 @@ def run_cell(
         agreement=agreement(defence, adversarial, verdicts),
         verdicts=counted(verdicts),
         cost=cost(defence, spent, verdicts, peak),
+        adversarial=adversarial,
     )
 
 
@@ -238,6 +246,16 @@ def fingerprint(
 ) -> str:
     """Hash of everything that decides a cell's scores."""
     return _hash(_settings(defence, wanted, config), _tensors(defence, images, labels, ids))
+
+
+def identity(defence: Defence, images: Images, labels: Labels, ids: Ids | None = None) -> str:
+    """Hash of a defence and of the data that it is evaluated on, whatever the attack."""
+    return _hash({"defence": defence.describe()}, _tensors(defence, images, labels, _named(ids, images)))
+
+
+def _named(ids: Ids | None, images: Images) -> Ids | None:
+    """None where the ids are 0, 1, ..."""
+    return None if ids is None or torch.equal(ids.cpu(), torch.arange(len(images), device="cpu")) else ids
 
 
 def _hash(settings: dict[str, Any], tensors: Iterable[Tensor]) -> str:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,11 +25,12 @@ from purify_engine.evaluation.attacks import FIRST_SCORING_DRAW, attack
 from purify_engine.evaluation.cells import Cell, common
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.pieces import Deadline
-from purify_engine.evaluation.protocol import piece_size
+from purify_engine.evaluation.protocol import identity, piece_size
 from purify_engine.evaluation.scoring import Stopwatch, agreement, verdicts_of
 from purify_engine.evaluation.suite import CLEAN, fitted
 from purify_engine.evaluation.summary import HEADLINE, UNION
 from purify_engine.evaluation.workers import shared
+from purify_engine.evaluation.worst_images import WorstImages
 from purify_engine.files import append_json_line, read_json_lines
 
 if TYPE_CHECKING:
@@ -129,12 +131,21 @@ def validated(
     ids: Ids,
     config: EvaluationConfig,
     pool: tuple[Images, Labels] | None = None,
+    kept: Mapping[int, Images] = MappingProxyType({}),
 ) -> Validation:
-    """Attack `images` again, each by its winner of `cells`, of these images in this order, and score afresh."""
+    """Score `images` afresh, each as its winner of `cells`, of these images in this order, made it.
+
+    kept: adversarial images [C, H, W] by the image's id; those that are not there are attacked again.
+    """
     watch, won = Stopwatch(images.device), winners(cells)
-    adversarial = images.clone()
-    for name in dict.fromkeys(cell.attack for cell in won):
-        rows = torch.tensor([place for place, cell in enumerate(won) if cell.attack == name], device=images.device)
+    adversarial, again = images.clone(), dict[str, list[int]]()
+    for place, (image, cell) in enumerate(zip(ids.tolist(), won, strict=True)):
+        if image in kept:
+            adversarial[place] = kept[image].to(images.device, images.dtype)
+        else:
+            again.setdefault(cell.attack, []).append(place)
+    for name, places in again.items():
+        rows = torch.tensor(places, device=images.device)
         adversarial[rows] = attack(defence, images[rows], labels[rows], wanted[name], ids=ids[rows], pool=pool)
     fresh = _with_stream(defence, f"validation of {defence.name}, {group}")
     seeds = range(config.fresh_seeds if defence.randomised else 1)
@@ -176,6 +187,7 @@ def validate(
     attacks: Sequence[AttackConfig],
     ids: Ids,
     results: Path | None = None,
+    worst: Path | None = None,
     also: Sequence[Path] = (),
     workers: int = 1,
     deadline: Deadline | None = None,
@@ -194,6 +206,7 @@ def validate(
     size = piece_size(defences, images, labels, config, workers) if logged else 1
 
     everyone = (images, labels)  # whom feature matching aims at, as the attacks did
+    store = None if worst is None else WorstImages(worst)
 
     def tasks() -> Iterator[tuple[Any, ...]]:
         for name, group, chosen in left_to_validate(logged, done, config):
@@ -203,7 +216,9 @@ def validate(
                 where = torch.tensor([places[image] for image in some[0].images], device=images.device)
                 if not deadline.fits(f"{name}, {group}", len(where)):
                     return
-                yield rows[name], group, some, wanted, images[where], labels[where], ids[where], config, everyone
+                won = dict(zip(some[0].images, winners(some), strict=True))
+                kept = {} if store is None else store.found(identity(rows[name], images, labels, ids), won)
+                yield rows[name], group, some, wanted, images[where], labels[where], ids[where], config, everyone, kept
 
     found = []
     for piece in shared(validated, tasks(), workers):

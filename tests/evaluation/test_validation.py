@@ -21,6 +21,7 @@ from purify_engine.evaluation.validation import (
     validate,
     winners,
 )
+from purify_engine.evaluation.worst_images import WorstImages
 from tests.evaluation.worlds import ATTACKS, CONFIG, toy
 
 FRESH = dataclasses.replace(CONFIG, fresh_draws=6, fresh_seeds=3)
@@ -120,3 +121,35 @@ def test_logs_tell_of_each_image_what_was_said_and_how_often_the_guide_said_so(e
         assert sum(said.values()) == 10 and said.get(str(label), 0) / 10 == pytest.approx(share)
         assert agrees == pytest.approx(share)  # the guide, which is the classifier, is right on every clean image
     assert clean.cost["ms_an_image"] > 0 and clean.cost["calls"] == {"unet": 0, "guide": 0, "guide_backward": 0}
+
+
+def test_images_that_were_kept_are_scored_as_they_were_and_not_attacked_again(evaluated, tmp_path, monkeypatch):
+    defence, images, labels, attacks, *_ = evaluated
+    given = {"attacks": attacks, "ids": torch.arange(40)}
+    in_pieces, worst = dataclasses.replace(FRESH, batch_size=17), tmp_path / "r.worst"
+    cells = evaluate([defence], images, labels, in_pieces, **given, worst=worst, workers=2)
+    assert all(one.adversarial is None for one in cells)
+    expected = validate([defence], cells, images, labels, FRESH, **given)
+    asked, run = [], validation.attack
+    monkeypatch.setattr(validation, "attack", lambda *args, **more: asked.append(args[3].name) or run(*args, **more))
+    found = validate([defence], cells, images, labels, FRESH, **given, worst=worst)
+    assert [(one.right, one.majority) for one in found] == [(one.right, one.majority) for one in expected]
+    assert set(asked) == {"standard"}  # which changes nothing
+    (worst / sorted(path.name for path in worst.iterdir())[0]).unlink()
+    again = validate([defence], cells, images, labels, FRESH, **given, worst=worst)
+    assert [one.right for one in again] == [one.right for one in expected] and len(set(asked)) > 1
+
+
+def test_the_lowest_score_is_kept_and_of_equals_that_of_the_earlier_attack(tmp_path):
+    def found(attack, scores, value):
+        images = torch.full((len(scores), 1, 2, 2), value)
+        return dataclasses.replace(cell(attack, scores, ids=tuple(range(len(scores)))), adversarial=images)
+
+    a, b, c = found("a", [0.5, 1.0, 0.2], 0.1), found("b", [0.5, 0.6, 0.4], 0.2), found("c", [0.4, 0.6, 0.9], 0.3)
+    for order in itertools.permutations((a, b, c)):
+        store = WorstImages(tmp_path / "".join(one.attack for one in order), ["a", "b", "c"])
+        for one in order:
+            store.keep("d", one)
+        kept = store.found("d", dict(enumerate((c, b, a))))
+        assert [kept[image].unique().tolist() for image in range(3)] == [[pytest.approx(value)] for value in (0.3, 0.2, 0.1)]
+        assert store.found("other", {0: c}) == {} and store.found("d", {0: a, 1: c}) == {}
