@@ -254,7 +254,7 @@ def test_a_purifier_is_timed(command):
 
 def test_defences_are_evaluated(command, tmp_path):
     chosen = ("--defences", "undefended", "--defences", "DiffPure", "--attacks", "standard", "--attacks", "exact")
-    light = ("--limit", 2, "--num-steps", 1, "--num-eot", 1, "--num-draws", 1)
+    light = ("--limit", 2, "--num-steps", 1, "--num-eot", 1, "--num-draws", 1, "--refine-steps", 0, "--fresh-draws", 1)
     shown = json.loads(command("evaluate", *chosen, *light, "--output", "cells.jsonl", "--report", "report.html", "--json"))
     assert {row["defence"] for row in shown["rows"]} == {"undefended", "DiffPure"}
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]

@@ -82,6 +82,11 @@ def _ratios(term: str, values: Iterable[float]) -> tuple[Variant, ...]:
     return BASE, DIFFPURE, *(Variant(f"{term}, r = {r:g}", place=r, term=term, ratio=r) for r in values)
 
 
+def _deep(t_star: int, ratio: float) -> Variant:
+    """The latent term's pull at another depth; 0: none."""
+    return Variant(f"t* = {t_star}, r = {ratio:g}", term="latent", ratio=ratio, purifier={"t_star": t_star})
+
+
 def _of_guide(name: str) -> tuple[Variant, ...]:
     """A purifier under another guide, that guide's own answer, and the purifier that takes the guide's label too."""
     return (
@@ -112,6 +117,10 @@ ABLATIONS: dict[str, Ablation] = {
         "r, the pull beside unit noise prediction",
     ),
     "t-star": Ablation("How deep the images are noised", _over("t_star", (20, 36, 50, 70, 100, 150)), "t*, noising steps"),
+    "depth-ratio": Ablation(
+        "Whether guidance lets images be noised deeper",
+        (BASE, *(_deep(t_star, ratio) for t_star in (36, 50, 70, 100, 150) for ratio in (0.0, 0.1, 0.2, 0.4, 0.8))),
+    ),
     "steps": Ablation(
         "How many reverse steps",
         _over("num_steps", (70, 35, 14, 7, 5, 3, 2, 1), "{value:g} steps"),
