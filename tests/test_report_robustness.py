@@ -10,6 +10,8 @@ from bench.report import ablation_chart, guide_question, presets, published, rob
 from bench.report.ablations import ablation_table, every_ablation, outcomes, results_of
 from bench.tuning import presets as command
 from purify_engine.config import PurifierConfig, from_dict
+from purify_engine.evaluation.sanity import STEPS, WIDE
+from purify_engine.evaluation.validation import Validation
 
 N = 40
 
@@ -132,8 +134,26 @@ def test_a_main_table_counts_the_attacks_behind_each_minimum(tmp_path):
              cell("ours", "StAdv", 0.4, "spatial")]  # fmt: skip
     block = robustness.FIGURES["robustness-main"](written(tmp_path, "cifar10-small.jsonl", cells))
     (ours,) = (row for name, row in rows_of(block).items() if name == "ours")
-    assert ours[-1] == "3 and 4"
+    assert ours[-2:] == ["3 and 4", "–"]
     assert "0.2" in robustness.FIGURES["robustness-costs"](tmp_path)
+
+
+def test_what_stands_beside_the_figures_is_read_off_the_same_lines(tmp_path):
+    cells = [{**cell(row, attack, share), "agreement": [0.75] * N} for row, share in (("ours", 0.5), ("DiffPure", 0.25))
+             for attack in ("transferred", "exact")]  # fmt: skip
+    afresh = [Validation(row, "minimum, linf", 2, ("exact",) * N, ((round(12 * share),) * N,) * 2, 12, (int(share > 0.3),) * N,
+                         24, tuple(range(N)), (0,) * N, (), 0.0, row).as_record()
+              for row, share in (("ours", 0.5), ("DiffPure", 0.25))]  # fmt: skip
+    written(tmp_path, "cifar10-small.jsonl", [*cells, *afresh])
+    sane = [cell("ours", name, share) for name, share in (("exact", 0.5), (WIDE, 0.3), (STEPS, 0.4))]
+    written(tmp_path, "cifar10-small.sanity.jsonl", sane)
+    blocks = {name: robustness.FIGURES[f"robustness-{name}"](tmp_path) for name in ("main", "afresh", "facts", "sanity")}
+    assert rows_of(blocks["main"])["ours"][-1] == "75.0" and rows_of(blocks["facts"])["ours"][3] == "75.0 %"
+    assert "12 fresh draws an image of each of 2 seeds" in blocks["afresh"]
+    assert rows_of(blocks["afresh"])["DiffPure"] == ["+25.0 (+25.0 to +25.0)", f"{N} to 0", "2e-12"]
+    checks = rows_of(blocks["sanity"])
+    assert checks["nothing withstands a radius that hides every class"][0] == "**fails**"
+    assert checks["more steps do not raise accuracy"] == ["holds", f"exact 50.0; {STEPS} 40.0", str(N)]
 
 
 def test_what_papers_claim_names_its_paper():

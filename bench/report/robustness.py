@@ -13,10 +13,13 @@ from bench.report.ablations import every_ablation, points
 from bench.report.guide_question import ABLATED, EVALUATIONS
 from bench.report.presets import presets_table
 from purify_engine.evaluation.cells import Cell, read_cells
+from purify_engine.evaluation.metrics import facts, fresh_comparisons, fresh_rows, table_of
 from purify_engine.evaluation.report import column_names, figure, render_by_attack
+from purify_engine.evaluation.sanity import sanity_checks
 from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
 from purify_engine.evaluation.summary import HEADLINE, UNION, against_ours, by_defence, summarise
+from purify_engine.evaluation.validation import Validation, read_validations
 from purify_engine.evaluation.verdict import budget
 from purify_engine.markdown import table
 
@@ -26,10 +29,14 @@ WRITES = "`purify-engine evaluate ... --output bench/results/{name}` writes it"
 
 def of_data(part: Callable[[list[Cell]], str], results: Path) -> str:
     """A part for each data set, under its name; where a data set has no evaluation yet, which command writes it."""
+    return of_files(lambda path: part(cells) if (cells := read_cells(path)) else None, results)
+
+
+def of_files(part: Callable[[Path], str | None], results: Path, writes: str = WRITES) -> str:
+    """The same of a part that reads the file; None: there is nothing yet."""
     parts = []
     for data, name in EVALUATIONS.items():
-        cells = read_cells(results / name)
-        said = part(cells) if cells else f"Not measured yet: {WRITES.format(name=name)}."
+        said = part(results / name) or f"Not measured yet: {writes.format(name=name)}."
         parts.append(f"**{data[0].upper()}{data[1:]}.** {said}".replace(".** \n", ".**\n"))
     return "\n\n".join(parts)
 
@@ -59,15 +66,19 @@ def _either(numbers: Sequence[int]) -> str:
 
 
 def main_table(cells: list[Cell]) -> str:
-    """A row a defence: few columns, and over how many attacks its minima are."""
+    """A row a defence: few columns, over how many attacks its minima are, and how often it says what its guide says."""
     rows, cells_of = summarise(cells), by_defence(cells)
+    agreement = {fact["defence"]: fact["agreement_attacked"] for fact in facts(cells)}
     known = [name for name in MAIN if name in column_names(rows)]
     lines = []
     for row in rows:
         attacks = [cell for cell in cells_of[row.defence].values() if cell.norm != "none"]
         linf = sum(cell.norm == "linf" for cell in attacks)
-        lines.append((row.defence, *(figure(row.columns.get(name)) for name in known), f"{linf} and {len(attacks)}"))
-    header = ("defence", *(_images(name, [row.columns.get(name) for row in rows]) for name in known), "attacks: ℓ∞, all")
+        same = agreement[row.defence]
+        beside = (f"{linf} and {len(attacks)}", "–" if same is None else f"{100 * same:.1f}")
+        lines.append((row.defence, *(figure(row.columns.get(name)) for name in known), *beside))
+    columns = (_images(name, [row.columns.get(name) for row in rows]) for name in known)
+    header = ("defence", *columns, "attacks: ℓ∞, all", "agrees with the guide")
     return "\n\n" + table(header, lines)
 
 
@@ -79,6 +90,41 @@ def _images(name: str, estimates: Sequence[Estimate | None]) -> str:
 def all_attacks(cells: list[Cell]) -> str:
     """Every attack on every defence."""
     return "\n\n" + render_by_attack(summarise(cells))
+
+
+def afresh(path: Path) -> str | None:
+    """Every row by three metrics on draws that no attack has seen, and ours against the others by them."""
+    found = read_validations(path)
+    if not found:
+        return None
+    compared = [(item.b, points(item.difference), f"{item.mcnemar.only_a} to {item.mcnemar.only_b}",
+                 f"{item.mcnemar.p_value:.1g}") for item in fresh_comparisons(found)]  # fmt: skip
+    header = ("ours against", "a single draw, points", "majorities only ours to theirs", "p (McNemar)")
+    return f"{_of_draws(found)}\n\n{render_by_attack(fresh_rows(found))}" + ("\n\n" + table(header, compared) if compared else "")
+
+
+def _of_draws(found: Sequence[Validation]) -> str:
+    draws = sorted({one.draws for one in found if len(one.right) > 1}) or sorted({one.draws for one in found})
+    seeds = max(len(one.right) for one in found)
+    return f"{_either(draws)} fresh draws an image of each of {seeds} seeds."
+
+
+def rests_on(path: Path) -> str | None:
+    """Of each row: images, attacks, agreement with the guide, network calls, time and memory, the spread of seeds."""
+    cells = read_cells(path)
+    if not cells:
+        return None
+    header, *lines = table_of(facts(cells, read_validations(path)))
+    return "\n\n" + table(header, lines)
+
+
+def sanity(path: Path) -> str | None:
+    """Whether the attack on ours is sound: each check with the accuracies that it compares."""
+    cells = read_cells(path.with_name(f"{path.stem}.sanity{path.suffix}"))
+    rows = [(check.name, "holds" if check.passed else "**fails**",
+             "; ".join(f"{name} {100 * value:.1f}" for name, value in check.accuracies.items()), str(check.images))
+            for check in (sanity_checks(cells) if cells else ())]  # fmt: skip
+    return "\n\n" + table(("check", "", "accuracies, percent", "images"), rows, left=(0, 1, 2)) if rows else None
 
 
 def comparisons(cells: list[Cell]) -> str:
@@ -124,6 +170,9 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "robustness-main": partial(of_data, main_table),
     "robustness-attacks": partial(of_data, all_attacks),
     "robustness-comparisons": partial(of_data, comparisons),
+    "robustness-afresh": partial(of_files, afresh),
+    "robustness-facts": partial(of_files, rests_on),
+    "robustness-sanity": partial(of_files, sanity, writes=WRITES.replace("...", "... --sanity")),
     "robustness-costs": partial(of_data, costs),
     "robustness-ablations": ablations,
     "robustness-presets": presets_table,

@@ -23,15 +23,18 @@ BY_THE_GUIDE = {"surface": ("guide",), "start": ("guide", "guide_worst"), "loss"
 
 
 def fresh_rows(validations: Iterable[Validation], confidence: float = 0.95) -> list[Row]:
-    """A row a defence: of the clean images and of every minimum, the three metrics by fresh draws."""
-    rows: dict[str, Row] = {}
+    """A row a defence: of the clean images and of every minimum, the three metrics by fresh draws.
+
+    A defence without noise has one vote, which stands for as many as the others'.
+    """
+    rows, validations = dict[str, Row](), list(validations)
+    votes = max((one.voting for one in validations), default=1)
     for one in validations:
         columns = rows.setdefault(one.defence, Row(one.defence, {})).columns
         columns[f"{one.group}: {SINGLE}"] = wilson(one.single, confidence)
         columns[f"{one.group}: {WORST}"] = wilson(one.worst, confidence)
-        columns[f"{one.group}: majority of {one.voting}" if one.voting > 1 else f"{one.group}: majority"] = wilson(
-            [float(right) for right in one.majority], confidence
-        )
+        voting = votes if one.voting == 1 else one.voting
+        columns[f"{one.group}: majority of {voting}"] = wilson([float(right) for right in one.majority], confidence)
     return list(rows.values())
 
 

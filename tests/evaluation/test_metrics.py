@@ -41,7 +41,9 @@ def of(defence, right, majority, ids=(0, 1)):
 
 def test_three_metrics_stand_beside_one_another_and_comparisons_are_of_single_draws_on_the_same_images():
     ours, other = of("ours", ((12, 6), (12, 0)), (1, 0)), of("DiffPure", ((6, 0), (0, 12)), (0, 1), ids=(1, 2))
-    (row, _) = fresh_rows([ours, other], 0.9)
+    steady = dataclasses.replace(of("undefended", ((1, 0),), (1, 0)), draws=1, voting=1)
+    row, _, plain = fresh_rows([ours, other, steady], 0.9)
+    assert list(plain.columns) == list(row.columns)
     assert row.columns == {
         "minimum, linf: one draw": wilson([1.0, 0.25], 0.9),
         "minimum, linf: worst of 10": wilson([1.0, 0.0], 0.9),
