@@ -41,9 +41,10 @@ NOISY_TO, CLEAN_SHARE = 100, 0.4  # beyond the purifier's 70, and at its input, 
 PRESETS = {
     "faithful": NamedPreset(t_star=70, num_steps=None, about="As the paper: all 70 steps of DDPM."),
     "balanced": NamedPreset(t_star=70, num_steps=7, about="A tenth of the paper's steps."),
-    "fast": NamedPreset(t_star=70, num_steps=4, about="Four steps."),
+    "fast": NamedPreset(t_star=70, num_steps=3, about="Three steps."),
 }
-ASSEMBLY = Assembly(t_star=70, num_steps=7, ratio=0.8, label_weight=0.0, latent_weight=1.0, calibration_images=64, sizes="tile")
+# A ratio of 0.8 costs 15 points of clean accuracy and more at every depth, up to 0.2 none (docs/robustness.md, depth-ratio).
+ASSEMBLY = Assembly(t_star=70, num_steps=7, ratio=0.1, label_weight=0.0, latent_weight=1.0, calibration_images=64, sizes="tile")
 
 CIFAR10_SMALL = Recipe(
     name="cifar10-small",
