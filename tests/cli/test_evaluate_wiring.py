@@ -31,9 +31,9 @@ def handed_on(monkeypatch):
     """What the command gave to the protocol and to the self-test, in place of both; `verdict` is the self-test's."""
     seen = {"verdict": True}
 
-    def evaluate(rows, images, labels, config, *, attacks, ids, results, also, workers, deadline, share, on_cell):
+    def evaluate(rows, images, labels, config, *, attacks, ids, results, worst, also, workers, deadline, share, on_cell):
         seen.update(rows=rows, images=images, labels=labels, config=config, attacks=attacks, results=results, workers=workers)
-        seen.update(ids=ids, seconds=deadline.seconds, also=also, share=share)
+        seen.update(ids=ids, seconds=deadline.seconds, also=also, share=share, worst=worst)
         for row in rows:
             for attack in attacks:
                 scores = LINF_SCORES.get(row.name, (1.0,) * 4) if attack.kind != "none" else (1.0,) * 4
@@ -120,6 +120,7 @@ def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
     assert torch.equal(handed_on["tested_ids"], handed_on["ids"]) and torch.equal(handed_on["tested_labels"], handed_on["labels"])
     assert handed_on["results"] == tmp_path / "o" and handed_on["seconds"] == 90
+    assert handed_on["worst"] == tmp_path / "o.worst"
     assert handed_on["also"] == [tmp_path / "a"] and handed_on["share"] == (1, 4)
 
 
