@@ -40,8 +40,8 @@ def shared(work: Callable[..., Result], tasks: Iterable[tuple[Any, ...]], worker
             running |= {pool.submit(work, *task) for task in itertools.islice(tasks, workers - len(running))}
         pool.shutdown()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         _stop([child for child in multiprocessing.active_children() if child not in others])
+        pool.shutdown(cancel_futures=True)  # its thread waits for the same processes, and alone may learn that they ended
 
 
 def _begin() -> None:
