@@ -6,14 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import numpy as np
 
 from purify_engine.files import read_json_lines
-
-if TYPE_CHECKING:
-    from purify_engine.types import Images
 
 SCORED = ("scores", "selection")
 LOGGED = ("labels", "agreement", "verdicts")  # of each image beside its scores; empty in lines that were written without them
@@ -39,7 +36,7 @@ class Cell:
     agreement: tuple[float, ...] = ()  # share of an image's draws whose verdict is the guide's own of the same image
     verdicts: tuple[dict[str, int], ...] = ()  # class -> how many of an image's draws said it
     cost: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a verdict took (scoring.py); part of no fingerprint
-    adversarial: Images | None = dataclasses.field(default=None, repr=False, compare=False)  # [N, C, H, W]; in no record
+    adversarial: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)  # [N, C, H, W]; in no record
 
     @property
     def pooled(self) -> tuple[float, ...]:
@@ -119,10 +116,10 @@ def _joined(pieces: Sequence[Cell]) -> Cell:
     )
 
 
-def _adversarial(places: Sequence[tuple[Cell, int]]) -> Images | None:
+def _adversarial(places: Sequence[tuple[Cell, int]]) -> np.ndarray | None:
     """The adversarial images of pieces, where all have theirs."""
     images = [piece.adversarial[place] for piece, place in places if piece.adversarial is not None]
-    return torch.stack(images) if len(images) == len(places) else None
+    return np.stack(images) if len(images) == len(places) else None
 
 
 def _cost(pieces: Sequence[Cell]) -> dict[str, Any]:

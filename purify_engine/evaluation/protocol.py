@@ -84,16 +84,22 @@ def evaluate(
     size = piece_size([tasks[key][0] for key, places in left.items() if places], images, labels, config, workers)
     planned = (_piece(tasks[key], rows) for key, rows in pieces(left, len(images), size, deadline))
     kept = None if worst is None else WorstImages(worst, list(tasks))
+    marks = {} if kept is None else {defence.name: identity(defence, images, labels, ids) for defence in _rows(tasks)}
     for piece in shared(run_piece, planned, workers):
         deadline.measured(piece.fingerprint, piece.seconds, len(piece.scores))
         if results is not None:
             append_json_line(results, piece.as_record())
         if kept is not None:
-            kept.keep(identity(tasks[piece.fingerprint][0], images, labels, ids), piece)
+            kept.keep(marks[piece.defence], piece)
         cell = dataclasses.replace(piece, adversarial=None)
         on_cell(cell)
         cells[cell.fingerprint] = _as_one([cells[cell.fingerprint], cell] if cell.fingerprint in cells else [cell])
     return [cells[key] for key in tasks if key in cells]
+
+
+def _rows(tasks: Mapping[str, tuple[Any, ...]]) -> list[Defence]:
+    """The defences of the tasks, each once."""
+    return list({task[0].name: task[0] for task in tasks.values()}.values())
 
 
 def _places(numbers: Sequence[int], found: Cell | None) -> set[int]:
@@ -203,7 +209,7 @@ def run_cell(
         agreement=agreement(defence, adversarial, verdicts),
         verdicts=counted(verdicts),
         cost=cost(defence, spent, verdicts, peak),
-        adversarial=adversarial,
+        adversarial=adversarial.to(torch.promote_types(adversarial.dtype, torch.float32)).cpu().numpy(),
     )
 
 

@@ -211,13 +211,14 @@ def validate(
     def tasks() -> Iterator[tuple[Any, ...]]:
         for name, group, chosen in left_to_validate(logged, done, config):
             wanted = {attack.name: run for attack in attacks if (run := fitted(attack, rows[name])) is not None}
+            mark = "" if store is None else identity(rows[name], images, labels, ids)
             for first in range(0, len(chosen[0].images), size):
                 some = [cell.only(cell.images[first : first + size]) for cell in chosen]
                 where = torch.tensor([places[image] for image in some[0].images], device=images.device)
                 if not deadline.fits(f"{name}, {group}", len(where)):
                     return
                 won = dict(zip(some[0].images, winners(some), strict=True))
-                kept = {} if store is None else store.found(identity(rows[name], images, labels, ids), won)
+                kept = {} if store is None else store.found(mark, won)
                 yield rows[name], group, some, wanted, images[where], labels[where], ids[where], config, everyone, kept
 
     found = []

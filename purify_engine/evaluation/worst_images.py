@@ -1,12 +1,13 @@
 """The adversarial image of each image's worst attack, kept in a folder until it is scored afresh.
 
 One .npz file for each defence on a data set and each norm: `ids` int64 [N], `scores` float64 [N], `cells` (the fingerprints of
-the cells whose attack found them), `images` float32 [N, C, H, W]. Without a file the attack is simply run again.
+the cells whose attack found them), `images` [N, C, H, W]. Where a file is missing or damaged, the attack is simply run again.
 """
 
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +39,11 @@ class WorstImages:
             return
         known = self._read(defence, cell.norm)
         path, rank = self._path(defence, cell.norm), self.rank.get(cell.fingerprint, len(self.rank))
-        images, changed = cell.adversarial.float().cpu().numpy(), False
+        changed = False
         for place, (image, score) in enumerate(zip(cell.images, cell.pooled, strict=True)):
             before = known.get(image)
             if before is None or (score, rank) < (before[0], self.rank.get(before[1], len(self.rank))):
-                known[image], changed = (score, cell.fingerprint, images[place]), True
+                known[image], changed = (score, cell.fingerprint, cell.adversarial[place]), True
         if not changed:
             return
         buffer, ids = io.BytesIO(), sorted(known)
@@ -68,6 +69,9 @@ class WorstImages:
         path = self._path(defence, norm)
         if not path.exists():
             return {}
-        with np.load(path) as file:
-            ids, *columns = (file[name] for name in FIELDS)
+        try:
+            with np.load(path) as file:
+                ids, *columns = (file[name] for name in FIELDS)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {}
         return {int(image): (float(score), str(cell), pixels) for image, score, cell, pixels in zip(ids, *columns, strict=True)}

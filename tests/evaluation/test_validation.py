@@ -135,14 +135,16 @@ def test_images_that_were_kept_are_scored_as_they_were_and_not_attacked_again(ev
     found = validate([defence], cells, images, labels, FRESH, **given, worst=worst)
     assert [(one.right, one.majority) for one in found] == [(one.right, one.majority) for one in expected]
     assert set(asked) == {"standard"}  # which changes nothing
-    (worst / sorted(path.name for path in worst.iterdir())[0]).unlink()
+    far, near = sorted(worst.iterdir(), key=lambda path: path.name.endswith("-linf.npz"))
+    far.unlink()
+    near.write_bytes(near.read_bytes()[:-100])
     again = validate([defence], cells, images, labels, FRESH, **given, worst=worst)
-    assert [one.right for one in again] == [one.right for one in expected] and len(set(asked)) > 1
+    assert [one.right for one in again] == [one.right for one in expected] and set(asked) > {"standard", "far"}
 
 
 def test_the_lowest_score_is_kept_and_of_equals_that_of_the_earlier_attack(tmp_path):
     def found(attack, scores, value):
-        images = torch.full((len(scores), 1, 2, 2), value)
+        images = np.full((len(scores), 1, 2, 2), value, dtype=np.float32)
         return dataclasses.replace(cell(attack, scores, ids=tuple(range(len(scores)))), adversarial=images)
 
     a, b, c = found("a", [0.5, 1.0, 0.2], 0.1), found("b", [0.5, 0.6, 0.4], 0.2), found("c", [0.4, 0.6, 0.9], 0.3)
