@@ -87,7 +87,7 @@ def test_those_of_lower_place_measure_first(tmp_path):
     first = Turns(tmp_path, 0)
     other = multiprocessing.get_context("spawn").Process(target=_measures, args=(tmp_path, 1, ours))
     other.start()
-    assert told.recv() == "is there" and not told.poll(0.5)  # though nobody prepares
+    assert told.recv() == "is there" and not told.poll(0.5)  # though no opponent is prepared
     with first.measuring():
         assert not told.poll(0.2)
     assert told.poll(60) and told.recv() == "measures"

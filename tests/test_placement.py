@@ -69,7 +69,7 @@ def test_devices_that_are_there_are_given_back_and_others_refused_by_their_names
 
 def test_a_device_without_float64_is_refused_before_anything_is_loaded_and_in_a_call(monkeypatch):
     with pytest.raises(ValueError, match="^device must be one with float64, .* got 'mps'$"):
-        GuidedPurifier.from_pretrained("nobody", device="mps")
+        GuidedPurifier.from_pretrained("absent", device="mps")
     purifier = GuidedPurifier.from_pretrained("digits", device="meta")
     monkeypatch.setattr(devices, "NO_FLOAT64", ("meta",))  # as where a user's own .to("mps") brought it there
     with pytest.raises(ValueError, match="^device must be one with float64, .* got 'meta'$"):

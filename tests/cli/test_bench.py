@@ -66,7 +66,7 @@ def test_a_published_architecture_has_random_weights(command, monkeypatch):
     [
         (["--batch", 0], "batch must be at least 1, got 0"),
         (["--seconds", 0], "seconds must be positive, got 0"),
-        (["--purifier", "nobody"], "got 'nobody'"),
+        (["--purifier", "absent"], "got 'absent'"),
         (["--purifier", "ddpm-cifar10+hope"], "guided by one of resnet18, wrn-28-10"),
         (["--precision", "int4"], "Choose from"),
         (["--device", "nonsense"], "device must be one that PyTorch"),

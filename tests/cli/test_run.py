@@ -31,7 +31,7 @@ def test_every_verb_explains_itself(verb, command):
         (["purify", "in", "out", "--sampler", "heun"], 'Choose from: "ddpm"'),
         (["purify", "in", "out", "--nonsense", "1"], "Unknown option"),
         (["evaluate", "in", "--defences", "DiffPure", "ours"], "too many words: 'ours'. An option that takes several"),
-        (["purify", ".", "out", "--purifier", "nobody"], "got 'nobody'"),
+        (["purify", ".", "out", "--purifier", "absent"], "got 'absent'"),
         (["purify", "in", "out", "--config", "nowhere.toml"], "config must be an existing TOML file, got 'nowhere.toml'"),
         (["train", "diffusion", "nowhere", "out"], "source must be an existing image folder"),
         (["train", "diffusion", "digits", "out", "--steps", "0"], "steps must be at least 1, got 0"),

@@ -43,7 +43,7 @@ def after(source, whole, output, accident, **options):
     try:
         with accident:
             code = run(source, output, **options)
-            harmless = accident.calls[-1][1].endswith(".lock")  # a lock that cannot be removed holds nobody off
+            harmless = accident.calls[-1][1].endswith(".lock")  # a lock that cannot be removed holds no other run off
             assert code == 5 or harmless, f"the accident at {accident.calls[-1]} was not noticed"
     except Killed:
         pass

@@ -90,7 +90,7 @@ def test_a_line_that_a_kill_cut_short_costs_itself_alone(tmp_path):
     assert kinds == ["start", "part", "failure", "part", "progress", "start", "part", "failure", "part", "progress", "end"]
 
 
-@pytest.mark.parametrize("trouble", ["full", "a folder", "no folder", "a pipe that nobody reads"])
+@pytest.mark.parametrize("trouble", ["full", "a folder", "no folder", "a pipe without a reader"])
 def test_trouble_with_the_file_never_reaches_the_run(trouble, tmp_path):
     path = tmp_path / "e.jsonl"
     if trouble == "full":

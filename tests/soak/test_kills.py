@@ -17,7 +17,7 @@ CHAINS, DEEP = 100, 3
 
 
 class World:
-    """Runs of the command line on 24 images in 6 parts, and the output of one that nobody kills."""
+    """Runs of the command line on 24 images in 6 parts, and the output of one that is not killed."""
 
     def __init__(self, parent, root):
         self.parent, self.whole = parent, root / "whole"
