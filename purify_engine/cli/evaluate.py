@@ -165,7 +165,7 @@ def evaluate(
     images, labels, ids, told, doubt = chosen(data, everyone, defended, limit)
     wanted, left_out = with_labels(wanted, labels, attacks)
     few = slice(0, SELF_TESTED)
-    self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed)
+    self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed, workers=workers)
     share = share_of(shard_index, num_shards)
     how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "also": merge or (), "workers": workers}
     found = computed(rows, images, labels, config, **how, seconds=seconds, share=(share.index, share.count))

@@ -26,6 +26,7 @@ from purify_engine.engine.masking import masking_is_known
 from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.differences import central_differences, errors_along, normal
 from purify_engine.evaluation.losses import cross_entropy, margin
+from purify_engine.evaluation.workers import shared
 
 if TYPE_CHECKING:
     from purify_engine.types import Ids, Images, Labels
@@ -80,14 +81,20 @@ class RowTest:
 
 
 def row_self_tests(
-    rows: Iterable[Defence], images: Images, labels: Labels, *, ids: Ids | None = None, seed: int = 0
+    rows: Iterable[Defence], images: Images, labels: Labels, *, ids: Ids | None = None, seed: int = 0, workers: int = 1
 ) -> dict[str, Any]:
     """`row_self_test` of every row: {"passed": of all, "rows": {name: the fields of its RowTest}}.
 
     images: a few clean ones, [B, C, H, W] in [0, 1]. labels: the true ones, int64 [B]. ids: int64 [B], of their noise.
+    workers: processes of one thread each that share the rows.
     """
-    found = {row.name: dataclasses.asdict(row_self_test(row, images, labels, ids=ids, seed=seed)) for row in rows}
-    return {"passed": all(each["passed"] for each in found.values()), "rows": found}
+    rows = list(rows)
+    found = dict(shared(_named_self_test, ((row, images, labels, ids, seed) for row in rows), min(workers, max(1, len(rows)))))
+    return {"passed": all(each["passed"] for each in found.values()), "rows": {row.name: found[row.name] for row in rows}}
+
+
+def _named_self_test(row: Defence, images: Images, labels: Labels, ids: Ids | None, seed: int) -> tuple[str, dict[str, Any]]:
+    return row.name, dataclasses.asdict(row_self_test(row, images, labels, ids=ids, seed=seed))
 
 
 @masking_is_known()  # the suite attacks by other gradients too, and marks what is masked

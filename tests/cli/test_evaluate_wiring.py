@@ -40,8 +40,9 @@ def handed_on(monkeypatch):
                 norm = "none" if attack.kind == "none" else attack.norm
                 on_cell(protocol.Cell(row.name, attack.name, norm, scores, scores, 0.0, "", {}))
 
-    def tested(rows, images, labels, *, ids, seed=0):
+    def tested(rows, images, labels, *, ids, seed=0, workers=1):
         seen.update(tested=rows, tested_images=images, tested_labels=labels, tested_ids=ids, tested_seed=seed)
+        seen.update(tested_workers=workers)
         return {"passed": seen["verdict"], "rows": {}}
 
     monkeypatch.setattr(protocol, "evaluate", evaluate)
@@ -113,9 +114,8 @@ def test_every_option_arrives_where_it_belongs(handed_on, evaluated, tmp_path):
     )
     assert code == 0, err
     config = EvaluationConfig(**settings)
-    assert (
-        handed_on["config"] == config and handed_on["workers"] == 2 and len(handed_on["images"]) == len(handed_on["labels"]) == 3
-    )
+    assert handed_on["config"] == config and len(handed_on["images"]) == len(handed_on["labels"]) == 3
+    assert handed_on["workers"] == handed_on["tested_workers"] == 2
     assert handed_on["attacks"] == [attack for attack in attack_suite(config) if attack.name in ("BPDA", "square")]
     assert [row.name for row in handed_on["rows"]] == ["GDMP"] and handed_on["tested_seed"] == 5
     assert torch.equal(handed_on["tested_ids"], handed_on["ids"]) and torch.equal(handed_on["tested_labels"], handed_on["labels"])

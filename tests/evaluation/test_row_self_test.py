@@ -209,6 +209,19 @@ def test_every_row_is_tested_and_the_lines_name_those_that_fail():
     assert first.startswith("ours: it has no gradient") and last == "gradient self-test FAILED: exact figures mean nothing"
 
 
+def test_rows_keep_their_order_and_seeds_whichever_worker_is_done_first(monkeypatch):
+    rows, asked = [Defence(name, Smooth(), purifier_of(name)) for name in ("undefended", "DiffPure")], []
+
+    def backwards(work, tasks, workers):
+        asked.append(workers)
+        return [work(*task) for task in reversed(list(tasks))]
+
+    alone = row_self_tests(rows, IMAGES, LABELS, ids=IDS, seed=3)
+    monkeypatch.setattr(module, "shared", backwards)
+    found = row_self_tests(rows, IMAGES, LABELS, ids=IDS, seed=3, workers=5)
+    assert found == alone and list(found["rows"]) == ["undefended", "DiffPure"] and asked == [2]  # no more than there are rows
+
+
 def test_the_row_itself_is_left_as_it_was():
     classifier = Smooth()
     row_self_test(Defence("ours", classifier, purifier_of("ours")), IMAGES, LABELS)
