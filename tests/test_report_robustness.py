@@ -138,6 +138,19 @@ def test_a_main_table_counts_the_attacks_behind_each_minimum(tmp_path):
     assert "0.2" in robustness.FIGURES["robustness-costs"](tmp_path)
 
 
+def test_a_figure_says_its_number_of_images_where_its_column_has_several(tmp_path):
+    some = {"scores": [0.5] * 8, "selection": [0.5] * 8}
+    cells = [*(cell(row, "standard", 0.9, "none") for row in ("ours", "DiffPure")), cell("ours", "exact", 0.5),
+             {**cell("DiffPure", "exact", 0.5), **some}]  # fmt: skip
+    cells[-1]["config"]["attack"] |= {"refine_steps": 4, "refine_eot": 16}
+    path = written(tmp_path, "cifar10-small.jsonl", cells)
+    block = robustness.FIGURES["robustness-main"](path)
+    assert f"standard (n = {N}) | exact | " in block
+    assert rows_of(block)["ours"][1].endswith(f", n = {N}") and rows_of(block)["DiffPure"][1].endswith(", n = 8")
+    measured = robustness.FIGURES["robustness-measured"](path)
+    assert "then 4 × EOT 16 on what stands" in measured and measured.count("EOT") == 2
+
+
 def test_what_stands_beside_the_figures_is_read_off_the_same_lines(tmp_path):
     cells = [{**cell(row, attack, share), "agreement": [0.75] * N} for row, share in (("ours", 0.5), ("DiffPure", 0.25))
              for attack in ("transferred", "exact")]  # fmt: skip

@@ -16,9 +16,8 @@ from purify_engine.evaluation.cells import Cell, read_cells
 from purify_engine.evaluation.metrics import facts, fresh_comparisons, fresh_rows, table_of
 from purify_engine.evaluation.report import column_names, figure, render_by_attack
 from purify_engine.evaluation.sanity import sanity_checks
-from purify_engine.evaluation.statistics import Estimate
 from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
-from purify_engine.evaluation.summary import HEADLINE, UNION, against_ours, by_defence, summarise
+from purify_engine.evaluation.summary import HEADLINE, UNION, Row, against_ours, by_defence, summarise
 from purify_engine.evaluation.validation import Validation, read_validations
 from purify_engine.evaluation.verdict import budget
 from purify_engine.markdown import table
@@ -58,7 +57,8 @@ def measured(cells: list[Cell]) -> str:
 
 def _effort(cell: Cell) -> str:
     how = cell.config["attack"]
-    return f"{cell.attack} {how['num_steps']} × EOT {how['num_eot']}"
+    again = f", then {how['refine_steps']} × EOT {how['refine_eot']} on what stands" if how.get("refine_steps") else ""
+    return f"{cell.attack} {how['num_steps']} × EOT {how['num_eot']}{again}"
 
 
 def _either(numbers: Sequence[int]) -> str:
@@ -76,15 +76,23 @@ def main_table(cells: list[Cell]) -> str:
         linf = sum(cell.norm == "linf" for cell in attacks)
         same = agreement[row.defence]
         beside = (f"{linf} and {len(attacks)}", "–" if same is None else f"{100 * same:.1f}")
-        lines.append((row.defence, *(figure(row.columns.get(name)) for name in known), *beside))
-    columns = (_images(name, [row.columns.get(name) for row in rows]) for name in known)
+        figures = (f"{figure(row.columns.get(name))}{_own_images(row, name, rows)}" for name in known)
+        lines.append((row.defence, *figures, *beside))
+    columns = (f"{name} (n = {images})" if (images := _images(name, rows)) else name for name in known)
     header = ("defence", *columns, "attacks: ℓ∞, all", "agrees with the guide")
     return "\n\n" + table(header, lines)
 
 
-def _images(name: str, estimates: Sequence[Estimate | None]) -> str:
-    numbers = sorted({estimate.n for estimate in estimates if estimate is not None})
-    return f"{name} (n = {_either(numbers)})"
+def _images(name: str, rows: Sequence[Row]) -> int | None:
+    """How many images a column stands on, where it is as many in every row."""
+    numbers = {found.n for row in rows if (found := row.columns.get(name)) is not None}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _own_images(row: Row, name: str, rows: Sequence[Row]) -> str:
+    """The same of one figure, where rows differ."""
+    found = row.columns.get(name)
+    return "" if found is None or _images(name, rows) else f", n = {found.n}"
 
 
 def all_attacks(cells: list[Cell]) -> str:
