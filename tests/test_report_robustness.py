@@ -147,6 +147,7 @@ def test_a_figure_says_its_number_of_images_where_its_column_has_several(tmp_pat
     block = robustness.FIGURES["robustness-main"](path)
     assert f"standard (n = {N}) | exact | " in block
     assert rows_of(block)["ours"][1].endswith(f", n = {N}") and rows_of(block)["DiffPure"][1].endswith(", n = 8")
+    assert rows_of(robustness.FIGURES["cifar10-headline"](path))["ours"] == rows_of(block)["ours"]
     measured = robustness.FIGURES["robustness-measured"](path)
     assert "then 4 × EOT 16 on what stands" in measured and measured.count("EOT") == 2
 

@@ -23,6 +23,7 @@ from purify_engine.evaluation.verdict import budget
 from purify_engine.markdown import table
 
 MAIN = (CLEAN.name, TRANSFERRED, "BPDA", "surrogate", EXACT, HEADLINE, UNION)
+BRIEF = (CLEAN.name, TRANSFERRED, EXACT, HEADLINE)  # the README's
 WRITES = "`purify-engine evaluate ... --output bench/results/{name}` writes it"
 
 
@@ -65,11 +66,18 @@ def _either(numbers: Sequence[int]) -> str:
     return " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))
 
 
-def main_table(cells: list[Cell]) -> str:
+def brief(results: Path) -> str:
+    """The README's table of CIFAR-10."""
+    path = results / EVALUATIONS["CIFAR-10"]
+    cells = read_cells(path)
+    return main_table(cells, BRIEF).strip() if cells else f"Not measured yet: {WRITES.format(name=path.name)}."
+
+
+def main_table(cells: list[Cell], names: Sequence[str] = MAIN) -> str:
     """A row a defence: few columns, over how many attacks its minima are, and how often it says what its guide says."""
     rows, cells_of = summarise(cells), by_defence(cells)
     agreement = {fact["defence"]: fact["agreement_attacked"] for fact in facts(cells)}
-    known = [name for name in MAIN if name in column_names(rows)]
+    known = [name for name in names if name in column_names(rows)]
     lines = []
     for row in rows:
         attacks = [cell for cell in cells_of[row.defence].values() if cell.norm != "none"]
@@ -173,6 +181,7 @@ DRAWINGS: dict[Path, Callable[[Path], str]] = {
     drawing(data, name): partial(ablation_chart.chart, data=data, name=name) for data in ABLATED for name in CHARTED
 }
 FIGURES: dict[str, Callable[[Path], str]] = {
+    "cifar10-headline": brief,
     "robustness-measured": partial(of_data, measured),
     "robustness-main": partial(of_data, main_table),
     "robustness-attacks": partial(of_data, all_attacks),
