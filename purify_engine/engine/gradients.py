@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from purify_engine.config import GradientMode
 from purify_engine.devices import named_parameters_of
+from purify_engine.engine.guide import Target
 from purify_engine.engine.loop import Loop
 from purify_engine.engine.plan import ReversePlan
 from purify_engine.engine.process import Executor, OnStepEnd, ReverseProcess
@@ -26,7 +27,7 @@ from purify_engine.engine.recomputed import pulled_back, recomputed
 from purify_engine.engine.uncompiled import uncompiled
 from purify_engine.models.derived import Networks
 from purify_engine.ops import autocast
-from purify_engine.types import Images, Step
+from purify_engine.types import Images, NoiseKey, Step
 
 
 def purify(
@@ -137,9 +138,35 @@ class _Way(NamedTuple):
         target, visited = kept[:num_targets], kept[num_targets:]
         if torch.is_grad_enabled():
             return pulled_back(self.forth, (True,) * (1 + num_targets), adjoint, x_t, *target)
+        rows = _reached(adjoint)
         with self.autocast():
+            if rows is not None:
+                return self._back_of(rows, adjoint, [x_t, *visited], target)
             adjoint, totals = self.executor.adjoint(self.process, adjoint, [x_t, *visited], target)
         return adjoint, *totals
+
+    def _back_of(self, rows: Tensor, adjoint: Images, visited: list[Images], target: Target) -> tuple[Tensor, ...]:
+        """`back` of these images alone; the others' is zero. By the loop, as recordings are of one batch size."""
+        wholes = adjoint, *target
+        if len(rows) == 0:
+            return tuple(map(torch.zeros_like, wholes))
+        noise = NoiseKey(*(part[rows] if part.dim() else part for part in self.process.noise))
+        process, some = self.process._replace(noise=noise), tuple(part[rows] for part in target)
+        found, totals = Loop().adjoint(process, adjoint[rows], [x_t[rows] for x_t in visited], some)
+        pairs = zip(wholes, (found, *totals), strict=True)
+        return tuple(torch.zeros_like(whole).index_copy(0, rows, own) for whole, own in pairs)
+
+
+def _reached(adjoint: Images) -> Tensor | None:
+    """The places of those images of `adjoint` that are not zero throughout, where leaving out the others saves a quarter or more.
+
+    None: all take part. An attack whose loss is capped has no slope at the draws that it has fooled; on a CPU each image costs
+    its time, while a GPU would be waited for, and its graphs are of certain batches.
+    """
+    if adjoint.device.type != "cpu" or type(adjoint) is not Tensor:
+        return None
+    rows = (adjoint != 0).flatten(1).any(dim=1).nonzero().flatten()
+    return rows if 4 * len(rows) <= 3 * len(adjoint) else None
 
 
 class _ReverseWalk(torch.autograd.Function):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from purify_engine.config import ClassifierConfig, GuidanceConfig, ScheduleConfig
+from purify_engine.engine import gradients
 from purify_engine.engine.calibration import guidance_scale_for
 from purify_engine.engine.gradients import differentiable_run, purify
 from purify_engine.engine.guide import AdversarialGuide, NoGuide, PixelGuide
@@ -314,3 +315,37 @@ def test_peak_memory_does_not_grow_with_the_steps():
     # In KiB beyond the imports; the visited images of 40 steps are 3.8 MiB of it.
     assert few > 60_000
     assert many <= 1.3 * few
+
+
+FOUR = NoiseKey(torch.tensor([11, 12, 13, 14]), torch.arange(4))
+
+
+@pytest.mark.parametrize("noise", [FOUR, NoiseKey(FOUR.key[0], FOUR.ids)], ids=["a key an image", "one key"])
+@pytest.mark.parametrize("guide", ["none", "pixel", "label and latent"])
+def test_images_that_nothing_depends_on_take_no_part_in_the_way_back(guide, noise):
+    seen = []
+
+    def model(x_net, plan, step):
+        seen.append(len(x_net))
+        return smooth_denoiser(x_net, plan, step)
+
+    walked = ReverseProcess(strong_plan(GUIDES[guide]), model, GUIDES[guide], noise)
+
+    def gradient(weights):
+        x = torch.cat([images(), images(6)]).requires_grad_()
+        seen.clear()
+        weighted = torch.tensor(weights)[:, None, None, None] * differentiable_run(Loop(), walked, x)
+        return torch.autograd.grad(weighted.sum(), x)[0]
+
+    all_of_them = gradient([1.0, 2.0, 3.0, 4.0])
+    assert set(seen) == {4}
+    some = gradient([0.0, 2.0, 0.0, 4.0])
+    assert seen == [4] * 5 + [2] * 5  # there, and back
+    torch.testing.assert_close(some[1::2], all_of_them[1::2], rtol=1e-12, atol=1e-14)
+    assert not some[::2].any() and not gradient([0.0] * 4).any() and seen == [4] * 5
+    assert bool(gradient([0.0, float("nan"), 0.0, 0.0])[1].isnan().all())
+    gradient([0.0, 2.0, 3.0, 4.0])
+    assert seen == [4] * 5 + [3] * 5
+    seven_of_eight = torch.ones(8, 1, 2, 2)
+    seven_of_eight[3] = 0
+    assert gradients._reached(seven_of_eight) is None  # it would save less than a quarter
