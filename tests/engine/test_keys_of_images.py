@@ -94,6 +94,18 @@ def test_a_step_of_learned_variance_draws_by_the_keys_too(executor):
         assert all(torch.equal(executor.run(process, X), expected) for _ in range(3))
 
 
+@pytest.mark.parametrize("executor", ["loop", "recording"])
+@pytest.mark.parametrize("keys", [KEYS, KEYS[0]], ids=["a key an image", "one key"])
+def test_the_gradient_of_the_last_image_alone_is_taken_at_its_own_noise(executor, keys):
+    """The noise of a learned variance is in the gradient; the other images take no part in it."""
+    process = ReverseProcess(LEARNED, squares_and_variance, NoGuide(), NoiseKey(keys, IDS))
+    last = process._replace(noise=NoiseKey(keys[2] if keys.dim() else keys, IDS[2:]))
+    _, expected = there_and_back(Loop(), last, X[2:])
+    x = X.clone().requires_grad_()
+    found = torch.autograd.grad(differentiable_run(EXECUTORS[executor](), process, x)[2].square().sum(), x)[0]
+    assert torch.equal(found[2:], expected) and not found[:2].any()
+
+
 def test_a_graph_of_one_key_is_not_that_of_a_key_an_image():
     """Of one image, where the shapes of all else agree."""
     capture = FakeCapture()
