@@ -161,13 +161,19 @@ def test_what_stands_beside_the_figures_is_read_off_the_same_lines(tmp_path):
     written(tmp_path, "cifar10-small.jsonl", [*cells, *afresh])
     sane = [cell("ours", name, share) for name, share in (("exact", 0.5), (WIDE, 0.3), (STEPS, 0.4))]
     written(tmp_path, "cifar10-small.sanity.jsonl", sane)
-    blocks = {name: robustness.FIGURES[f"robustness-{name}"](tmp_path) for name in ("main", "afresh", "facts", "sanity")}
+    found = {"gradient": "right", "difference_error": 2e-9, "attacked_error": 3e-6, "rounding": None, "guide_share": 0.25,
+             "detached_caught": False, "zero_images": 0.5}  # fmt: skip
+    written(tmp_path, "cifar10-small.jsonl", [*cells, *afresh, {"self_test": "ours", "found": found}])
+    names = ("main", "afresh", "facts", "sanity", "self-test")
+    blocks = {name: robustness.FIGURES[f"robustness-{name}"](tmp_path) for name in names}
+    assert rows_of(blocks["self-test"])["ours"] == ["right", "2e-09", "3e-06", "–", "0.2", "**no**", "50 %"]
     assert rows_of(blocks["main"])["ours"][-1] == "75.0" and rows_of(blocks["facts"])["ours"][3] == "75.0 %"
     assert "12 fresh draws an image of each of 2 seeds" in blocks["afresh"]
     assert rows_of(blocks["afresh"])["DiffPure"] == ["+25.0 (+25.0 to +25.0)", f"{N} to 0", "2e-12"]
     checks = rows_of(blocks["sanity"])
     assert checks["nothing withstands a radius that hides every class"][0] == "**fails**"
     assert checks["more steps do not raise accuracy"] == ["holds", f"exact 50.0; {STEPS} 40.0", str(N)]
+    assert checks["twice the steps lower accuracy by no more than 2 points"][0] == "**fails**"
 
 
 def test_what_papers_claim_names_its_paper():

@@ -29,7 +29,7 @@ def attacks(results: Path) -> str:
 
 def comparisons(results: Path) -> str:
     """Ours against every other defence, image by image."""
-    header = ("ours against", "difference, points (95 % interval)", "worst attack scored afresh", "McNemar, majority of draws")
+    header = ("ours against", "difference, points (95 % interval)", "picked and scored on separate draws", "McNemar, majorities")
     rows = []
     for item in compare(digits_cells(results), OURS, BASELINES):
         gaps = (
@@ -46,7 +46,7 @@ def guide_alone(results: Path) -> str:
     """Whether purifying beats the guide as the classifier, in words that the paired interval allows."""
     (item,) = compare(digits_cells(results), OURS, (GUIDE_ALONE,))
     gap = item.difference
-    verdict = "is better still" if gap.high < 0 else "is worse" if gap.low > 0 else "is as good"
+    verdict = "is better still" if gap.high < 0 else "is worse" if gap.low > 0 else "is not told apart from ours"
     interval = f"{100 * gap.value:+.1f} points for ours, {100 * gap.low:+.1f} to {100 * gap.high:+.1f}"
     union = {row.defence: figure(row.columns[UNION]) for row in summarise(digits_cells(results))}
     return (

@@ -16,6 +16,7 @@ from purify_engine.evaluation.cells import Cell, read_cells
 from purify_engine.evaluation.metrics import facts, fresh_comparisons, fresh_rows, table_of
 from purify_engine.evaluation.report import column_names, figure, render_by_attack
 from purify_engine.evaluation.sanity import sanity_checks
+from purify_engine.evaluation.self_test_said import kept_self_tests
 from purify_engine.evaluation.suite import CLEAN, EXACT, TRANSFERRED
 from purify_engine.evaluation.summary import HEADLINE, UNION, Row, against_ours, by_defence, summarise
 from purify_engine.evaluation.validation import Validation, read_validations
@@ -133,6 +134,22 @@ def rests_on(path: Path) -> str | None:
     return "\n\n" + table(header, lines)
 
 
+def self_tests(path: Path) -> str | None:
+    """Whether each row's gradient is right, as the test before the attacks found it. Errors are relative."""
+    header = ("defence", "gradient", "float64 against differences", "attacked against float64", "its rounding",
+              "the guide's share", "a detached guide is noticed", "images without gradient")  # fmt: skip
+    rows = []
+    for name, found in kept_self_tests(path).items():
+        errors = (_small(found[each]) for each in ("difference_error", "attacked_error", "rounding", "guide_share"))
+        noticed = {True: "yes", False: "**no**", None: "–"}[found["detached_caught"]]
+        rows.append((name, found["gradient"], *errors, noticed, f"{100 * found['zero_images']:.0f} %"))
+    return "\n\n" + table(header, rows, left=(0, 1)) if rows else None
+
+
+def _small(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1g}"
+
+
 def sanity(path: Path) -> str | None:
     """Whether the attack on ours is sound: each check with the accuracies that it compares."""
     cells = read_cells(path.with_name(f"{path.stem}.sanity{path.suffix}"))
@@ -146,7 +163,8 @@ def comparisons(cells: list[Cell]) -> str:
     """Ours against each other row, paired, by each image's worst ℓ∞ attack."""
     rows = [(item.b, points(item.difference), points(item.fresh), f"{item.mcnemar.only_a} to {item.mcnemar.only_b}",
              f"{item.mcnemar.p_value:.1g}") for item in against_ours(cells)]  # fmt: skip
-    header = ("ours against", "difference, points", "worst attack scored afresh", "images only ours to theirs", "p (McNemar)")
+    header = ("ours against", "difference, points", "picked and scored on separate draws", "images only ours to theirs",
+              "p (McNemar)")  # fmt: skip
     return "\n\n" + table(header, rows) if rows else "Ours has no ℓ∞ attack in common with another row yet."
 
 
@@ -188,6 +206,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     "robustness-comparisons": partial(of_data, comparisons),
     "robustness-afresh": partial(of_files, afresh),
     "robustness-facts": partial(of_files, rests_on),
+    "robustness-self-test": partial(of_files, self_tests),
     "robustness-sanity": partial(of_files, sanity, writes=WRITES.replace("...", "... --sanity")),
     "robustness-costs": partial(of_data, costs),
     "robustness-ablations": ablations,

@@ -89,9 +89,9 @@ def evaluate(
 
     Every adversarial image is scored on fresh noise draws. Finished cells are appended to OUTPUT and not computed again, so the
     same command goes on where it was stopped. The headline is each image's score under its own worst attack. The purifier that is
-    scored computes in PRECISION, as it would be deployed; gradients go through its weights in float32 where that is shorter.
-    A radius that is not given is the one that the guide was trained for, or for the digits the digits'; attacks in a norm
-    without one are left out, and named.
+    scored computes in PRECISION, as it would be deployed; gradients go through the same weights in float32 where PRECISION is of
+    16 bits. A radius that is not given is the one that the guide was trained for, or for the digits the digits'; attacks in a
+    norm without one are left out, and named.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def evaluate(
     workers:
         Processes of one thread each that share the work; small images scale over processes better than over threads.
     seconds:
-        Stop within so many seconds: no piece is begun that would take longer, by what pieces took. The same command goes on.
+        Stop within so many seconds: no piece is begun that would end too late, judging by earlier ones. The same command goes on.
     shard_index:
         Work on one share of the images, counted from 0, with an OUTPUT of its own: several machines share an evaluation. auto:
         by torchrun's or Slurm's environment, num_shards too.
@@ -135,8 +135,9 @@ def evaluate(
     merge:
         Outputs of other shares or machines: what is finished there is not computed again, and stands in the tables.
     sanity:
-        Also ask whether the attack on ours is sound: about nothing withstands 8 times the radius, more steps or draws raise no
-        accuracy, and neither a black box nor a gradient without the guide's does better. Its cells go beside OUTPUT.
+        Also ask whether the attack on ours is sound: about nothing withstands 8 times the radius, twice the steps or the draws
+        neither raise accuracy nor lower it by more than 2 points, and neither a black box nor a gradient without the guide's
+        does better. Its cells go beside OUTPUT.
     json:
         Print the result as one JSON line.
     attack:
@@ -150,6 +151,7 @@ def evaluate(
     from purify_engine.data.shares import share_of
     from purify_engine.devices import computing
     from purify_engine.evaluation.row_self_test import SELF_TESTED, row_self_tests
+    from purify_engine.evaluation.self_test_said import keep_self_test
     from purify_engine.presets import presets_of
 
     calibration = calibration or (DIGITS if source == DIGITS else None)
@@ -166,6 +168,7 @@ def evaluate(
     wanted, left_out = with_labels(wanted, labels, attacks)
     few = slice(0, SELF_TESTED)
     self_test = row_self_tests(rows, images[few], labels[few], ids=ids[few], seed=config.seed, workers=workers)
+    keep_self_test(output, self_test)
     share = share_of(shard_index, num_shards)
     how: dict[str, Any] = {"attacks": wanted, "ids": ids, "results": output, "also": merge or (), "workers": workers}
     found = computed(rows, images, labels, config, **how, seconds=seconds, share=(share.index, share.count))

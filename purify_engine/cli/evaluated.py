@@ -86,7 +86,7 @@ def sane(
             meter.update(sum(done), len(images) * len(attacks), attack=cell.attack, accuracy=cell.accuracy)
 
         cells = protocol.evaluate([row], images, labels, config, **how, results=beside, on_cell=tell)
-    return sanity_checks(cells, config.confidence)
+    return sanity_checks(cells)
 
 
 def said_of_sanity(check: SanityCheck) -> str:

@@ -137,7 +137,7 @@ class EvaluationConfig:
     num_queries: int = 100
     """Of the Square attack."""
     num_draws: int = 10
-    """K: fresh noise draws to pick each image's worst attack by, and K others to score it with."""
+    """K: attacks are scored on 2K fresh noise draws; comparisons pick the worst attack by K, and score it by the others."""
     confidence: float = 0.95
     """Of every interval."""
     seed: int = 0

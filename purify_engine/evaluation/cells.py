@@ -142,9 +142,10 @@ def _together(computed: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_cells(results: Path) -> list[Cell]:
-    """The cells of a results file, finished or in part; none where there is no file. A line that a kill cut short is left out."""
+    """The cells of a results file, finished or in part; none where there is no file. A line that a kill cut short is left out, as
+    are those of other things."""
     lines = read_json_lines(results) if results.exists() else []
-    return merged(Cell.from_record(record) for record in lines if "winners" not in record)
+    return merged(Cell.from_record(record) for record in lines if "scores" in record)
 
 
 def common(cells: Sequence[Cell]) -> list[Cell]:

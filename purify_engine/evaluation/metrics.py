@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from purify_engine.evaluation.cells import Cell, common
-from purify_engine.evaluation.defences import BASELINES, OURS
+from purify_engine.evaluation.defences import BASELINES, GUIDE_ALONE, OURS
 from purify_engine.evaluation.statistics import mcnemar, paired_difference, wilson
 from purify_engine.evaluation.suite import CLEAN
 from purify_engine.evaluation.summary import HEADLINE, Comparison, Row, by_defence
@@ -113,6 +113,8 @@ def _effort(cell: Cell) -> tuple[float, int, int]:
 def _applies(attack: Cell, row: Cell) -> bool:
     """Whether an attack that another row has could be run on this one: not on a guide or a purifier that it lacks."""
     how, defence = attack.config.get("attack", {}), row.config.get("defence", {})
+    if row.defence == GUIDE_ALONE and how.get("surface") == "guide":  # then it is attacked itself
+        return True
     if not defence.get("guided") and any(how.get(name) in values for name, values in BY_THE_GUIDE.items()):
         return False
     plain = how.get("gradient", "exact") in ("exact", "blind")

@@ -12,10 +12,11 @@ from typing import Any
 from purify_engine.config import AttackConfig, EvaluationConfig
 from purify_engine.evaluation.cells import Cell
 from purify_engine.evaluation.defences import Defence
-from purify_engine.evaluation.statistics import paired_difference, wilson
+from purify_engine.evaluation.statistics import paired_difference
 from purify_engine.evaluation.suite import EXACT, TRANSFERRED, known_attacks
 
-FACTOR, LEFT_OVER = 8, 0.05  # 64/255 for 8/255, within which any image can be made another; what may be left by chance
+FACTOR, LEFT_OVER = 8, 0.05  # 64/255 for 8/255, within which any image can be made another; the share that may be left
+SETTLED = 0.02  # what twice the work may lower accuracy by: beyond that the attack was not exhausted
 WIDE, STEPS, DRAWS, DETACHED = f"{FACTOR} times the radius", "twice the steps", "twice the draws", "without the guide's gradient"
 BLACK_BOX = (TRANSFERRED, "square")
 
@@ -45,21 +46,24 @@ def sanity_attacks(defence: Defence, config: EvaluationConfig) -> list[AttackCon
     return [main, *(replace(main, name=name, **fields) for name, fields in changed.items()), *(known[name] for name in BLACK_BOX)]
 
 
-def sanity_checks(cells: Iterable[Cell], confidence: float = 0.95) -> list[SanityCheck]:
+def sanity_checks(cells: Iterable[Cell]) -> list[SanityCheck]:
     """What the cells of `sanity_attacks`, of one defence and the same images, say.
 
-    The wide radius must leave no more than a twentieth, within its Wilson interval. By the paired interval, twice the steps and
-    twice the draws must not raise accuracy, and neither a black box nor a gradient from which the guide was taken out may lower
-    it below the main attack's.
+    The wide radius must leave no more than a twentieth. Twice the steps and twice the draws must not raise accuracy, by the
+    paired interval, nor lower it by more than two points: else the attack was not exhausted, and its figures are too high.
+    By the paired interval, neither a black box nor a gradient from which the guide was taken out may lower accuracy below the
+    main attack's.
     """
     found = {cell.attack: cell for cell in cells}
     main, checks = found[EXACT], []
     if WIDE in found:
-        nothing_left = wilson(found[WIDE].pooled, confidence).low <= LEFT_OVER
+        nothing_left = found[WIDE].accuracy <= LEFT_OVER
         checks.append(_check("nothing withstands a radius that hides every class", nothing_left, [main, found[WIDE]]))
     for name, what in ((STEPS, "more steps do not raise accuracy"), (DRAWS, "more draws do not raise accuracy")):
         if name in found:
             checks.append(_check(what, not _above(found[name], main), [main, found[name]]))
+            drop = paired_difference(main.pooled, found[name].pooled).value
+            checks.append(_check(f"{name} lower accuracy by no more than 2 points", drop <= SETTLED, [main, found[name]]))
     for name in BLACK_BOX:
         if name in found:
             what = f"white box is not weaker than {name}"

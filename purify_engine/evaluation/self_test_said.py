@@ -1,11 +1,14 @@
-"""What the self-test of rows found, in words: lines for a terminal, facts for a report, and which rows have no gradient."""
+"""What the self-test of rows found, in words: lines for a terminal, facts for a report, which rows have no gradient; and kept."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from purify_engine.evaluation.row_self_test import NONE
+from purify_engine.files import append_json_line, read_json_lines
 
 
 def without_gradient(self_test: Mapping[str, Any] | None) -> list[str]:
@@ -39,3 +42,18 @@ def self_test_said(self_test: Mapping[str, Any]) -> list[str]:
     lines = [f"{name}: {reason}" for name, found in rows.items() for reason in found["reasons"]]
     of = f" for {len(rows)} rows" if rows else ""
     return [*lines, f"gradient self-test {f'passed{of}' if self_test['passed'] else 'FAILED: exact figures mean nothing'}"]
+
+
+def keep_self_test(results: Path, self_test: Mapping[str, Any]) -> None:
+    """Each row of `row_self_tests` as a line of a results file, unless the last one of that row says the same."""
+    known = kept_self_tests(results)
+    for name, found in self_test.get("rows", {}).items():
+        plain = json.loads(json.dumps(found))
+        if known.get(name) != plain:
+            append_json_line(results, {"self_test": name, "found": plain})
+
+
+def kept_self_tests(results: Path) -> dict[str, dict[str, Any]]:
+    """What the last self-test of each row found, by the row's name; none where there is no file."""
+    lines = read_json_lines(results) if results.exists() else []
+    return {line["self_test"]: line["found"] for line in lines if "self_test" in line}

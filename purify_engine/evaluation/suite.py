@@ -6,7 +6,7 @@
 | standard | every kind of attack of the protocol | the figures that are reported |
 | thorough | the same with targeted, DLR and gradient-free ones beside them | a claim |
 
-All rows of a table meet the same suite with the same budget.
+All rows of a table meet every attack of the suite that can be run on them, with the same number of gradients.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def write_purifier_card(folder: Path) -> None:
 
 
 def _recipe(made: dict[str, Any]) -> str:
-    return f"`{made['recipe']}`" + (f", by `{made['command']}`" if made["command"] else "") + "."
+    return f"`{made['recipe']}`" + (f", last by `{made['command']}`" if made["command"] else "") + "."
 
 
 def _row(name: str, how: dict[str, Any]) -> tuple[Any, ...]:

@@ -40,7 +40,8 @@ def pack(folder: Path, output: Path, precision: Packed = "fp16") -> int:
         for part in parts:
             weights = made / f"{part}.safetensors"
             write_tensors(tensors[part], weights)
-            how = f"Matrices and filters are stored in {precision}, and loaded into float32."
+            stored = f"Matrices and filters are stored in {precision}, and loaded into float32"
+            how = f"{stored}; the figures are of the weights before that."
             card = (folder / f"{part}.md").read_text(encoding="utf-8")
             write_text(made / f"{part}.md", cards.of_other_weights(card, weights, how))
             if (folder / f"{part}.svg").is_file():  # the learning curve that the card shows

@@ -78,7 +78,7 @@ def test_attacks_are_transferred_from_the_classifiers_named(sound_gradient, labe
 def test_an_unsound_attack_fails_the_command(
     passed, expected, says, sound_gradient, labelled, command, small_purifier, monkeypatch
 ):
-    def checked(cells, confidence):
+    def checked(cells):
         accuracies = {cell.attack: cell.accuracy for cell in cells}
         return [sanity.SanityCheck("the attack is sound", passed, accuracies, len(cells[0].scores))]
 

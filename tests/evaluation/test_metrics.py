@@ -22,6 +22,8 @@ def test_a_row_that_was_attacked_less_than_another_is_marked_and_one_that_an_att
     ours = [cell("ours", "a"), cell("ours", "b"), cell("ours", "guide", surface="guide"), cell("ours", "bpda", gradient="bpda")]
     bare = [cell("bare", "a", guided=False, purified=False), cell("bare", "b", guided=False, purified=False)]
     assert unequal([*ours, *bare]) == {"ours": [], "bare": []}
+    alone = [cell("the guide alone", name, guided=False, purified=False) for name in ("a", "b")]
+    assert unequal([*ours, *alone])["the guide alone"] == ["without guide"]  # which attacks it, too
     weak = [dataclasses.replace(cell("weak", "a", steps=9), defence="weak")]
     assert unequal([*ours, *bare, *weak])["weak"] == ["without b", "without guide", "without bpda", "weaker a"]
 

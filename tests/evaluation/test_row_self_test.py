@@ -1,6 +1,7 @@
 """Each fault that makes attacks weaker, planted in a small row whose gradient is known to be right without it."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -8,12 +9,19 @@ from torch import nn
 
 from purify_engine.config import GuidanceConfig
 from purify_engine.evaluation import row_self_test as module
-from purify_engine.evaluation.cells import Cell
+from purify_engine.evaluation.cells import Cell, read_cells
 from purify_engine.evaluation.defences import UNGUIDED, Defence
 from purify_engine.evaluation.report import best, figure
 from purify_engine.evaluation.row_self_test import row_self_test, row_self_tests
-from purify_engine.evaluation.self_test_said import self_test_facts, self_test_said, without_gradient
+from purify_engine.evaluation.self_test_said import (
+    keep_self_test,
+    kept_self_tests,
+    self_test_facts,
+    self_test_said,
+    without_gradient,
+)
 from purify_engine.evaluation.summary import summarise
+from purify_engine.evaluation.validation import read_validations
 from tests.evaluation.worlds import ToyPurifier, guided
 
 IMAGES = 0.2 + 0.6 * torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -220,6 +228,17 @@ def test_rows_keep_their_order_and_seeds_whichever_worker_is_done_first(monkeypa
     monkeypatch.setattr(module, "shared", backwards)
     found = row_self_tests(rows, IMAGES, LABELS, ids=IDS, seed=3, workers=5)
     assert found == alone and list(found["rows"]) == ["undefended", "DiffPure"] and asked == [2]  # no more than there are rows
+
+
+def test_what_was_found_stands_in_the_results_file_once(tmp_path):
+    rows, results = [Defence(name, Smooth(), purifier_of(name)) for name in ("undefended", "DiffPure")], tmp_path / "cells.jsonl"
+    found = row_self_tests(rows, IMAGES, LABELS, ids=IDS)
+    for _ in range(2):
+        keep_self_test(results, found)
+    assert len(results.read_text().splitlines()) == 2 and read_cells(results) == read_validations(results) == []
+    keep_self_test(results, {"passed": False, "rows": {"DiffPure": {**found["rows"]["DiffPure"], "rounding": 0.5}}})
+    kept = kept_self_tests(results)
+    assert kept["undefended"] == json.loads(json.dumps(found["rows"]["undefended"])) and kept["DiffPure"]["rounding"] == 0.5
 
 
 def test_the_row_itself_is_left_as_it_was():
