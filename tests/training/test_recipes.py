@@ -124,7 +124,7 @@ def test_a_further_guide_has_a_purifier_of_its_own_around_the_same_diffusion_mod
 def test_cards_name_recipe_command_data_and_the_hashes_of_the_weights(made):
     for part in ("unet", "guide", "classifier"):
         card, weights = (made / f"{part}.md").read_text(), made / f"{part}.safetensors"
-        assert f"## Recipe\n`toy`, by `{COMMAND}`.\n" in card and "The last 2 are a validation set." in card
+        assert f"## Recipe\n`toy`, last by `{COMMAND}`.\n" in card and "The last 2 are a validation set." in card
         assert f"SHA-256 of the weights: `{sha256(weights)}`" in card
         assert "held-out: " in card
     card = (made / "purifier.md").read_text()
