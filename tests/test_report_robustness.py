@@ -142,7 +142,7 @@ def test_a_figure_says_its_number_of_images_where_its_column_has_several(tmp_pat
     some = {"scores": [0.5] * 8, "selection": [0.5] * 8}
     cells = [*(cell(row, "standard", 0.9, "none") for row in ("ours", "DiffPure")), cell("ours", "exact", 0.5),
              {**cell("DiffPure", "exact", 0.5), **some}]  # fmt: skip
-    cells[-1]["config"]["attack"] |= {"refine_steps": 4, "refine_eot": 16}
+    cells[-1]["config"]["attack"] |= {"refine_steps": 4}  # and 16 draws, its default, which a line leaves out
     path = written(tmp_path, "cifar10-small.jsonl", cells)
     block = robustness.FIGURES["robustness-main"](path)
     assert f"standard (n = {N}) | exact | " in block

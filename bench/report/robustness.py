@@ -12,6 +12,7 @@ from bench.report import ablation_chart
 from bench.report.ablations import every_ablation, points
 from bench.report.guide_question import ABLATED, EVALUATIONS
 from bench.report.presets import presets_table
+from purify_engine.config import AttackConfig
 from purify_engine.evaluation.cells import Cell, read_cells
 from purify_engine.evaluation.metrics import facts, fresh_comparisons, fresh_rows, table_of
 from purify_engine.evaluation.report import column_names, figure, render_by_attack
@@ -58,8 +59,8 @@ def measured(cells: list[Cell]) -> str:
 
 
 def _effort(cell: Cell) -> str:
-    how = cell.config["attack"]
-    again = f", then {how['refine_steps']} × EOT {how['refine_eot']} on what stands" if how.get("refine_steps") else ""
+    how = {**vars(AttackConfig()), **cell.config["attack"]}  # a line leaves out what is at its default
+    again = f", then {how['refine_steps']} × EOT {how['refine_eot']} on what stands" if how["refine_steps"] else ""
     return f"{cell.attack} {how['num_steps']} × EOT {how['num_eot']}{again}"
 
 
