@@ -59,7 +59,7 @@ def measured(cells: list[Cell]) -> str:
 
 
 def _effort(cell: Cell) -> str:
-    how = {**vars(AttackConfig()), **cell.config["attack"]}  # a line leaves out what is at its default
+    how = {**vars(AttackConfig(name=cell.attack)), **cell.config["attack"]}  # a line leaves out what is at its default
     again = f", then {how['refine_steps']} × EOT {how['refine_eot']} on what stands" if how["refine_steps"] else ""
     return f"{cell.attack} {how['num_steps']} × EOT {how['num_eot']}{again}"
 
