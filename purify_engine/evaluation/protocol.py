@@ -28,7 +28,7 @@ from purify_engine.evaluation.defences import Defence
 from purify_engine.evaluation.memory import images_at_once, peak_of
 from purify_engine.evaluation.pieces import MOST, Deadline, in_order, pieces
 from purify_engine.evaluation.scoring import Stopwatch, agreement, cost, counted, shares, verdicts_of
-from purify_engine.evaluation.suite import attack_suite, decisive, fitted
+from purify_engine.evaluation.suite import EXACT, attack_suite, decisive, fitted
 from purify_engine.evaluation.workers import shared
 from purify_engine.evaluation.worst_images import WorstImages
 from purify_engine.files import append_json_line
@@ -83,7 +83,8 @@ def evaluate(
     left = {key: _places(numbers, cells.get(key)) & own for key in tasks}
     size = piece_size([tasks[key][0] for key, places in left.items() if places], images, labels, config, workers)
     planned = (_piece(tasks[key], rows) for key, rows in pieces(left, len(images), size, deadline))
-    kept = None if worst is None else WorstImages(worst, list(tasks))
+    likeliest = sorted(tasks, key=lambda key: tasks[key][1].name != EXACT)  # to be the strongest, which wins among equals
+    kept = None if worst is None else WorstImages(worst, likeliest)
     marks = {} if kept is None else {defence.name: identity(defence, images, labels, ids) for defence in _rows(tasks)}
     for piece in shared(run_piece, planned, workers):
         deadline.measured(piece.fingerprint, piece.seconds, len(piece.scores))

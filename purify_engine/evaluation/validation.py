@@ -104,7 +104,10 @@ def groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def winners(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cell with the lowest score of each image, over all draws that the attacks were scored on; of equals the first."""
+    """The cell with the lowest score of each image, over all draws that the attacks were scored on; of equals the first.
+
+    `left_to_validate` gives them with the strongest first: few draws leave many attacks equal, at 0 above all.
+    """
     images = range(len(cells[0].scores))
     return tuple(min(cells, key=lambda cell, place=place: cell.pooled[place]) for place in images)  # type: ignore[misc]
 
@@ -257,14 +260,14 @@ def _as_one(pieces: Sequence[Validation]) -> Validation:
 def left_to_validate(
     cells: Iterable[Cell], done: Sequence[Validation], config: EvaluationConfig
 ) -> Iterator[tuple[str, str, list[Cell]]]:
-    """(defence, group, its cells on the images that were not validated yet)."""
+    """(defence, group, its cells, the strongest first, on the images that were not validated yet)."""
     for defence, of_it in _by_defence(cells).items():
         for group, chosen in groups(of_it).items():
             key = key_of(chosen, config)
             seen = {image for one in done if (one.defence, one.group, one.key) == (defence, group, key) for image in one.ids}
             left = [image for image in chosen[0].images if image not in seen]
             if left:
-                yield defence, group, [cell.only(left) for cell in chosen]
+                yield defence, group, [cell.only(left) for cell in sorted(chosen, key=lambda cell: cell.accuracy)]
 
 
 def _by_defence(cells: Iterable[Cell]) -> dict[str, list[Cell]]:

@@ -111,6 +111,11 @@ def test_minima_pool_both_sets_of_draws_and_fresh_ones_pick_by_one_and_score_by_
     assert minimum_scores([]) == fresh_minimum_scores([]) == ()
 
 
+def test_of_attacks_that_are_equal_on_an_image_the_one_that_is_stronger_on_all_is_scored():
+    weak, strong = cell("weak", [0.4, 1.0], [0.0, 1.0]), cell("strong", [0.1, 0.3], [0.0, 0.2])
+    assert fresh_minimum_scores([weak, strong]) == fresh_minimum_scores([strong, weak]) == (0.1, 0.3)
+
+
 def test_a_comparison_is_of_the_linf_minima_fresh_ones_and_their_discordant_images():
     ours = [cell("a", [1, 1, 0.5, 0], [1, 1, 0, 1], defence="ours"), cell("b", [1, 0, 1, 1], defence="ours")]
     ours += [cell("l2", [0] * 4, norm="l2", defence="ours"), cell("standard", [0] * 4, norm="none", defence="ours")]

@@ -17,6 +17,7 @@ from purify_engine.evaluation.validation import (
     all_right,
     fresh_draws,
     groups,
+    left_to_validate,
     read_validations,
     validate,
     winners,
@@ -40,6 +41,16 @@ def test_the_winner_of_each_image_is_its_lowest_score_and_a_minimum_is_over_two_
         "standard": 1, "minimum, linf": 2, "minimum, all norms": 3,
     }  # fmt: skip
     assert list(groups([clean, a])) == ["standard", "a"]  # a single attack is called by its own name
+
+
+def test_of_equals_the_attack_that_is_stronger_on_all_images_is_validated():
+    weak, strong = cell("weak", [0.0, 1.0, 1.0]), cell("strong", [0.0, 0.4, 0.2])
+    ((_, _, chosen),) = left_to_validate([weak, strong], [], FRESH)
+    assert [found.attack for found in winners(chosen)] == ["strong"] * 3
+    key = validation.key_of(chosen, FRESH)
+    seen = Validation("d", "minimum, linf", 2, ("a",) * 2, ((6, 6),) * 3, 6, (1, 1), 18, (1, 2), (0, 0), (), 0.0, key)
+    ((_, _, rest),) = left_to_validate([weak, strong], [seen], FRESH)
+    assert [found.attack for found in winners(rest)] == ["strong"]  # by all images, also where some are done
 
 
 def test_the_worst_of_ten_draws_is_counted_over_every_choice_of_ten():
