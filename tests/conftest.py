@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,9 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: threads that wait for one another would stall all
     torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job, and tests of Ctrl-C would wait for nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 # Files that take half a minute to minutes, the longest first: begun first, so that no process is left alone with one at the end.
