@@ -65,3 +65,21 @@ def test_every_part_of_a_run_has_its_row(rows):
 
 def test_where_nothing_was_measured_a_line_says_what_measures_it(tmp_path):
     assert FIGURES["sizing"](tmp_path) == sizing.NOT_YET and FIGURES["offline"](tmp_path) == offline.NOT_YET
+
+
+def test_a_table_is_headed_by_the_run_that_it_is_of_and_a_gradient_stands_beside_plain_autograd(tmp_path):
+    runs = {"2030-01-01": [{"kind": "offline", "part": "files", "pixels": 32, "rate": 2000.4, "processor_ms": 0.75}],
+            "2030-01-02": [{"kind": "exact-gradient", "way": way, "an_image": seconds, "peak": peak, "batch": 8, "steps": 7}
+                           for way, seconds, peak in (("engine", 0.15, 2**20), ("autograd that stores everything", 0.3, 2**22))]
+            + [{"kind": "exact-attack", "images": 512, "pgd": 20, "eot": 8, "hours": 3.41}]}  # fmt: skip
+    for run, lines in runs.items():
+        about = {"machine": "CPU", "run": run}
+        card = {**about, "kind": "machine", "device": "cpu", "toy": False, "commit": f"of {run}"}
+        text = "".join(json.dumps(line) + "\n" for line in (card, *({**about, **line} for line in lines)))
+        (tmp_path / f"a-{run}.jsonl").write_text(text)
+    assert FIGURES["offline"](tmp_path).startswith("CPU, 2030-01-01, commit of 2030-01-01:\n")
+    said = FIGURES["exact-gradient"](tmp_path)
+    assert said.startswith("CPU, 2030-01-02, commit of 2030-01-02:\n") and "150 ms an image" in said
+    assert "0.50 of the time and 0.25 of the memory" in said and "(1 MiB beside 4)" in said
+    assert said.endswith("512 images × PGD-20 × EOT-8 take 3.4 hours so, scaled.")
+    assert "`python -m bench exact-gradient` writes it" in FIGURES["exact-gradient"](tmp_path / "none")

@@ -17,6 +17,7 @@ from bench.core.run import RESULTS, ROOT
 from bench.report import (
     cpu,
     digits,
+    exact_gradient,
     gpu,
     gpu_tables,
     growth_chart,
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[Path], str]] = {
     **guide_activation.FIGURES,
     **guide_question.FIGURES,
     **robustness.FIGURES,
+    **exact_gradient.FIGURES,
     **published.FIGURES,
     **tables.FIGURES,
     **cpu.FIGURES,

@@ -115,15 +115,23 @@ def machines(results: Path) -> list[Machine]:
 
 
 def by_machine(
-    table: Callable[[Machine], str], results: Path, *, on_gpu: bool, otherwise: str, by_commit: bool = False
+    table: Callable[[Machine], str],
+    results: Path,
+    *,
+    on_gpu: bool,
+    otherwise: str,
+    by_commit: bool = False,
+    kind: str | None = None,
 ) -> str:
     """The table of every machine that has one, under its name and the day of its latest run; `otherwise` where none has.
 
-    by_commit: a table of every commit that was measured, so that what stands under a heading is of that commit.
+    by_commit: a table of every commit that was measured, so that what stands under a heading is of that commit. kind: of the
+    lines that the table is made of, where the machine's latest run may be of another command.
     """
     parts = []
     for machine in machines(results):
         for part in [] if machine.on_gpu != on_gpu else machine.by_commit() if by_commit else [machine]:
             if text := table(part):
-                parts.append(f"{part.says()}:\n\n{text}")
+                own = [] if kind is None else part.of(kind=kind)
+                parts.append(f"{part.says(own[-1]['run'] if own else None)}:\n\n{text}")
     return "\n\n".join(parts) or otherwise

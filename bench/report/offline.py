@@ -13,7 +13,7 @@ NOT_YET = "Not measured yet: `python -m bench offline` writes it."
 
 def offline(results: Path) -> str:
     """Every figure of each machine's latest run."""
-    return by_machine(_measured, results, on_gpu=False, otherwise=NOT_YET)
+    return by_machine(_measured, results, on_gpu=False, otherwise=NOT_YET, kind="offline")
 
 
 def _measured(machine: Machine) -> str:
