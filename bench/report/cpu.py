@@ -167,7 +167,7 @@ def speed(results: Path) -> str:
 
 
 def _figure(tables: Callable[[Machine], str], results: Path) -> str:
-    return by_machine(tables, results, on_gpu=False, otherwise=NOT_YET)
+    return by_machine(tables, results, on_gpu=False, otherwise=NOT_YET, kind="cpu")
 
 
 FIGURES: dict[str, Callable[[Path], str]] = {

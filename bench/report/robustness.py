@@ -38,9 +38,13 @@ def of_files(part: Callable[[Path], str | None], results: Path, writes: str = WR
     """The same of a part that reads the file; None: there is nothing yet."""
     parts = []
     for data, name in EVALUATIONS.items():
-        said = part(results / name) or f"Not measured yet: {writes.format(name=name)}."
+        said = part(results / name) or _not_yet(name, writes)
         parts.append(f"**{data[0].upper()}{data[1:]}.** {said}".replace(".** \n", ".**\n"))
     return "\n\n".join(parts)
+
+
+def _not_yet(name: str, writes: str = WRITES) -> str:
+    return f"Not measured yet: {writes.format(name=name)}."
 
 
 def measured(cells: list[Cell]) -> str:
@@ -72,7 +76,7 @@ def brief(results: Path) -> str:
     """The README's table of CIFAR-10."""
     path = results / EVALUATIONS["CIFAR-10"]
     cells = read_cells(path)
-    return main_table(cells, BRIEF).strip() if cells else f"Not measured yet: {WRITES.format(name=path.name)}."
+    return main_table(cells, BRIEF).strip() if cells else _not_yet(path.name)
 
 
 def main_table(cells: list[Cell], names: Sequence[str] = MAIN) -> str:

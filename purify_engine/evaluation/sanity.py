@@ -62,8 +62,8 @@ def sanity_checks(cells: Iterable[Cell]) -> list[SanityCheck]:
     for name, what in ((STEPS, "more steps do not raise accuracy"), (DRAWS, "more draws do not raise accuracy")):
         if name in found:
             checks.append(_check(what, not _above(found[name], main), [main, found[name]]))
-            drop = paired_difference(main.pooled, found[name].pooled).value
-            checks.append(_check(f"{name} lower accuracy by no more than 2 points", drop <= SETTLED, [main, found[name]]))
+            what = f"{name} lower accuracy by no more than {100 * SETTLED:g} points"
+            checks.append(_check(what, main.accuracy - found[name].accuracy <= SETTLED, [main, found[name]]))
     for name in BLACK_BOX:
         if name in found:
             what = f"white box is not weaker than {name}"
